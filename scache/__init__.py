@@ -1,0 +1,1 @@
+"""The connection cache: a pure store and the server that passes sockets between processes."""

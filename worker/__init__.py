@@ -1,0 +1,1 @@
+"""Everything that delivers: queue, scheduler, workers, network, configuration, commands."""

@@ -1,0 +1,1 @@
+"""Deliver one request: endpoints x recipients -> outcomes. Start reading in deliver.py."""

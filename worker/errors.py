@@ -1,0 +1,43 @@
+"""How a delivery can fail: the class says how far the failure reaches.
+
+Soft or hard follows from the class of the enhanced status ("4.x.x" or "5.x.x"). Texts are
+Postfix's words, without the queue id: they become the reason in the log and in bounces.
+"""
+
+from protocol.reply import Reply
+
+
+class DeliveryError(Exception):
+    """An attempt failed. `dsn`: enhanced status code; `reason`: one line; `reply`: the peer's."""
+
+    def __init__(self, dsn: str, reason: str, reply: Reply | None = None, mta: str = "") -> None:
+        super().__init__(reason)
+        self.dsn = dsn
+        self.reason = reason
+        self.reply = reply
+        self.mta = mta  # who said `reply`; empty when the reason is ours
+
+    @property
+    def hard(self) -> bool:
+        """True: bounce. False: try again later, or elsewhere."""
+        return self.dsn.startswith("5")
+
+
+class ResolveError(DeliveryError):
+    """The destination has no usable endpoint: DNS trouble, null MX, loop. Ends the request."""
+
+
+class SiteError(DeliveryError):
+    """This endpoint is of no use (connect, greeting, EHLO, TLS): try the next one."""
+
+
+class ConnectError(SiteError):
+    """No connection to the endpoint."""
+
+
+class SessionError(DeliveryError):
+    """The session broke in the middle of a phase; it must not be used again."""
+
+
+class MessageRefused(DeliveryError):
+    """The server refused the message as a whole (MAIL, DATA, final dot): session still sound."""

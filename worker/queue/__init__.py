@@ -1,0 +1,1 @@
+"""The queue manager of our own modes: store, scheduler, retry, bounces. Start in scheduler.py."""

@@ -1,0 +1,126 @@
+"""The queue's storage as the scheduler and the commands see it; `sqlite.py` implements it.
+
+Every coroutine that changes something returns after its change is durable (fsync), grouped with
+whatever else was waiting. Times are wall-clock seconds. Content arrives through a `Spool` so that
+a large message never lies in memory.
+"""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from protocol.outcome import RecipientOutcome
+from worker.content import Content
+from worker.queue.records import (
+    Finish,
+    MessageSummary,
+    QueuedMessage,
+    Submission,
+)
+
+
+class StoreError(Exception):
+    """The queue cannot be used: locked, damaged, too new, disk full. The text says what to do."""
+
+
+class StoreFull(StoreError):
+    """No space: nothing was accepted."""
+
+
+class SubmissionRefused(Exception):
+    """This message cannot be accepted (too large, no recipient, bad address): what and why."""
+
+
+class Spool(Protocol):
+    """Content on its way into the queue. Accepts raw octets, keeps canonical ones (CRLF).
+
+    In memory up to INLINE_LIMIT octets, beyond that in a file of the queue. Whoever opened it
+    closes it; close() after a successful submit() releases nothing.
+    """
+
+    async def write(self, data: bytes) -> None:
+        """Take the next octets. Raises StoreFull, SubmissionRefused (message_size_limit)."""
+
+    async def aclose(self) -> None:
+        """Forget what was spooled, unless it was submitted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settlement:
+    """What to record for one recipient.
+
+    SENT and BOUNCED: the recipient goes, or, with `report`, stays as "settled, not yet reported"
+    until a Finish with reported=True. DEFERRED: it stays to be tried again, with its reason.
+    """
+
+    outcome: RecipientOutcome  # outcome.recipient.key is the row id
+    report: bool = False
+
+
+class Store(Protocol):
+    """One queue. Safe to call from any number of tasks of one trio loop."""
+
+    def spool(self) -> Spool:
+        """A new, empty content."""
+
+    async def submit(self, submission: Submission, content: Spool, now: float) -> str:
+        """Accept a message: durable when this returns its queue id.
+
+        Raises SubmissionRefused, StoreError.
+        """
+
+    async def claim(self, now: float, limit: int) -> list[QueuedMessage]:
+        """Move at most `limit` due messages to ACTIVE and return them, longest due first.
+
+        A claimed message is not returned again until finish(), or until the store is reopened.
+        """
+
+    async def next_due(self) -> float | None:
+        """When the next unclaimed message becomes due; None: there is none."""
+
+    async def begin(self, attempts: Sequence[tuple[int, Collection[int]]]) -> list[Content | None]:
+        """Mark recipients in doubt, durably, and return each message's content.
+
+        One entry per attempt: (message id, recipient keys). None: the message was deleted.
+        """
+
+    async def settle(
+        self, message_id: int, settlements: Sequence[Settlement], finish: Finish | None = None
+    ) -> list[str]:
+        """Record outcomes, and with `finish` also end the run, all in one commit.
+
+        Clears the in-doubt mark (unless outcome.in_doubt). Returns the queue ids of the notices
+        queued by `finish`, in order. Retries by itself while the disk is full: an outcome is
+        never dropped.
+        """
+
+    async def content_head(self, message_id: int, limit: int) -> bytes:
+        """The first `limit` octets of the content (for notices)."""
+
+    async def summaries(
+        self, queue_ids: Collection[str] | None = None, *, after: str = "", limit: int = 1000
+    ) -> list[MessageSummary]:
+        """Messages for the queue commands, by queue id, in pages: those after `after`."""
+
+    async def read_content(self, queue_id: str) -> Content | None:
+        """The content of one message; the caller closes it."""
+
+    async def hold(self, queue_ids: Collection[str] | None) -> list[str]:
+        """Put messages on hold (None: all); returns the ids that changed. Active ones finish."""
+
+    async def release(self, queue_ids: Collection[str] | None, now: float) -> list[str]:
+        """Take messages off hold, due at `now`; returns the ids that changed."""
+
+    async def make_due(
+        self, queue_ids: Collection[str] | None, now: float, *, domain: str | None = None
+    ) -> list[str]:
+        """Flush: waiting messages (by id, by recipient domain, or all) become due at `now`."""
+
+    async def requeue(self, queue_ids: Collection[str] | None, now: float) -> list[str]:
+        """Start over: due now, attempts forgotten, transport and nexthop decided anew."""
+
+    async def delete(self, queue_ids: Collection[str] | None) -> list[str]:
+        """Remove messages without any notice; returns the ids removed. None: all."""
+
+    async def aclose(self) -> None:
+        """Finish pending commits and release the queue."""

@@ -1,0 +1,161 @@
+"""Every event that delivery, queue and network code emits: frozen data, no text for people.
+
+One module (`log.py`) turns them into Postfix's log lines; others count or draw them. Add an event
+here before you emit it. Peer text in an event is raw: renderers escape it. Secrets never enter.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from protocol.outcome import RecipientOutcome
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Base of all events."""
+
+
+Emit = Callable[[Event], None]  # must not block and must not raise
+
+
+# --- the life of a message (queue process) ---------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class MessageSubmitted(Event):
+    """Durable on disk. Logged as pickup(8) does: `<qid>: uid=N from=<sender>`."""
+
+    queue_id: str
+    uid: int  # -1: not known
+    sender: str
+    message_id: str  # of the header, logged as cleanup(8) does; empty: none
+
+
+@dataclass(frozen=True, slots=True)
+class MessageActive(Event):
+    """`<qid>: from=<sender>, size=N, nrcpt=N (queue active)`, as qmgr(8)."""
+
+    queue_id: str
+    sender: str
+    size: int
+    recipients: int
+
+
+@dataclass(frozen=True, slots=True)
+class RecipientSettled(Event):
+    """One attempt for one recipient is over, and durable: the delivery line."""
+
+    queue_id: str
+    protocol: str  # "smtp", "lmtp", or the program that settled it ("error", "discard")
+    outcome: RecipientOutcome
+
+
+@dataclass(frozen=True, slots=True)
+class MessageRemoved(Event):
+    """`<qid>: removed`: no recipient is left."""
+
+    queue_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class MessageExpired(Event):
+    """`<qid>: from=<sender>, status=expired, returned to sender`."""
+
+    queue_id: str
+    sender: str
+
+
+@dataclass(frozen=True, slots=True)
+class NoticeQueued(Event):
+    """bounce(8): `<qid>: sender non-delivery notification: <notice qid>`; kind is that phrase."""
+
+    queue_id: str
+    kind: str  # "sender non-delivery notification", "sender delay notification", ...
+    notice_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class DeliveryInDoubt(Event):
+    """Found at start-up: an attempt was under way when the process ended; it may go out twice."""
+
+    queue_id: str
+    recipient: str
+
+
+@dataclass(frozen=True, slots=True)
+class DestinationSuspended(Event):
+    """A destination was declared dead after a site failure (failed cohort limit)."""
+
+    transport: str
+    nexthop: str
+    reason: str
+    until: float  # wall-clock seconds
+
+
+# --- one delivery (worker process, `postrio deliver`) ----------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectFailed(Event):
+    """`connect to host[addr]:port: reason`, when there is another endpoint to try."""
+
+    host: str
+    address: str
+    port: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class EndpointFailed(Event):
+    """`<qid>: reason`: undecided recipients go on to the next endpoint."""
+
+    queue_id: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class SessionOpened(Event):
+    """Greeted and introduced; ready for mail."""
+
+    relay: str
+
+
+@dataclass(frozen=True, slots=True)
+class SessionReused(Event):
+    """The session of an earlier request took another one."""
+
+    relay: str
+    use: int
+
+
+@dataclass(frozen=True, slots=True)
+class EhloKeywordsDiscarded(Event):
+    """`discarding EHLO keywords: ...` (smtp_discard_ehlo_keywords without silent-discard)."""
+
+    queue_id: str
+    keywords: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Warned(Event):
+    """A local or remote mistake an operator should see: `warning: [<qid>: ]text`."""
+
+    text: str
+    queue_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Noted(Event):
+    """Information without consequence: start, stop, reload, statistics."""
+
+    text: str
+    queue_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class UnexpectedError(Event):
+    """A bug of ours, contained: the work at hand was deferred. `traceback` has many lines."""
+
+    what: str  # what we were doing
+    traceback: str
+    queue_id: str = ""
