@@ -1,0 +1,230 @@
+"""Commands: what we say to a server, as values that know their octets (RFC 5321 section 4.1).
+
+Answers for one command line being well formed; `dialogue.py` answers for their order. Texts that
+came from outside (addresses, names, parameters) are refused here if they hold anything that
+could end the line early: this is the last place that sees them before the wire.
+"""
+
+import re
+from dataclasses import dataclass
+from typing import ClassVar, Final
+
+from protocol import xtext
+from protocol.address import is_domain, quote
+from protocol.errors import LocalProtocolError
+
+# Octets with CRLF. RFC 5321 section 4.5.3.1.4 has 512 and lets extensions add to it: DSN adds
+# 500 for ORCPT, and long local parts pass (address.LOCAL_PART_LIMIT).
+MAX_LINE: Final = 2048
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+_WORD = re.compile(r"[^\x00-\x20\x7f-\xa0]+")
+# With smtp_quote_rfc821_envelope=no these are quoted all the same: unquoted they would end the
+# path, or let the server find another domain in the local part.
+_ALWAYS_QUOTED = re.compile(r'[<>@"\\]')
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """Base of all commands. `phrase` completes "(in reply to ...)"."""
+
+    phrase: ClassVar[str] = "command"
+
+    def to_wire(self) -> bytes:
+        """The command line with CRLF. Raises LocalProtocolError if a value must not be sent."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, slots=True)
+class _Introduction(Command):
+    """Says who we are (`smtp_helo_name`, `lmtp_lhlo_name`): a host name or address literal."""
+
+    name: str
+
+    verb: ClassVar[str] = ""
+
+    def to_wire(self) -> bytes:
+        """The command line."""
+        if not _WORD.fullmatch(self.name):
+            raise LocalProtocolError(f"bad name in {self.verb} command: {self.name[:100]!r}")
+        return _line(f"{self.verb} {self.name}", self.phrase)
+
+
+@dataclass(frozen=True, slots=True)
+class Helo(_Introduction):
+    """HELO: no extensions."""
+
+    phrase: ClassVar[str] = "HELO command"
+    verb: ClassVar[str] = "HELO"
+
+
+@dataclass(frozen=True, slots=True)
+class Ehlo(_Introduction):
+    """EHLO: the reply lists extensions (`capabilities.py`)."""
+
+    phrase: ClassVar[str] = "EHLO command"
+    verb: ClassVar[str] = "EHLO"
+
+
+@dataclass(frozen=True, slots=True)
+class Lhlo(_Introduction):
+    """LHLO: EHLO of LMTP (RFC 2033)."""
+
+    phrase: ClassVar[str] = "LHLO command"
+    verb: ClassVar[str] = "LHLO"
+
+
+@dataclass(frozen=True, slots=True)
+class Mail(Command):
+    """MAIL: begins a mail transaction. `reverse_path`: internal form, empty for the null one.
+
+    `params` are words such as "SIZE=123" (`envelope_parameters.py`). `quote` False sends the
+    internal, unquoted form (`smtp_quote_rfc821_envelope = no`) where that is not ambiguous.
+    """
+
+    reverse_path: str
+    params: tuple[str, ...] = ()
+    quote: bool = True
+
+    phrase: ClassVar[str] = "MAIL FROM command"
+
+    def to_wire(self) -> bytes:
+        """The command line."""
+        path = _path(self.reverse_path, self.phrase, quoted=self.quote)
+        return _line(f"MAIL FROM:<{path}>", self.phrase, self.params)
+
+
+@dataclass(frozen=True, slots=True)
+class Rcpt(Command):
+    """RCPT: one recipient of the transaction. Fields as in Mail; the path must not be empty."""
+
+    forward_path: str
+    params: tuple[str, ...] = ()
+    quote: bool = True
+
+    phrase: ClassVar[str] = "RCPT TO command"
+
+    def to_wire(self) -> bytes:
+        """The command line."""
+        if not self.forward_path:
+            raise LocalProtocolError("empty forward-path")
+        path = _path(self.forward_path, self.phrase, quoted=self.quote)
+        return _line(f"RCPT TO:<{path}>", self.phrase, self.params)
+
+
+@dataclass(frozen=True, slots=True)
+class Data(Command):
+    """DATA: asks for permission (354) to send the content."""
+
+    phrase: ClassVar[str] = "DATA command"
+
+    def to_wire(self) -> bytes:
+        """The command line."""
+        return b"DATA\r\n"
+
+
+@dataclass(frozen=True, slots=True)
+class EndOfData(Command):
+    """The final dot: registers in the dialogue that the content's replies are now awaited.
+
+    Its octets are not its own: `data.DataEncoder.finish()` writes the dot, because only the
+    encoder knows whether a line end must come first. So to_wire() is empty. `replies`: how many
+    replies follow; one in SMTP, one for each accepted recipient in LMTP (RFC 2033 section 4.2).
+    """
+
+    replies: int = 1
+
+    phrase: ClassVar[str] = "end of DATA command"
+
+    def to_wire(self) -> bytes:
+        """Nothing: see above."""
+        if self.replies < 1:
+            raise LocalProtocolError("end of DATA without an accepted recipient to answer for")
+        return b""
+
+
+@dataclass(frozen=True, slots=True)
+class Rset(Command):
+    """RSET: aborts a transaction, or probes a session before it is used again."""
+
+    phrase: ClassVar[str] = "RSET command"
+
+    def to_wire(self) -> bytes:
+        """The command line."""
+        return b"RSET\r\n"
+
+
+@dataclass(frozen=True, slots=True)
+class Noop(Command):
+    """NOOP: a sign of life."""
+
+    phrase: ClassVar[str] = "NOOP command"
+
+    def to_wire(self) -> bytes:
+        """The command line."""
+        return b"NOOP\r\n"
+
+
+@dataclass(frozen=True, slots=True)
+class Quit(Command):
+    """QUIT: ends the session."""
+
+    phrase: ClassVar[str] = "QUIT command"
+
+    def to_wire(self) -> bytes:
+        """The command line."""
+        return b"QUIT\r\n"
+
+
+@dataclass(frozen=True, slots=True)
+class Xforward(Command):
+    """XFORWARD: where the message came from, for a content filter behind us.
+
+    `attributes`: pairs of an announced name ("NAME", "ADDR", ...) and its value as it is; an
+    empty value is sent as "[UNAVAILABLE]". At least one pair.
+    """
+
+    attributes: tuple[tuple[str, str], ...]
+
+    phrase: ClassVar[str] = "XFORWARD command"
+
+    def to_wire(self) -> bytes:
+        """The command line, values in xtext."""
+        if not self.attributes:
+            raise LocalProtocolError("XFORWARD without attributes")
+        try:
+            words = tuple(
+                f"{name}={xtext.encode(value) if value else '[UNAVAILABLE]'}"
+                for name, value in self.attributes
+            )
+        except UnicodeEncodeError as exc:
+            raise LocalProtocolError("XFORWARD value is not valid text") from exc
+        return _line("XFORWARD", self.phrase, words)
+
+
+def _path(address: str, phrase: str, *, quoted: bool) -> str:
+    """What stands between the angle brackets: external form, its domain checked."""
+    _, at, domain = address.rpartition("@")
+    if at and not is_domain(domain):
+        raise LocalProtocolError(f"bad domain in {phrase}: {domain[:100]!r}")
+    if not quoted and not _ALWAYS_QUOTED.search(address, 0, len(address) - len(at + domain)):
+        return address
+    return quote(address)
+
+
+def _line(text: str, phrase: str, params: tuple[str, ...] = ()) -> bytes:
+    """Encode one command line; the only place where CRLF is added to what others gave us."""
+    for param in params:
+        if not _WORD.fullmatch(param):
+            raise LocalProtocolError(f"bad parameter in {phrase}: {param[:100]!r}")
+    if params:
+        text = f"{text} {' '.join(params)}"
+    if not (text.isascii() and text.isprintable()) and _CONTROL.search(text):
+        raise LocalProtocolError(f"control character in {phrase}: {text[:100]!r}")
+    try:
+        wire = text.encode("utf-8", "surrogateescape") + b"\r\n"
+    except UnicodeEncodeError as exc:
+        raise LocalProtocolError(f"{phrase} is not valid text: {text[:100]!r}") from exc
+    if len(wire) > MAX_LINE:
+        raise LocalProtocolError(f"{phrase} is longer than {MAX_LINE} octets")
+    return wire

@@ -1,0 +1,158 @@
+"""Content on its way to the wire: canonical line ends, dot-stuffing, the end of data.
+
+Streaming transforms of octets: `feed(block)` as often as there are blocks, cut anywhere, then
+`finish()` once. Results do not depend on the cuts. Nothing here loops over octets or lines in
+Python: big blocks run at the speed of bytes.replace().
+
+What leaves the Canonicaliser holds CR and LF only as CRLF, and no NUL. That is more than
+RFC 5321 section 4.1.1.4 asks; it is what keeps a message from being read as two by a server that
+takes a bare LF for a line end (SMTP smuggling), whatever was stored.
+"""
+
+from dataclasses import dataclass
+from typing import Final
+
+END_OF_DATA: Final = b".\r\n"
+
+
+class Canonicaliser:
+    """Makes every line end CRLF (from LF or CRLF); a stray CR and a NUL become one space each."""
+
+    def __init__(self) -> None:
+        self._cr_pending = False  # a CR was fed last; whether it is stray, the next octet tells
+        self._in_line = False  # something was returned after the last line end
+
+    def feed(self, block: bytes) -> bytes:
+        """Return the canonical form of `block`: `block` itself if nothing had to change."""
+        if self._cr_pending:
+            block = b"\r" + block
+            self._cr_pending = False
+        if block.endswith(b"\r"):
+            self._cr_pending = True
+            block = block[:-1]
+        if not block:
+            return b""
+        block = _canonical(block)
+        self._in_line = not block.endswith(b"\n")
+        return block
+
+    def finish(self) -> bytes:
+        """Return what is left: a stray CR as a space, and the line end if it was missing."""
+        rest = b" " if self._cr_pending else b""
+        self._cr_pending = False
+        if rest or self._in_line:
+            self._in_line = False
+            return rest + b"\r\n"
+        return b""
+
+
+def _canonical(block: bytes) -> bytes:
+    """The canonical form of a block that does not end in CR."""
+    if b"\0" in block:
+        block = block.replace(b"\0", b" ")
+    cr = block.count(b"\r")
+    if not cr:
+        return block.replace(b"\n", b"\r\n")
+    crlf = block.count(b"\r\n")
+    if crlf == cr and crlf == block.count(b"\n"):
+        return block
+    block = block.replace(b"\r\n", b"\n")
+    if crlf != cr:
+        block = block.replace(b"\r", b" ")
+    return block.replace(b"\n", b"\r\n")
+
+
+class DotStuffer:
+    """Doubles the dot that begins a line (RFC 5321 section 4.5.2). Expects canonical octets."""
+
+    def __init__(self) -> None:
+        self._at_line_start = True
+
+    def feed(self, block: bytes) -> bytes:
+        """Return `block` with dots doubled: `block` itself if there were none to double."""
+        if not block:
+            return block
+        stuffed = block.replace(b"\n.", b"\n..")
+        if self._at_line_start and block.startswith(b"."):
+            stuffed = b"." + stuffed
+        self._at_line_start = block.endswith(b"\n")
+        return stuffed
+
+    def finish(self) -> bytes:
+        """Return the end of data: the final dot, after a line end if the content lacked one."""
+        return END_OF_DATA if self._at_line_start else b"\r\n" + END_OF_DATA
+
+
+class DataEncoder:
+    """From stored octets to those sent between the 354 and the reply to the final dot.
+
+    Whatever is fed, the octets returned up to and including finish() hold CRLF.CRLF exactly once,
+    at the end (an empty message is the lone final dot, its CRLF being the one after DATA).
+    """
+
+    def __init__(self) -> None:
+        self._canonicaliser = Canonicaliser()
+        self._stuffer = DotStuffer()
+
+    def feed(self, block: bytes) -> bytes:
+        """Return what to send for `block`: `block` itself if it is fit to be sent as it is."""
+        return self._stuffer.feed(self._canonicaliser.feed(block))
+
+    def finish(self) -> bytes:
+        """Return the last octets to send; they end with the final dot."""
+        return self._stuffer.feed(self._canonicaliser.finish()) + self._stuffer.finish()
+
+
+@dataclass(frozen=True, slots=True)
+class ContentFacts:
+    """What a queue wants to know of a content. All of the canonical form, before dot-stuffing."""
+
+    octets: int  # with CRLF line ends: RequestSize of RFC 1870
+    eight_bit: bool  # some octet is not ASCII
+    longest_line: int  # octets of the longest line, without its CRLF
+
+    @property
+    def encoding(self) -> str:
+        """The facts in the words of DeliveryRequest.encoding."""
+        return "8bit" if self.eight_bit else "7bit"
+
+
+class ContentScanner:
+    """A Canonicaliser that also gathers facts, in the same pass."""
+
+    def __init__(self) -> None:
+        self._canonicaliser = Canonicaliser()
+        self._octets = 0
+        self._eight_bit = False
+        self._longest = 0
+        self._unfinished = 0  # octets of the line under way; a CR that ends a block counts
+
+    def feed(self, block: bytes) -> bytes:
+        """Return the canonical form of `block`, as Canonicaliser.feed()."""
+        return self._note(self._canonicaliser.feed(block))
+
+    def finish(self) -> bytes:
+        """Return the rest, as Canonicaliser.finish(). The facts are complete from now on."""
+        return self._note(self._canonicaliser.finish())
+
+    @property
+    def facts(self) -> ContentFacts:
+        """The facts of everything returned so far."""
+        return ContentFacts(self._octets, self._eight_bit, self._longest)
+
+    def _note(self, block: bytes) -> bytes:
+        if block:
+            self._octets += len(block)
+            self._eight_bit = self._eight_bit or not block.isascii()
+            # A canonical block never ends between CR and LF, so splitting on CRLF is exact.
+            first, *others = map(len, block.split(b"\r\n"))
+            self._longest = max(self._longest, self._unfinished + first, *others)
+            self._unfinished = others[-1] if others else self._unfinished + first
+        return block
+
+
+def scan(content: bytes) -> tuple[bytes, ContentFacts]:
+    """Return a whole content in canonical form, and its facts."""
+    scanner = ContentScanner()
+    canonical = scanner.feed(content) + scanner.finish()
+    return canonical, scanner.facts

@@ -1,0 +1,172 @@
+"""The dialogue: which command may be sent now, and which command a reply answers.
+
+Replies answer commands in order (RFC 2920 section 3.1), so what is in flight *is* most of the
+state; the table below says the rest. It knows no role, no time and no content of replies beyond
+their first digit. The greeting is no part of it: it answers no command, and a Dialogue begins
+when it was read.
+"""
+
+from collections import deque
+from collections.abc import Mapping
+from enum import Enum
+from types import MappingProxyType
+from typing import Final
+
+from protocol.command import (
+    Command,
+    Data,
+    Ehlo,
+    EndOfData,
+    Helo,
+    Lhlo,
+    Mail,
+    Noop,
+    Quit,
+    Rcpt,
+    Rset,
+    Xforward,
+)
+from protocol.errors import LocalProtocolError, RemoteProtocolError
+from protocol.reply import Reply
+
+
+class State(Enum):
+    """Where the dialogue stands once everything sent so far is accepted."""
+
+    GREETED = "greeted"  # nobody introduced yet
+    INTRODUCING = "introducing"  # EHLO, LHLO or HELO is unanswered
+    INTRODUCED = "introduced"  # no transaction
+    TRANSACTION = "in a mail transaction"  # MAIL was sent
+    REFUSED = "after a refused MAIL"  # RCPT and DATA may still be under way, or MAIL again
+    DATA_ASKED = "waiting for permission to send the content"
+    CONTENT = "sending the content"  # 354 was read
+    ENDED = "ended"  # QUIT was sent
+
+
+Moves = Mapping[type[Command], State]
+
+_INTRODUCE: Final[Moves] = {
+    Ehlo: State.INTRODUCING,
+    Lhlo: State.INTRODUCING,
+    Helo: State.INTRODUCING,
+    Quit: State.ENDED,
+}
+_TRANSACTION: Final[Moves] = {
+    Rcpt: State.TRANSACTION,
+    Data: State.DATA_ASKED,
+    Noop: State.TRANSACTION,
+    Rset: State.INTRODUCED,
+    Quit: State.ENDED,
+}
+
+# What may be sent in which state, and the state after sending it. EHLO and DATA end a pipelined
+# group (RFC 2920 section 3.1): behind them nothing may be sent but QUIT until they are answered.
+# Behind the final dot anything may: the next transaction, RSET, QUIT.
+MOVES: Final[Mapping[State, Moves]] = MappingProxyType(
+    {
+        State.GREETED: {**_INTRODUCE, Noop: State.GREETED, Rset: State.GREETED},
+        State.INTRODUCING: {Quit: State.ENDED},
+        State.INTRODUCED: {
+            **_INTRODUCE,
+            Mail: State.TRANSACTION,
+            Xforward: State.INTRODUCED,
+            Noop: State.INTRODUCED,
+            Rset: State.INTRODUCED,
+        },
+        State.TRANSACTION: _TRANSACTION,
+        State.REFUSED: {
+            **_TRANSACTION,
+            Rcpt: State.REFUSED,
+            Noop: State.REFUSED,
+            Mail: State.TRANSACTION,
+        },
+        State.DATA_ASKED: {Quit: State.ENDED},
+        State.CONTENT: {EndOfData: State.INTRODUCED},
+        State.ENDED: {},
+    }
+)
+
+# What a reply changes: (state, command) -> (state if it was accepted, state if it was refused).
+# Accepted: 2xx, for DATA 354. What is not listed changes nothing. A refused DATA leaves the
+# transaction open: RSET ends it.
+_ANSWERED: Final[Mapping[tuple[State, type[Command]], tuple[State, State]]] = MappingProxyType(
+    {
+        (State.INTRODUCING, Ehlo): (State.INTRODUCED, State.GREETED),
+        (State.INTRODUCING, Lhlo): (State.INTRODUCED, State.GREETED),
+        (State.INTRODUCING, Helo): (State.INTRODUCED, State.GREETED),
+        (State.TRANSACTION, Mail): (State.TRANSACTION, State.REFUSED),
+        (State.DATA_ASKED, Data): (State.CONTENT, State.TRANSACTION),
+    }
+)
+
+
+class Dialogue:
+    """Pairs each reply with the command it answers, any number in flight."""
+
+    def __init__(self, state: State = State.GREETED) -> None:
+        """Begin after the greeting, or with `state` for a session that others opened."""
+        self._state = state
+        self._in_flight: deque[tuple[Command, int]] = deque()  # with its octets
+        self._answered = 0  # replies that the oldest command has had; only EndOfData expects more
+        self._unanswered_octets = 0
+
+    def send(self, command: Command) -> bytes:
+        """Return the octets of `command`, which is in flight from now on.
+
+        Raises LocalProtocolError, and changes nothing, if it is not its turn or if it cannot be
+        written (`Command.to_wire`).
+        """
+        state = MOVES[self._state].get(type(command))
+        if state is None:
+            raise LocalProtocolError(f"{command.phrase} must not be sent {self._where()}")
+        wire = command.to_wire()
+        self._in_flight.append((command, len(wire)))
+        self._unanswered_octets += len(wire)
+        self._state = state
+        return wire
+
+    def receive_reply(self, reply: Reply) -> tuple[Command, Reply]:
+        """Return the command that `reply` answers, and `reply`.
+
+        Raises RemoteProtocolError if nothing is in flight.
+        """
+        if not self._in_flight:
+            raise RemoteProtocolError(f"unsolicited reply: {reply.text}")
+        command, octets = self._in_flight[0]
+        if type(command) is EndOfData and self._answered + 1 < command.replies:
+            self._answered += 1  # LMTP: more recipients have their reply to come
+            return command, reply
+        self._in_flight.popleft()
+        self._answered = 0
+        self._unanswered_octets -= octets
+        if move := _ANSWERED.get((self._state, type(command))):
+            accepted = reply.code == 354 if type(command) is Data else reply.positive
+            self._state = move[0] if accepted else move[1]
+        return command, reply
+
+    @property
+    def state(self) -> State:
+        """Where the dialogue stands, taking what is in flight for accepted."""
+        return self._state
+
+    @property
+    def in_step(self) -> bool:
+        """No reply is outstanding: a precondition for reusing the session."""
+        return not self._in_flight
+
+    @property
+    def in_flight(self) -> int:
+        """Commands that wait for a reply; one in flight per EndOfData, however many replies."""
+        return len(self._in_flight)
+
+    @property
+    def unanswered_octets(self) -> int:
+        """Octets of the commands in flight.
+
+        RFC 2920 section 3.1: who sends more than the peer's window without reading may deadlock
+        with a peer that does the same with its replies; callers keep this below a bound.
+        """
+        return self._unanswered_octets
+
+    def _where(self) -> str:
+        return f"in state {self._state.name} ({self._state.value})"

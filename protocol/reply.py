@@ -1,0 +1,172 @@
+"""Replies: what a server says, split from its byte stream (RFC 5321 section 4.2).
+
+Answers for lines, limits and enhanced status codes; not for which command a reply belongs to
+(`dialogue.py`). Start at `ReplyParser.next_event`.
+"""
+
+import re
+from dataclasses import dataclass
+from enum import Enum
+from typing import Final, Literal
+
+from protocol.errors import RemoteProtocolError
+
+LINE_LIMIT: Final = 2048  # octets of one line that are kept; the rest is dropped (S039)
+MAX_REPLY_SIZE: Final = 65_536  # octets of one reply, all lines, before the peer counts as endless
+
+# RFC 3463 section 2, with leading zeros tolerated.
+_ENHANCED = re.compile(r" *([245]\.[0-9]{1,3}\.[0-9]{1,3})(?: |$)")
+
+
+class NeedData(Enum):
+    """The type of NEED_DATA: an Enum of one member, so that `is NEED_DATA` narrows a type."""
+
+    NEED_DATA = "need data"
+
+
+NEED_DATA: Final[Literal[NeedData.NEED_DATA]] = NeedData.NEED_DATA
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """One reply of one or more lines.
+
+    `lines`: at least one line in replies from the parser; the text after the reply code and its
+    separator, printable characters only. `well_formed` is False if a line was no reply line, if
+    the codes of the lines differ, or if the code is none of RFC 5321's: such a session must not
+    be used again. `enhanced`: the enhanced status code of the last line, as the server wrote it.
+    """
+
+    code: int  # 200..599 when well formed, else any three digits
+    lines: tuple[str, ...]
+    well_formed: bool = True
+    enhanced: str | None = None
+
+    @property
+    def text(self) -> str:
+        """The whole reply on one line, code first: "550 5.1.1 no such user"."""
+        return " ".join([f"{self.code:03}", *filter(None, self.lines)])
+
+    @property
+    def dsn(self) -> str:
+        """Enhanced status code to report (RFC 2034, RFC 3463).
+
+        The server's own if its class is that of the reply code, else "X.0.0". Replies that are
+        neither 2xx, 4xx nor 5xx have no class in RFC 3463: "4.5.0", a protocol error worth
+        another try.
+        """
+        reply_class = self.code // 100
+        if reply_class not in (2, 4, 5):
+            return "4.5.0"
+        if self.enhanced is not None and self.enhanced[0] == str(reply_class):
+            return self.enhanced
+        return f"{reply_class}.0.0"
+
+    @property
+    def positive(self) -> bool:
+        """2xx: done."""
+        return 200 <= self.code <= 299
+
+    @property
+    def intermediate(self) -> bool:
+        """3xx: go on (354 after DATA)."""
+        return 300 <= self.code <= 399
+
+    @property
+    def transient(self) -> bool:
+        """4xx: try again later."""
+        return 400 <= self.code <= 499
+
+    @property
+    def permanent(self) -> bool:
+        """5xx: never."""
+        return 500 <= self.code <= 599
+
+
+def printable(octets: bytes | bytearray) -> str:
+    """`octets` as UTF-8 text; what is invalid or not printable becomes `?`, one per character."""
+    text = octets.decode("utf-8", "surrogateescape")
+    if text.isprintable():
+        return text
+    return "".join([char if char.isprintable() else "?" for char in text])
+
+
+class ReplyParser:
+    """Splits a server's byte stream into replies. Does no I/O; memory is bounded by `max_size`."""
+
+    def __init__(self, max_size: int = MAX_REPLY_SIZE) -> None:
+        self._max_size = max_size  # octets, all lines of one reply
+        self._buffer = bytearray()
+        self._start = 0  # of the first line not yet taken
+        self._searched = 0  # no line end between _start and here
+        self._size = 0  # octets of the lines taken for the reply under way
+        self._code = b""  # of the lines so far
+        self._lines: list[str] = []
+        self._well_formed = True
+
+    def receive_data(self, data: bytes | bytearray) -> None:
+        """Take what the peer sent, cut anywhere. End of file is the caller's to notice."""
+        if self._start:
+            del self._buffer[: self._start]
+            self._searched -= self._start
+            self._start = 0
+        self._buffer += data
+
+    def next_event(self) -> Reply | NeedData:
+        """Return the next reply, or NEED_DATA.
+
+        Raises RemoteProtocolError, now and at every later call, if a reply exceeds `max_size`.
+        """
+        buffer = self._buffer
+        while (end := buffer.find(b"\n", self._searched)) >= 0:
+            start = self._start
+            size = self._size + end + 1 - start
+            if size > self._max_size:
+                raise self._endless()
+            line = buffer[start : min(end, start + LINE_LIMIT)]
+            if end - start <= LINE_LIMIT and line.endswith(b"\r"):
+                del line[-1]
+            self._start = self._searched = end + 1
+            self._size = size
+            if self._take_line(line):
+                return self._take_reply()
+        self._searched = len(buffer)
+        if self._size + self._searched - self._start > self._max_size:
+            raise self._endless()
+        return NEED_DATA
+
+    @property
+    def unread(self) -> int:
+        """Octets received that are not part of a reply returned by next_event().
+
+        Zero is the precondition for reusing a session and for starting TLS: anything else was
+        said before it was asked for.
+        """
+        return self._size + len(self._buffer) - self._start
+
+    def _take_line(self, line: bytearray) -> bool:
+        """Keep one line without its line end; True if it is the last of its reply."""
+        code, separator = bytes(line[:3]), line[3:4]
+        if len(code) != 3 or not code.isdigit() or (separator and separator not in b" -"):
+            # Garbage is kept, not fatal, as in Postfix: the text may explain what is wrong.
+            self._lines.append(printable(line))
+            self._well_formed = False
+            return False
+        if self._code and code != self._code:
+            self._well_formed = False  # RFC 5321 section 4.2.1; perhaps two replies in one
+        self._code = code  # the last line's code counts
+        self._lines.append(printable(line[4:]))
+        return separator != b"-"
+
+    def _take_reply(self) -> Reply:
+        code, lines = int(self._code), tuple(self._lines)
+        match = _ENHANCED.match(lines[-1])
+        well_formed = self._well_formed and 200 <= code <= 599
+        self._size = 0
+        self._code = b""
+        self._lines.clear()
+        self._well_formed = True
+        return Reply(code, lines, well_formed, match[1] if match else None)
+
+    def _endless(self) -> RemoteProtocolError:
+        return RemoteProtocolError(f"reply is longer than {self._max_size} octets")
