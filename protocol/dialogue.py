@@ -2,8 +2,7 @@
 
 Replies answer commands in order (RFC 2920 section 3.1), so what is in flight *is* most of the
 state; the table below says the rest. It knows no role, no time and no content of replies beyond
-their first digit. The greeting is no part of it: it answers no command, and a Dialogue begins
-when it was read.
+their first digit (and the 354 that DATA waits for). Start at `Dialogue`.
 """
 
 from collections import deque
@@ -33,7 +32,9 @@ from protocol.reply import Reply
 class State(Enum):
     """Where the dialogue stands once everything sent so far is accepted."""
 
+    CONNECTED = "waiting for the greeting"
     GREETED = "greeted"  # nobody introduced yet
+    UNWELCOME = "after a greeting that refused us"  # RFC 5321 section 3.1: only QUIT is left
     INTRODUCING = "introducing"  # EHLO, LHLO or HELO is unanswered
     INTRODUCED = "introduced"  # no transaction
     TRANSACTION = "in a mail transaction"  # MAIL was sent
@@ -64,6 +65,8 @@ _TRANSACTION: Final[Moves] = {
 # Behind the final dot anything may: the next transaction, RSET, QUIT.
 MOVES: Final[Mapping[State, Moves]] = MappingProxyType(
     {
+        State.CONNECTED: {},
+        State.UNWELCOME: {Quit: State.ENDED},
         State.GREETED: {**_INTRODUCE, Noop: State.GREETED, Rset: State.GREETED},
         State.INTRODUCING: {Quit: State.ENDED},
         State.INTRODUCED: {
@@ -103,12 +106,21 @@ _ANSWERED: Final[Mapping[tuple[State, type[Command]], tuple[State, State]]] = Ma
 class Dialogue:
     """Pairs each reply with the command it answers, any number in flight."""
 
-    def __init__(self, state: State = State.GREETED) -> None:
-        """Begin after the greeting, or with `state` for a session that others opened."""
+    def __init__(self, state: State = State.CONNECTED) -> None:
+        """Begin with the greeting, or in `state` with a session that others opened."""
         self._state = state
         self._in_flight: deque[tuple[Command, int]] = deque()  # with its octets
         self._answered = 0  # replies that the oldest command has had; only EndOfData expects more
         self._unanswered_octets = 0
+
+    def receive_greeting(self, reply: Reply) -> None:
+        """Take the one reply that answers no command.
+
+        Raises LocalProtocolError if it was taken before.
+        """
+        if self._state is not State.CONNECTED:
+            raise LocalProtocolError(f"no greeting is expected {self._where()}")
+        self._state = State.GREETED if reply.positive else State.UNWELCOME
 
     def send(self, command: Command) -> bytes:
         """Return the octets of `command`, which is in flight from now on.
