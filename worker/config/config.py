@@ -1,0 +1,324 @@
+"""The configuration in force: read once, checked as a whole, then only looked at.
+
+`Config.load` is the way in for programs, `Config.from_mapping` for tests. Components do not keep a
+Config: they read what they need into their own frozen dataclasses. To re-read the configuration,
+load another one.
+
+How a load goes: main.cf (`main_cf.py`) and `-o` give settings by name; each parameter of the table,
+set or not, is expanded (`macros.py`) and its text read by its kind (`values.py`); tables are opened
+(`tables.py`). Mistakes are collected all the way and raised together as one ConfigError.
+"""
+
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+
+from protocol.request import Protocol
+from worker.config.expander import Expander, Facts
+from worker.config.main_cf import MainCf, Setting, parse_main_cf, parse_setting
+from worker.config.parameters import (
+    PARAMETERS,
+    TRANSPORT_SUFFIXES,
+    Kind,
+    Parameter,
+    find,
+    mirror_name,
+)
+from worker.config.problems import ConfigError, Problem
+from worker.config.remarks import remarks
+from worker.config.tables import Maps, TableConfigError, open_maps
+from worker.config.values import BadValueError, Value, parse_value
+
+__all__ = ["Config", "ConfigError", "Facts", "Problem"]
+
+DEFAULT_DIRECTORY = Path("/etc/postrio")
+COMMAND_LINE = "-o"  # the place of settings from the command line
+MAPPING = "configuration"  # the place of settings from a mapping
+
+Clock = Callable[[], float]
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """Every parameter's value. Getters raise LookupError for a name or kind that is not in the
+    table: that is a mistake in our code, never in the user's file.
+    """
+
+    settings: Mapping[str, Setting]  # what was set, by whom; not expanded
+    warnings: tuple[str, ...]  # one line each, with their places
+    _expander: Expander = field(repr=False)
+    _values: Mapping[str, Value] = field(repr=False)
+    _maps: Mapping[str, Maps] = field(repr=False)
+
+    @classmethod
+    def load(
+        cls,
+        path: Path | None = None,
+        overrides: Sequence[str] = (),
+        environ: Mapping[str, str] | None = None,
+        *,
+        facts: Facts | None = None,
+        clock: Clock = time.monotonic,
+    ) -> "Config":
+        """Read main.cf and check everything. Raises ConfigError with all that is wrong.
+
+        `path`: a main.cf, or the directory of one; None: the directory of MAIL_CONFIG, else
+        /etc/postrio if it has a main.cf, else nothing but defaults. `overrides` are texts
+        `name=value` (as after -o) and win. `environ` (default: the process's) serves MAIL_CONFIG
+        and environ: tables; `clock` (seconds) bounds how often changed table files are looked for.
+        """
+        environ = os.environ if environ is None else environ
+        facts = Facts.of_this_process() if facts is None else facts
+        file = _find_file(path, environ)
+        read = MainCf(settings=(), problems=(), warnings=())
+        if file is not None:
+            facts = facts.with_directory(str(file.parent))
+            read = _read(file)
+        problems = list(read.problems)
+        settings = {setting.name: setting for setting in read.settings}
+        for text in overrides:
+            setting = parse_setting(text, COMMAND_LINE)
+            if isinstance(setting, Problem):
+                problems.append(setting)
+            else:
+                settings[setting.name] = setting
+        return cls._checked(settings, problems, read.warnings, environ, facts, clock)
+
+    @classmethod
+    def from_mapping(
+        cls,
+        mapping: Mapping[str, str],
+        *,
+        environ: Mapping[str, str] | None = None,
+        facts: Facts | None = None,
+        clock: Clock = time.monotonic,
+    ) -> "Config":
+        """The configuration with these settings, independent of the machine. Raises ConfigError.
+
+        Without `facts` this host is called client.example, so that a test sees the same anywhere.
+        """
+        settings = {
+            name: Setting(name=name, value=value.strip(), file=MAPPING)
+            for name, value in mapping.items()
+        }
+        facts = Facts() if facts is None else facts
+        return cls._checked(settings, [], (), environ or {}, facts, clock)
+
+    @classmethod
+    def _checked(
+        cls,
+        settings: Mapping[str, Setting],
+        problems: list[Problem],
+        warnings: Sequence[str],
+        environ: Mapping[str, str],
+        facts: Facts,
+        clock: Clock,
+    ) -> "Config":
+        expander = Expander(settings, facts)
+        check = _Check(settings, expander, environ, clock)
+        check.everything()
+        problems += check.problems
+        if problems:
+            raise ConfigError(problems)
+        return cls(
+            MappingProxyType(dict(settings)),
+            (*warnings, *remarks(settings, expander), *check.warnings),
+            expander,
+            MappingProxyType(check.values),
+            MappingProxyType(check.maps),
+        )
+
+    # --- what a parameter says -----------------------------------------------------------------
+
+    def text(self, name: str) -> str:
+        """The expanded text of a parameter of any kind."""
+        _row(name)
+        return self._expander.value(name)
+
+    def boolean(self, name: str) -> bool:
+        """The value of a yes-or-no parameter."""
+        value = self._value(name, Kind.BOOLEAN)
+        assert isinstance(value, bool)
+        return value
+
+    def integer(self, name: str) -> int:
+        """The value of a number parameter."""
+        value = self._value(name, Kind.INTEGER)
+        assert isinstance(value, int)
+        return value
+
+    def seconds(self, name: str) -> float:
+        """The value of a time parameter, in seconds. What 0 means, the parameter says."""
+        value = self._value(name, Kind.TIME)
+        assert isinstance(value, float)
+        return value
+
+    def words(self, name: str) -> tuple[str, ...]:
+        """The items of a list parameter, in order; lower case where the legal words are listed."""
+        value = self._value(name, Kind.WORDS)
+        assert isinstance(value, tuple)
+        return value
+
+    def choice(self, name: str) -> str:
+        """The word of a choice parameter, in lower case; may be empty where that is a choice."""
+        value = self._value(name, Kind.CHOICE)
+        assert isinstance(value, str)
+        return value
+
+    def maps(self, name: str) -> Maps:
+        """The open lookup tables of a tables parameter; `find` of none at all answers None."""
+        self._value(name, Kind.TABLES)
+        return self._maps[name]
+
+    # --- which parameter to ask ----------------------------------------------------------------
+
+    def mirror(self, name: str, protocol: Protocol) -> str:
+        """The parameter to read for this protocol in place of an smtp_ name (S172).
+
+        `smtp_helo_timeout` is `lmtp_lhlo_timeout` for LMTP. A name without a twin stays itself.
+        """
+        return mirror_name(name, protocol)
+
+    def for_transport(self, suffix: str, transport: str) -> str:
+        """The parameter that holds for a transport, e.g. of "destination_concurrency_limit".
+
+        `<transport>_<suffix>` where it is set or in the table, else the one for all transports
+        (`default_<suffix>`, or `initial_destination_concurrency` for that one).
+        """
+        fallback = TRANSPORT_SUFFIXES[suffix]
+        name = f"{transport}_{suffix}"
+        return name if name in self._values and transport != "default" else fallback
+
+    def is_set(self, name: str) -> bool:
+        """Whether somebody set it, in main.cf or on the command line."""
+        return name in self.settings
+
+    def raw(self, name: str) -> str:
+        """The text as set, or the default's, not expanded. LookupError: neither set nor known."""
+        return self._expander.raw(name)
+
+    def default(self, name: str) -> str:
+        """The text of the default, not expanded (computed ones: as computed here)."""
+        _row(name)
+        return self._expander.default(name)
+
+    def _value(self, name: str, kind: Kind) -> Value:
+        row = _row(name)
+        if row.kind is not kind:
+            raise LookupError(f"{name} is of the kind {row.kind.value}, not {kind.value}")
+        if name not in self._values:  # <transport>_... that nobody set
+            raise LookupError(f"{name} is not set; ask for_transport() which name to read")
+        return self._values[name]
+
+
+def _row(name: str) -> Parameter:
+    row = find(name)
+    if row is None:
+        raise LookupError(f"{name} is not in the table of parameters")
+    return row
+
+
+def _find_file(path: Path | None, environ: Mapping[str, str]) -> Path | None:
+    if path is None and (directory := environ.get("MAIL_CONFIG")):
+        path = Path(directory)
+    if path is None:
+        usual = DEFAULT_DIRECTORY / "main.cf"
+        return usual if usual.exists() else None
+    return path / "main.cf" if path.is_dir() else path
+
+
+def _read(file: Path) -> MainCf:
+    try:
+        text = file.read_text(encoding="utf-8", errors="strict")
+    except OSError as exc:
+        why = f"cannot be read: {exc.strerror or exc}"
+        raise ConfigError([Problem(file=str(file), line=0, why=why)]) from exc
+    except UnicodeDecodeError as exc:
+        line = file.read_bytes()[: exc.start].count(b"\n") + 1
+        problem = Problem(file=str(file), line=line, why="not UTF-8 text", expected="UTF-8")
+        raise ConfigError([problem]) from exc
+    return parse_main_cf(text, str(file))
+
+
+class _Check:
+    """Reads every value once and collects what is wrong."""
+
+    def __init__(
+        self,
+        settings: Mapping[str, Setting],
+        expander: Expander,
+        environ: Mapping[str, str],
+        clock: Clock,
+    ) -> None:
+        self._settings = settings
+        self._expander = expander
+        self._environ = environ
+        self._clock = clock
+        self._bad: set[str] = set()
+        self.values: dict[str, Value] = {}
+        self.maps: dict[str, Maps] = {}
+        self.problems: list[Problem] = []
+        self.warnings: list[str] = []
+
+    def everything(self) -> None:
+        """Settings first, so that a mistake is reported where it was made, and once."""
+        known = [row for name in self._settings if (row := find(name)) is not None]
+        rest = [row for name, row in PARAMETERS.items() if name not in self._settings]
+        for name in self._settings:
+            if find(name) is None:
+                self._expands(name)
+        for row in (*known, *rest):
+            self._parameter(row)
+
+    def _parameter(self, row: Parameter) -> None:
+        if row.read_only and row.name in self._settings:
+            self._problem(row.name, "is computed and cannot be set", "the line removed")
+            return
+        text = self._expands(row.name)
+        if text is None:
+            return
+        try:
+            value = parse_value(row, text)
+            if row.kind is Kind.TABLES:
+                assert isinstance(value, tuple)
+                maps = open_maps(value, environ=self._environ, clock=self._clock)
+                self.maps[row.name] = maps
+                self.warnings += (f"{row.name}: {text}" for text in maps.warnings)
+        except BadValueError as exc:
+            self._problem(row.name, exc.why, exc.expected)
+        except TableConfigError as exc:
+            self._problem(row.name, exc.why, exc.expected)
+        else:
+            self.values[row.name] = value
+
+    def _expands(self, name: str) -> str | None:
+        try:
+            return self._expander.value(name)
+        except BadValueError as exc:
+            self._problem(name, exc.why, exc.expected)
+            return None
+
+    def _problem(self, name: str, why: str, expected: str) -> None:
+        """Take down a mistake, unless it only follows from one that is already down."""
+        involved = [used for used in self._expander.reachable(name) if used in self._settings]
+        follows = any(used in self._bad for used in involved)
+        self._bad.add(name)
+        if follows:
+            return
+        setting = self._settings.get(name)
+        if setting is None and involved:
+            setting = self._settings[involved[0]]
+        value = self._expander.raw(name)
+        self.problems.append(
+            Problem(
+                file=setting.file if setting else "default",
+                line=setting.line if setting else 0,
+                parameter=name,
+                value=value if len(value) <= 200 else value[:200] + "...",
+                why=why,
+                expected=expected,
+            )
+        )

@@ -1,0 +1,314 @@
+"""The rules of pattern tables (regexp_table(5), pcre_table(5), cidr_table(5)).
+
+    /pattern/flags text     !/pattern/flags text     if /pattern/flags ... endif
+    network/bits text       !network/bits text       if network/bits ... endif
+
+Rules are tried in order; the first that matches gives the text, with $1, ${1} or $(1) replaced by
+what a group matched and $$ by a dollar sign. A rule that is broken is an error, where Postfix warns
+and goes on without it: mail must not take another way because of a typing mistake.
+
+Patterns are run by Python's `re`, on ASCII classes. It differs from the two libraries: of several
+alternatives the first is taken, not the longest (POSIX); PCRE's flags U and E are refused.
+"""
+
+import ipaddress
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from worker.config.main_cf import logical_lines
+from worker.config.table import TableConfigError
+
+# What a matching key yields for $1...; None: no match.
+Groups = Sequence[str]
+Match = Callable[[str], Groups | None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dialect:
+    """How a pattern is read: (text from its first character, place) -> match, groups, rest."""
+
+    read: Callable[[str], tuple[Match, int, str]]
+    substitutes: bool  # whether $1 means a group
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rule:
+    """A pattern with its text, or with the rules that hold where it matches (if ... endif)."""
+
+    match: Match
+    negated: bool
+    text: "tuple[str | int, ...]"  # literal text and numbers of groups
+    inner: "tuple[Rule, ...] | None" = None
+
+
+def find_rule(rules: Sequence[Rule], key: str) -> str | None:
+    """The text of the first rule that matches; None: none does."""
+    for rule in rules:
+        groups = rule.match(key)
+        if (groups is None) is not rule.negated:
+            continue
+        if rule.inner is None:
+            found = groups or ()
+            return "".join(part if isinstance(part, str) else found[part - 1] for part in rule.text)
+        nested = find_rule(rule.inner, key)
+        if nested is not None:
+            return nested
+    return None
+
+
+def read_rules(text: str, place: str, dialect: Dialect) -> tuple[tuple[Rule, ...], list[str]]:
+    """The rules of a text, and warnings. Raises TableConfigError naming place and line."""
+    warnings: list[str] = []
+    levels: list[list[Rule]] = [[]]
+    opened: list[tuple[int, Match, bool]] = []
+    for number, line in logical_lines(text):
+        try:
+            word, rest = _first_word(line)
+            if word == "endif":
+                if not opened:
+                    raise TableConfigError("endif without if")
+                if rest:
+                    warnings.append(f'{place}:{number}: "{rest}" after endif is not looked at')
+                _, match, negated = opened.pop()
+                inner = tuple(levels.pop())
+                levels[-1].append(Rule(match=match, negated=negated, text=(), inner=inner))
+            elif word == "if":
+                match, negated, _, rest = _read_pattern(rest, dialect)
+                if rest:
+                    warnings.append(f'{place}:{number}: "{rest}" after if is not looked at')
+                opened.append((number, match, negated))
+                levels.append([])
+            else:
+                levels[-1].append(_read_rule(line, dialect, f"{place}:{number}", warnings))
+        except TableConfigError as exc:
+            raise TableConfigError(f"{place}:{number}: {exc.why}", exc.expected) from exc
+    if opened:
+        raise TableConfigError(f"{place}:{opened[-1][0]}: if without endif", "a line endif")
+    return tuple(levels[0]), warnings
+
+
+def _first_word(line: str) -> tuple[str, str]:
+    """The word a line begins with, in lower case, and the rest; "" where it has no if, endif."""
+    match = re.match(r"(if|endif)(?![a-z0-9])\s*", line, re.IGNORECASE)
+    return (match[1].lower(), line[match.end() :].strip()) if match else ("", line)
+
+
+def _read_rule(line: str, dialect: Dialect, place: str, warnings: list[str]) -> Rule:
+    if line[0] in " \t":
+        raise TableConfigError("a line that continues none", "no white space in front")
+    match, negated, groups, text = _read_pattern(line, dialect)
+    if not text:
+        warnings.append(f"{place}: a pattern without text; its text is empty")
+    parts = _read_text(text) if dialect.substitutes else (text,)
+    highest = max((part for part in parts if isinstance(part, int)), default=0)
+    if highest and negated:
+        raise TableConfigError(f"${highest} where a pattern did not match")
+    if highest > groups:
+        raise TableConfigError(f"${highest}, but the pattern has {groups} groups")
+    return Rule(match=match, negated=negated, text=parts)
+
+
+def _read_pattern(line: str, dialect: Dialect) -> tuple[Match, bool, int, str]:
+    """Match, whether negated, number of groups, and the text after it."""
+    negated = False
+    while line.startswith("!"):
+        negated, line = not negated, line[1:].lstrip()
+    if not line:
+        raise TableConfigError("no pattern")
+    match, groups, rest = dialect.read(line)
+    return match, negated, groups, rest.strip()
+
+
+_GROUP = re.compile(r"\$(?:(\$)|([0-9]{1,3})|\{([0-9]{1,3})\}|\(([0-9]{1,3})\))", re.ASCII)
+
+
+def _read_text(text: str) -> tuple[str | int, ...]:
+    """Literal text and group numbers. Raises TableConfigError for a `$` with neither meaning."""
+    parts: list[str | int] = []
+    at = 0
+    while (dollar := text.find("$", at)) >= 0:
+        parts.append(text[at:dollar])
+        match = _GROUP.match(text, dollar)
+        if match is None:
+            raise TableConfigError('"$" without a number', "$1, ${1}, $(1), or $$ for the sign")
+        digits = match[2] or match[3] or match[4]
+        parts.append("$" if match[1] else int(digits))
+        if parts[-1] == 0:
+            raise TableConfigError("$0 is not a group", "$1 or higher")
+        at = match.end()
+    return tuple(part for part in (*parts, text[at:]) if part != "")
+
+
+# --- networks ------------------------------------------------------------------------------------
+
+
+def _read_network(line: str) -> tuple[Match, int, str]:
+    head, _, rest = line.partition(" ") if " " in line else line.partition("\t")
+    if "\t" in head:
+        head, _, more = head.partition("\t")
+        rest = f"{more} {rest}"
+    try:
+        network = ipaddress.ip_network(_unbracketed(head))
+    except ValueError as exc:
+        raise TableConfigError(f"{exc}", "address or network/bits, host bits zero") from exc
+
+    def match(key: str) -> Groups | None:
+        try:
+            return () if ipaddress.ip_address(_unbracketed(key)) in network else None
+        except ValueError:  # not an address: no network holds it
+            return None
+
+    return match, 0, rest
+
+
+def _unbracketed(text: str) -> str:
+    if not text.startswith("["):
+        return text
+    address, _, bits = text[1:].partition("]")
+    return address + bits
+
+
+# --- regular expressions -------------------------------------------------------------------------
+
+
+def _read_expression(line: str) -> tuple[str, str, str]:
+    """Pattern, flags and the rest of `/pattern/flags rest`."""
+    delimiter = line[0]
+    if delimiter.isalnum() or delimiter.isspace() or delimiter == "\\":
+        raise TableConfigError(f'"{delimiter}" does not begin a pattern', "/pattern/flags text")
+    at = 1
+    while at < len(line) and line[at] != delimiter:
+        at += 2 if line[at] == "\\" else 1
+    if at >= len(line):
+        raise TableConfigError(f'no second "{delimiter}"', "/pattern/flags text")
+    match = re.compile(r"[A-Za-z]*").match(line, at + 1)
+    assert match is not None
+    rest = line[match.end() :]
+    if rest and rest[0] not in " \t":
+        raise TableConfigError(f'"{rest[0]}" is not a flag', "white space after the flags")
+    return line[1:at], match[0], rest
+
+
+def _compile(pattern: str, flags: int, *, anchored: bool) -> tuple[Match, int]:
+    try:
+        compiled = re.compile(pattern, flags | re.ASCII)
+    except (re.error, OverflowError, RecursionError) as exc:
+        raise TableConfigError(f"the pattern {pattern} cannot be used: {exc}") from exc
+    search = compiled.match if anchored else compiled.search
+
+    def match(key: str) -> Groups | None:
+        found = search(key)
+        return None if found is None else found.groups(default="")
+
+    return match, compiled.groups
+
+
+def _flags(letters: str, known: dict[str, int], default: int) -> int:
+    """Flags after each letter has switched its own; letters that need no switch have 0."""
+    flags = default
+    for letter in letters:
+        if letter not in known:
+            raise TableConfigError(
+                f'the flag "{letter}" is not supported', f"any of {''.join(known)}"
+            )
+        flags ^= known[letter]
+    return flags
+
+
+def _read_pcre(line: str) -> tuple[Match, int, str]:
+    pattern, letters, rest = _read_expression(line)
+    known = {
+        "i": int(re.IGNORECASE),
+        "m": int(re.MULTILINE),
+        "s": int(re.DOTALL),
+        "x": int(re.VERBOSE),
+        "A": 0,
+        "X": 0,  # stricter escapes: Python always is
+    }
+    flags = _flags(letters, known, re.IGNORECASE | re.DOTALL)
+    python = _translate(pattern, posix=False)
+    match, groups = _compile(python, flags, anchored="A" in letters)
+    return match, groups, rest
+
+
+def _read_regexp(line: str) -> tuple[Match, int, str]:
+    pattern, letters, rest = _read_expression(line)
+    known = {"i": int(re.IGNORECASE), "m": int(re.MULTILINE), "x": 0}
+    if letters.count("x") % 2:
+        raise TableConfigError('the flag "x" (basic expressions) is not supported', "no x")
+    # POSIX without REG_NEWLINE: a dot matches a newline, too.
+    flags = _flags(letters, known, re.IGNORECASE | re.DOTALL)
+    match, groups = _compile(_translate(pattern, posix=True), flags, anchored=False)
+    return match, groups, rest
+
+
+_CLASSES = {
+    "alpha": "a-zA-Z",
+    "digit": "0-9",
+    "alnum": "a-zA-Z0-9",
+    "upper": "A-Z",
+    "lower": "a-z",
+    "space": r" \t\n\r\f\v",
+    "blank": r" \t",
+    "punct": r"!-/:-@\[-`{-~",
+    "print": r" -~",
+    "graph": r"!-~",
+    "cntrl": r"\x00-\x1f\x7f",
+    "xdigit": "0-9A-Fa-f",
+    "word": r"\w",
+}
+_GNU_ESCAPES = {"<": r"\b(?=\w)", ">": r"\b(?<=\w)", "`": r"\A", "'": r"\Z"}
+
+
+def _translate(pattern: str, *, posix: bool) -> str:
+    """The pattern with its bracket expressions in Python's words (and GNU's escapes for POSIX)."""
+    parts: list[str] = []
+    at = 0
+    while at < len(pattern):
+        char = pattern[at]
+        if char == "\\":
+            escape = pattern[at + 1 : at + 2]
+            parts.append(_GNU_ESCAPES.get(escape, char + escape) if posix else char + escape)
+            at += 2
+        elif char == "[":
+            bracket, at = _translate_bracket(pattern, at, posix=posix)
+            parts.append(bracket)
+        elif char == "$" and posix:
+            parts.append(r"(?!\n)$")  # a POSIX $ is the very end
+            at += 1
+        else:
+            parts.append(char)
+            at += 1
+    return "".join(parts)
+
+
+def _translate_bracket(pattern: str, start: int, *, posix: bool) -> tuple[str, int]:
+    """A bracket expression for Python, and the place after it."""
+    at = start + 1
+    out = "["
+    if pattern[at : at + 1] == "^":
+        out, at = "[^", at + 1
+    first = at
+    while at < len(pattern):
+        char = pattern[at]
+        if char == "]" and at > first:
+            return out + "]", at + 1
+        if pattern.startswith("[:", at) and (end := pattern.find(":]", at)) > 0:
+            name = pattern[at + 2 : end]
+            if name not in _CLASSES:
+                raise TableConfigError(f"there is no class [:{name}:]", ", ".join(_CLASSES))
+            out += _CLASSES[name]
+            at = end + 2
+        elif char == "\\" and not posix:
+            out += pattern[at : at + 2]
+            at += 2
+        else:
+            out += "\\" + char if char in "[]\\&~|" else char
+            at += 1
+    raise TableConfigError(f'"[" without "]" in {pattern[start:]}', "[...]")
+
+
+CIDR = Dialect(read=_read_network, substitutes=False)
+PCRE = Dialect(read=_read_pcre, substitutes=True)
+REGEXP = Dialect(read=_read_regexp, substitutes=True)

@@ -1,0 +1,42 @@
+"""What a lookup table is: a text by a key, or trouble. Types are listed in `tables.py`.
+
+`lookup` is async for all types, although those of today answer at once from memory: others will ask
+servers.
+"""
+
+from abc import ABC, abstractmethod
+
+
+class TableError(Exception):
+    """A lookup without an answer: the caller must not take it for "not found", but defer."""
+
+
+class TableConfigError(ValueError):
+    """A table that cannot be opened. `why`: what is wrong; `expected`: what is right, or ""."""
+
+    def __init__(self, why: str, expected: str = "") -> None:
+        super().__init__(f"{why}; expected {expected}" if expected else why)
+        self.why = why
+        self.expected = expected
+
+
+class Table(ABC):
+    """One `type:name`.
+
+    `whole_keys_only`: made for whole addresses, of no use with the parts of one that a search also
+    tries (regexp, pcre, cidr: as in Postfix).
+    """
+
+    whole_keys_only = False
+
+    def __init__(self, spec: str) -> None:
+        self.spec = spec
+
+    @abstractmethod
+    async def lookup(self, key: str) -> str | None:
+        """The text of a key; None: not found. Raises TableError. Letter case as the type says."""
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What was odd in the table when it was last read; one line each, with its place."""
+        return ()

@@ -1,0 +1,134 @@
+"""Tables in text files: reading, noticing changes, and the type texthash.
+
+A file is read when the table is opened and again when a lookup finds it changed; it is looked at
+once a second at most. It is read in place, not in a thread: such files are small, and a lookup then
+never sees two states. A file that is gone or broken makes lookups fail (TableError) until it is
+right again: an old answer or "not found" could send mail the wrong way.
+"""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Generic, TypeVar
+
+from worker.config.main_cf import logical_lines
+from worker.config.table import Table, TableConfigError, TableError
+
+Clock = Callable[[], float]  # seconds, from any beginning
+Contents = TypeVar("Contents")
+Read = Callable[[str, str], tuple[Contents, list[str]]]  # (text, place) -> contents, warnings
+Find = Callable[[Contents, str], str | None]
+
+LOOK_AGAIN = 1.0  # seconds between two looks at a file
+
+_Signature = tuple[int, int, int]
+
+
+class FileTable(Table, Generic[Contents]):
+    """A table whose contents `read` makes of a file's text, and in which `find` finds a key."""
+
+    def __init__(
+        self, spec: str, path: Path, clock: Clock, read: Read[Contents], find: Find[Contents]
+    ) -> None:
+        """Raises TableConfigError if the file cannot be read now."""
+        super().__init__(spec)
+        if not path.is_absolute():
+            raise TableConfigError(
+                f'"{path}" depends on the working directory',
+                f"a path from the root, as $config_directory/{path}",
+            )
+        self._path = path
+        self._clock = clock
+        self._read = read
+        self._find = find
+        self._looked = clock()
+        self._signature, self._contents, self._warnings = self._load()
+
+    async def lookup(self, key: str) -> str | None:
+        """See Table. Raises TableError while the file cannot be read."""
+        now = self._clock()
+        if now - self._looked >= LOOK_AGAIN or self._signature is None:
+            self._look(now)
+        return self._find(self._contents, key)
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """See Table."""
+        return tuple(self._warnings)
+
+    def _look(self, now: float) -> None:
+        try:
+            status = self._path.stat()
+            if _signature(status) != self._signature:
+                self._signature, self._contents, self._warnings = self._load()
+        except (OSError, TableConfigError) as exc:
+            self._signature = None  # look again at every lookup, until it is right
+            why = exc.why if isinstance(exc, TableConfigError) else f"{exc.strerror or exc}"
+            raise TableError(f"{self.spec} cannot be used: {why}") from exc
+        self._looked = now
+
+    def _load(self) -> tuple[_Signature | None, Contents, list[str]]:
+        try:
+            with self._path.open("rb") as file:
+                # The signature of what is read, and from before: a change while we read is seen.
+                signature = _signature(os.fstat(file.fileno()))
+                text = file.read().decode("utf-8")
+        except OSError as exc:
+            raise TableConfigError(
+                f"{self._path} cannot be read: {exc.strerror or exc}", "a file that can be read"
+            ) from exc
+        except UnicodeDecodeError as exc:
+            line = exc.object[: exc.start].count(b"\n") + 1
+            raise TableConfigError(f"{self._path}:{line}: not UTF-8 text", "UTF-8") from exc
+        contents, warnings = self._read(text, str(self._path))
+        return signature, contents, warnings
+
+
+def _signature(status: os.stat_result) -> _Signature:
+    return status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def open_texthash(spec: str, name: str, clock: Clock) -> Table:
+    """`texthash:/file`: lines of key, white space, text; keys in any case of letters.
+
+    The format of postmap(1). The first of equal keys holds; a line that is not of the form is left
+    out with a warning. Raises TableConfigError.
+    """
+    return FileTable(spec, Path(name), clock, _read_texthash, _find_text)
+
+
+def _find_text(texts: dict[str, str], key: str) -> str | None:
+    return texts.get(key.casefold())
+
+
+def _read_texthash(text: str, place: str) -> tuple[dict[str, str], list[str]]:
+    texts: dict[str, str] = {}
+    warnings: list[str] = []
+    for number, line in logical_lines(text):
+        key, value = _split_key(line)
+        if line[0] in " \t":
+            warnings.append(f"{place}:{number}: a line that continues none is left out")
+        elif not value:
+            warnings.append(f"{place}:{number}: left out; expected key, white space, text")
+        elif key.casefold() in texts:
+            warnings.append(f"{place}:{number}: left out; an earlier line has the key {key}")
+        else:
+            if key.endswith(":"):
+                warnings.append(f'{place}:{number}: the key ends in ":"; is this an alias file?')
+            texts[key.casefold()] = value
+    return texts, warnings
+
+
+def _split_key(line: str) -> tuple[str, str]:
+    """Key and text. White space inside quotes or after a backslash belongs to the key."""
+    quoted, at = False, 0
+    while at < len(line):
+        char = line[at]
+        if char == "\\":
+            at += 1
+        elif char == '"':
+            quoted = not quoted
+        elif char in " \t" and not quoted:
+            break
+        at += 1
+    return line[:at], "" if quoted else line[at:].strip()

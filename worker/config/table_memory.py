@@ -1,0 +1,70 @@
+"""Tables without a file: inline, static, fail, environ."""
+
+from collections.abc import Mapping
+
+from worker.config.table import Table, TableConfigError, TableError
+from worker.config.values import BadValueError, split_list
+
+
+class Inline(Table):
+    """`inline:{key=text, {key=text with spaces}}`; keys in any case of letters."""
+
+    def __init__(self, spec: str, name: str) -> None:
+        super().__init__(spec)
+        self._texts: dict[str, str] = {}
+        for item in split_list(unbraced(name)):
+            pair = unbraced(item) if item.startswith("{") else item
+            key, equals, text = pair.partition("=")
+            if not equals or not key.strip():
+                raise TableConfigError(f'no "key=text" in "{item}"', "inline:{key=text, ...}")
+            self._texts[key.strip().casefold()] = text.strip()
+        if not self._texts:
+            raise TableConfigError("an inline table without an entry", "inline:{key=text, ...}")
+
+    async def lookup(self, key: str) -> str | None:
+        """See Table."""
+        return self._texts.get(key.casefold())
+
+
+class Static(Table):
+    """`static:text` or `static:{text with spaces}`: the same for every key."""
+
+    def __init__(self, spec: str, name: str) -> None:
+        super().__init__(spec)
+        self._text = unbraced(name) if name.startswith("{") else name
+
+    async def lookup(self, key: str) -> str | None:  # noqa: ARG002
+        """See Table."""
+        return self._text
+
+
+class Fail(Table):
+    """`fail:name`: never an answer; for trying out what happens then."""
+
+    async def lookup(self, key: str) -> str | None:
+        """See Table."""
+        raise TableError(f"{self.spec} lookup of {key} fails as configured")
+
+
+class Environ(Table):
+    """`environ:`: the environment of the process; keys as they are."""
+
+    def __init__(self, spec: str, environ: Mapping[str, str]) -> None:
+        super().__init__(spec)
+        self._environ = environ
+
+    async def lookup(self, key: str) -> str | None:
+        """See Table."""
+        return self._environ.get(key)
+
+
+def unbraced(text: str) -> str:
+    """What `{...}` holds, without the white space around. Raises TableConfigError."""
+    if not (text.startswith("{") and text.endswith("}")):
+        raise TableConfigError(f'"{text}" is not in braces', "{...}")
+    try:
+        if len(split_list(text)) != 1:
+            raise TableConfigError(f'text after the braces of "{text}"', "{...}")
+    except BadValueError as exc:
+        raise TableConfigError(exc.why, exc.expected) from exc
+    return text[1:-1].strip()

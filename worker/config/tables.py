@@ -1,0 +1,91 @@
+"""Lookup tables as a parameter holds them: a list of `type:name`, asked in order.
+
+To add a type, write a Table (`table.py`) and put its opener into TYPES.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+
+from worker.config.table import Table, TableConfigError, TableError
+from worker.config.table_files import Clock, open_texthash
+from worker.config.table_memory import Environ, Fail, Inline, Static
+from worker.config.table_patterns import open_cidr, open_pcre, open_regexp
+
+__all__ = ["TYPES", "Maps", "Table", "TableConfigError", "TableError", "open_maps", "open_table"]
+
+# (whole `type:name`, name, environment, clock) -> table
+Opener = Callable[[str, str, Mapping[str, str], Clock], Table]
+
+TYPES: Mapping[str, Opener] = {
+    "cidr": lambda spec, name, _environ, clock: open_cidr(spec, name, clock),
+    "environ": lambda spec, _name, environ, _clock: Environ(spec, environ),
+    "fail": lambda spec, _name, _environ, _clock: Fail(spec),
+    "inline": lambda spec, name, _environ, _clock: Inline(spec, name),
+    "pcre": lambda spec, name, _environ, clock: open_pcre(spec, name, clock),
+    "regexp": lambda spec, name, _environ, clock: open_regexp(spec, name, clock),
+    "static": lambda spec, name, _environ, _clock: Static(spec, name),
+    "texthash": lambda spec, name, _environ, clock: open_texthash(spec, name, clock),
+}
+
+# Types of Postfix that we may meet in a configuration made for it.
+NOT_YET = frozenset(
+    "btree cdb dbm debug hash internal ldap lmdb memcache mongodb mysql netinfo nis nisplus pgsql"
+    " pipemap proxy proxywrite randmap sdbm socketmap sqlite tcp unionmap unix".split()
+)
+
+
+class Maps:
+    """Tables in order; the first that has the key answers."""
+
+    def __init__(self, tables: Sequence[Table] = ()) -> None:
+        self.tables = tuple(tables)
+
+    def __bool__(self) -> bool:
+        """Whether there is any table."""
+        return bool(self.tables)
+
+    async def find(self, key: str, *, partial: bool = False) -> str | None:
+        """The text of the first table that has `key`; None: none has. Raises TableError.
+
+        `partial`: the key is a part of an address (a domain, say); tables for whole keys are
+        left out. A table in trouble ends the search: what it would have said is not known.
+        """
+        for table in self.tables:
+            if partial and table.whole_keys_only:
+                continue
+            found = await table.lookup(key)
+            if found is not None:
+                return found
+        return None
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """The oddities of all tables."""
+        return tuple(text for table in self.tables for text in table.warnings)
+
+
+def open_maps(specs: Sequence[str], *, environ: Mapping[str, str], clock: Clock) -> Maps:
+    """The tables of a list of `type:name`. Raises TableConfigError for the first bad one.
+
+    `environ` is what environ: looks into; `clock` gives seconds and bounds how often a file is
+    looked at for changes.
+    """
+    return Maps([open_table(spec, environ=environ, clock=clock) for spec in specs])
+
+
+def open_table(spec: str, *, environ: Mapping[str, str], clock: Clock) -> Table:
+    """The table of one `type:name`. Raises TableConfigError."""
+    kind, colon, name = spec.partition(":")
+    if not colon:
+        raise TableConfigError(f'"{spec}" names no table type', "type:name, as texthash:/file")
+    opener = TYPES.get(kind)
+    if opener is not None:
+        return opener(spec, name, environ, clock)
+    supported = ", ".join(sorted(TYPES))
+    if kind in NOT_YET:
+        raise TableConfigError(
+            f'the table type "{kind}" is not supported yet',
+            f"texthash:{name} with the text file itself, or one of: {supported}"
+            if kind in {"hash", "btree", "lmdb", "cdb", "dbm", "sdbm"}
+            else f"one of: {supported}",
+        )
+    raise TableConfigError(f'there is no table type "{kind}"', f"one of: {supported}")
