@@ -40,22 +40,20 @@ class State(Enum):
     TRANSACTION = "in a mail transaction"  # MAIL was sent
     REFUSED = "after a refused MAIL"  # RCPT and DATA may still be under way, or MAIL again
     DATA_ASKED = "waiting for permission to send the content"
+    DATA_HOPELESS = "waiting for the reply to DATA after a refused MAIL"
     CONTENT = "sending the content"  # 354 was read
     ENDED = "ended"  # QUIT was sent
 
 
 Moves = Mapping[type[Command], State]
 
-_INTRODUCE: Final[Moves] = {
+_NO_TRANSACTION: Final[Moves] = {
     Ehlo: State.INTRODUCING,
     Lhlo: State.INTRODUCING,
     Helo: State.INTRODUCING,
-    Quit: State.ENDED,
-}
-_TRANSACTION: Final[Moves] = {
-    Rcpt: State.TRANSACTION,
-    Data: State.DATA_ASKED,
-    Noop: State.TRANSACTION,
+    Mail: State.TRANSACTION,
+    Xforward: State.INTRODUCED,
+    Noop: State.INTRODUCED,
     Rset: State.INTRODUCED,
     Quit: State.ENDED,
 }
@@ -67,23 +65,33 @@ MOVES: Final[Mapping[State, Moves]] = MappingProxyType(
     {
         State.CONNECTED: {},
         State.UNWELCOME: {Quit: State.ENDED},
-        State.GREETED: {**_INTRODUCE, Noop: State.GREETED, Rset: State.GREETED},
-        State.INTRODUCING: {Quit: State.ENDED},
-        State.INTRODUCED: {
-            **_INTRODUCE,
-            Mail: State.TRANSACTION,
-            Xforward: State.INTRODUCED,
-            Noop: State.INTRODUCED,
-            Rset: State.INTRODUCED,
+        State.GREETED: {
+            Ehlo: State.INTRODUCING,
+            Lhlo: State.INTRODUCING,
+            Helo: State.INTRODUCING,
+            Noop: State.GREETED,
+            Rset: State.GREETED,
+            Quit: State.ENDED,
         },
-        State.TRANSACTION: _TRANSACTION,
+        State.INTRODUCING: {Quit: State.ENDED},
+        State.INTRODUCED: _NO_TRANSACTION,
+        State.TRANSACTION: {
+            Rcpt: State.TRANSACTION,
+            Data: State.DATA_ASKED,
+            Noop: State.TRANSACTION,
+            Rset: State.INTRODUCED,
+            Quit: State.ENDED,
+        },
+        # The server knows of no transaction, but what was planned behind MAIL may follow all the
+        # same: the rest of a flight that was too large for one window.
         State.REFUSED: {
-            **_TRANSACTION,
+            **_NO_TRANSACTION,
             Rcpt: State.REFUSED,
+            Data: State.DATA_HOPELESS,
             Noop: State.REFUSED,
-            Mail: State.TRANSACTION,
         },
         State.DATA_ASKED: {Quit: State.ENDED},
+        State.DATA_HOPELESS: {Quit: State.ENDED},
         State.CONTENT: {EndOfData: State.INTRODUCED},
         State.ENDED: {},
     }
@@ -91,14 +99,16 @@ MOVES: Final[Mapping[State, Moves]] = MappingProxyType(
 
 # What a reply changes: (state, command) -> (state if it was accepted, state if it was refused).
 # Accepted: 2xx, for DATA 354. What is not listed changes nothing. A refused DATA leaves the
-# transaction open: RSET ends it.
+# transaction open, if there was one: RSET ends it. A 354 after a refused MAIL wants its dot, too.
 _ANSWERED: Final[Mapping[tuple[State, type[Command]], tuple[State, State]]] = MappingProxyType(
     {
         (State.INTRODUCING, Ehlo): (State.INTRODUCED, State.GREETED),
         (State.INTRODUCING, Lhlo): (State.INTRODUCED, State.GREETED),
         (State.INTRODUCING, Helo): (State.INTRODUCED, State.GREETED),
         (State.TRANSACTION, Mail): (State.TRANSACTION, State.REFUSED),
+        (State.DATA_ASKED, Mail): (State.DATA_ASKED, State.DATA_HOPELESS),
         (State.DATA_ASKED, Data): (State.CONTENT, State.TRANSACTION),
+        (State.DATA_HOPELESS, Data): (State.CONTENT, State.REFUSED),
     }
 )
 
@@ -160,6 +170,11 @@ class Dialogue:
     def state(self) -> State:
         """Where the dialogue stands, taking what is in flight for accepted."""
         return self._state
+
+    @property
+    def oldest(self) -> Command | None:
+        """The command that the next reply answers; None: none is expected."""
+        return self._in_flight[0][0] if self._in_flight else None
 
     @property
     def in_step(self) -> bool:

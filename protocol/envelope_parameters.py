@@ -17,6 +17,7 @@ ENVID_LIMIT: Final = 100  # octets, RFC 3461 section 4.4
 ORCPT_LIMIT: Final = 500  # octets, RFC 3461 section 4.2
 
 _BODY: Final = {"7bit": "BODY=7BIT", "8bit": "BODY=8BITMIME"}
+_NOTIFY: Final = tuple((int(flag), flag.name or "") for flag in Notify if flag)
 _RET: Final = {Ret.FULL: "RET=FULL", Ret.HDRS: "RET=HDRS"}
 
 
@@ -54,7 +55,7 @@ def rcpt_parameters(recipient: Recipient, capabilities: Capabilities) -> tuple[s
         return ()
     params = []
     if recipient.notify:
-        words = [flag.name for flag in Notify if flag in recipient.notify and flag.name]
+        words = [name for flag, name in _NOTIFY if recipient.notify & flag]
         params.append(f"NOTIFY={','.join(words)}")
     if orcpt := _orcpt(recipient):
         params.append(f"ORCPT={orcpt}")
@@ -88,10 +89,7 @@ def _orcpt(recipient: Recipient) -> str:
             kind = "utf-8"
     if not kind.isascii() or not kind.replace("-", "").isalnum() or not address:
         return ""
-    if kind.lower() == "utf-8":
-        encoded = _utf8_xtext(address)
-    else:
-        encoded = _xtext(address, ORCPT_LIMIT)
+    encoded = _utf8_xtext(address) if kind.lower() == "utf-8" else _xtext(address, ORCPT_LIMIT)
     orcpt = f"{kind};{encoded}"
     return orcpt if encoded and len(orcpt) <= ORCPT_LIMIT else ""
 

@@ -19,10 +19,10 @@ XFORWARD: Final = "sending XFORWARD command"
 MAIL: Final = "sending MAIL FROM"
 RCPT: Final = "sending RCPT TO"
 DATA: Final = "sending DATA command"
-BODY: Final = "sending message body"
+CONTENT: Final = "sending message body"
 END_OF_DATA: Final = "sending end of data -- message may be sent more than once"
-FINAL_RSET: Final = "sending final RSET"
-RSET_PROBE: Final = "sending RSET probe"
+RSET: Final = "sending RSET probe"  # before a session is used again
+FINAL_RSET: Final = "sending final RSET"  # to end a transaction that came to nothing
 QUIT: Final = "sending QUIT"
 
 
