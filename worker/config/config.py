@@ -311,7 +311,8 @@ class _Check:
         setting = self._settings.get(name)
         if setting is None and involved:
             setting = self._settings[involved[0]]
-        value = self._expander.raw(name)
+        own = self._settings.get(name)
+        value = own.value if own else PARAMETERS[name].default
         self.problems.append(
             Problem(
                 file=setting.file if setting else "default",

@@ -106,6 +106,8 @@ class Expander:
 
     def mentions(self, name: str) -> frozenset[str]:
         """The names in the value's text, branches not taken included; none where it is broken."""
+        if name == "mydomain" and name not in self._settings:
+            return frozenset({"myhostname"})  # what it is computed from
         try:
             return frozenset(macros.names(self._parse(name)))
         except (macros.MacroError, BadValueError):

@@ -7,32 +7,53 @@ import difflib
 from collections.abc import Iterator, Mapping
 
 from worker.config.expander import Expander
+from worker.config.foreign import of_other_programs, of_the_client
 from worker.config.main_cf import Setting
 from worker.config.parameters import PARAMETERS, find
+
+_SHOWN = 5  # names of other programs' parameters that are spelled out
 
 
 def remarks(settings: Mapping[str, Setting], expander: Expander) -> Iterator[str]:
     """Yield one line for each oddity, with its place, in the order of the settings."""
     used = _used(settings, expander)
+    others = []
     for name, setting in settings.items():
         row = find(name)
-        if row is not None:
-            if row.deprecated:
-                yield f"{setting.place}: {name} is deprecated: {row.deprecated}"
-        elif name not in used:
-            yield f"{setting.place}: unknown parameter {name} has no effect{_nearest(name)}"
+        if row is None and name not in used:
+            if of_other_programs(name):
+                others.append(setting)
+            else:
+                yield f"{setting.place}: {_unknown(name)}"
+            continue
+        if row is not None and row.deprecated:
+            yield f"{setting.place}: {name} is deprecated: {row.deprecated}"
         for mentioned in sorted(expander.mentions(name)):
             if mentioned not in settings and find(mentioned) is None:
                 yield (
                     f"{setting.place}: {name} mentions ${mentioned}, which is not defined"
                     f"{_nearest(mentioned)}"
                 )
+    if others:
+        yield _about_others(others)
 
 
 def _used(settings: Mapping[str, Setting], expander: Expander) -> set[str]:
     """The names that the values of known parameters lead to."""
     known = [*PARAMETERS, *(name for name in settings if find(name) is not None)]
     return {used for name in known for used in expander.reachable(name)}
+
+
+def _unknown(name: str) -> str:
+    if of_the_client(name):
+        return f"{name} is not supported yet and has no effect"
+    return f"unknown parameter {name} has no effect{_nearest(name)}"
+
+
+def _about_others(others: list[Setting]) -> str:
+    shown = ", ".join(setting.name for setting in others[:_SHOWN])
+    more = f" and {len(others) - _SHOWN} more" if len(others) > _SHOWN else ""
+    return f"{others[0].file}: parameters of other Postfix programs have no effect: {shown}{more}"
 
 
 def _nearest(name: str) -> str:

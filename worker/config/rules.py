@@ -59,33 +59,60 @@ def find_rule(rules: Sequence[Rule], key: str) -> str | None:
 
 def read_rules(text: str, place: str, dialect: Dialect) -> tuple[tuple[Rule, ...], list[str]]:
     """The rules of a text, and warnings. Raises TableConfigError naming place and line."""
-    warnings: list[str] = []
-    levels: list[list[Rule]] = [[]]
-    opened: list[tuple[int, Match, bool]] = []
+    reader = _Reader(dialect)
     for number, line in logical_lines(text):
         try:
-            word, rest = _first_word(line)
-            if word == "endif":
-                if not opened:
-                    raise TableConfigError("endif without if")
-                if rest:
-                    warnings.append(f'{place}:{number}: "{rest}" after endif is not looked at')
-                _, match, negated = opened.pop()
-                inner = tuple(levels.pop())
-                levels[-1].append(Rule(match=match, negated=negated, text=(), inner=inner))
-            elif word == "if":
-                match, negated, _, rest = _read_pattern(rest, dialect)
-                if rest:
-                    warnings.append(f'{place}:{number}: "{rest}" after if is not looked at')
-                opened.append((number, match, negated))
-                levels.append([])
-            else:
-                levels[-1].append(_read_rule(line, dialect, f"{place}:{number}", warnings))
+            reader.line(line, number)
         except TableConfigError as exc:
             raise TableConfigError(f"{place}:{number}: {exc.why}", exc.expected) from exc
-    if opened:
-        raise TableConfigError(f"{place}:{opened[-1][0]}: if without endif", "a line endif")
-    return tuple(levels[0]), warnings
+    if reader.opened:
+        number = reader.opened[-1].number
+        raise TableConfigError(f"{place}:{number}: if without endif", "a line endif")
+    return tuple(reader.rules), [f"{place}:{warning}" for warning in reader.warnings]
+
+
+@dataclass(frozen=True, slots=True)
+class _If:
+    """An `if` whose `endif` is still to come."""
+
+    number: int
+    match: Match
+    negated: bool
+    outer: list[Rule]  # the rules among which it stands
+
+
+class _Reader:
+    """Takes line after line; `rules` are those of the innermost open `if`."""
+
+    def __init__(self, dialect: Dialect) -> None:
+        self._dialect = dialect
+        self.rules: list[Rule] = []
+        self.opened: list[_If] = []
+        self.warnings: list[str] = []
+
+    def line(self, line: str, number: int) -> None:
+        """Raises TableConfigError."""
+        word, rest = _first_word(line)
+        if word == "if":
+            match, negated, _, rest = _read_pattern(rest, self._dialect)
+            self.opened.append(_If(number, match, negated, self.rules))
+            self.rules = []
+        elif word == "endif":
+            if not self.opened:
+                raise TableConfigError("endif without if")
+            opened = self.opened.pop()
+            rule = Rule(
+                match=opened.match, negated=opened.negated, text=(), inner=tuple(self.rules)
+            )
+            self.rules = [*opened.outer, rule]
+        else:
+            rule = _read_rule(line, self._dialect)
+            self.rules.append(rule)
+            if not rule.text:
+                self.warnings.append(f"{number}: a pattern without text; its text is empty")
+            return
+        if rest:
+            self.warnings.append(f'{number}: "{rest}" after {word} is not looked at')
 
 
 def _first_word(line: str) -> tuple[str, str]:
@@ -94,19 +121,17 @@ def _first_word(line: str) -> tuple[str, str]:
     return (match[1].lower(), line[match.end() :].strip()) if match else ("", line)
 
 
-def _read_rule(line: str, dialect: Dialect, place: str, warnings: list[str]) -> Rule:
+def _read_rule(line: str, dialect: Dialect) -> Rule:
     if line[0] in " \t":
         raise TableConfigError("a line that continues none", "no white space in front")
     match, negated, groups, text = _read_pattern(line, dialect)
-    if not text:
-        warnings.append(f"{place}: a pattern without text; its text is empty")
     parts = _read_text(text) if dialect.substitutes else (text,)
     highest = max((part for part in parts if isinstance(part, int)), default=0)
     if highest and negated:
         raise TableConfigError(f"${highest} where a pattern did not match")
     if highest > groups:
         raise TableConfigError(f"${highest}, but the pattern has {groups} groups")
-    return Rule(match=match, negated=negated, text=parts)
+    return Rule(match=match, negated=negated, text=tuple(part for part in parts if part != ""))
 
 
 def _read_pattern(line: str, dialect: Dialect) -> tuple[Match, bool, int, str]:
@@ -144,10 +169,7 @@ def _read_text(text: str) -> tuple[str | int, ...]:
 
 
 def _read_network(line: str) -> tuple[Match, int, str]:
-    head, _, rest = line.partition(" ") if " " in line else line.partition("\t")
-    if "\t" in head:
-        head, _, more = head.partition("\t")
-        rest = f"{more} {rest}"
+    head, *rest = line.split(maxsplit=1)
     try:
         network = ipaddress.ip_network(_unbracketed(head))
     except ValueError as exc:
@@ -159,7 +181,7 @@ def _read_network(line: str) -> tuple[Match, int, str]:
         except ValueError:  # not an address: no network holds it
             return None
 
-    return match, 0, rest
+    return match, 0, rest[0] if rest else ""
 
 
 def _unbracketed(text: str) -> str:

@@ -33,7 +33,7 @@ class Static(Table):
         super().__init__(spec)
         self._text = unbraced(name) if name.startswith("{") else name
 
-    async def lookup(self, key: str) -> str | None:  # noqa: ARG002
+    async def lookup(self, key: str) -> str | None:
         """See Table."""
         return self._text
 

@@ -27,9 +27,13 @@ TYPES: Mapping[str, Opener] = {
 }
 
 # Types of Postfix that we may meet in a configuration made for it.
-NOT_YET = frozenset(
-    "btree cdb dbm debug hash internal ldap lmdb memcache mongodb mysql netinfo nis nisplus pgsql"
-    " pipemap proxy proxywrite randmap sdbm socketmap sqlite tcp unionmap unix".split()
+INDEXED = frozenset({"btree", "cdb", "dbm", "hash", "lmdb", "sdbm"})  # made by postmap(1)
+SERVED = frozenset(
+    {
+        *("debug", "internal", "ldap", "memcache", "mongodb", "mysql", "netinfo", "nis", "nisplus"),
+        *("pgsql", "pipemap", "proxy", "proxywrite", "randmap", "socketmap", "sqlite", "tcp"),
+        *("unionmap", "unix"),
+    }
 )
 
 
@@ -81,11 +85,13 @@ def open_table(spec: str, *, environ: Mapping[str, str], clock: Clock) -> Table:
     if opener is not None:
         return opener(spec, name, environ, clock)
     supported = ", ".join(sorted(TYPES))
-    if kind in NOT_YET:
+    if kind in INDEXED:
         raise TableConfigError(
             f'the table type "{kind}" is not supported yet',
-            f"texthash:{name} with the text file itself, or one of: {supported}"
-            if kind in {"hash", "btree", "lmdb", "cdb", "dbm", "sdbm"}
-            else f"one of: {supported}",
+            f"texthash:{name}, which reads the text file itself",
+        )
+    if kind in SERVED:
+        raise TableConfigError(
+            f'the table type "{kind}" is not supported yet', f"one of: {supported}"
         )
     raise TableConfigError(f'there is no table type "{kind}"', f"one of: {supported}")
