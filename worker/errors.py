@@ -5,6 +5,7 @@ Postfix's words, without the queue id: they become the reason in the log and in 
 """
 
 from protocol.reply import Reply
+from worker.network.address import Endpoint
 
 
 class DeliveryError(Exception):
@@ -32,7 +33,23 @@ class SiteError(DeliveryError):
 
 
 class ConnectError(SiteError):
-    """No connection to the endpoint."""
+    """No connection to the endpoint, or to none of several.
+
+    `endpoint`: the one that was dialled, None when several were. `failures`: one for each endpoint
+    that was dialled, in the order of failing; empty on an error that is about one endpoint.
+    """
+
+    def __init__(
+        self,
+        dsn: str,
+        reason: str,
+        *,
+        endpoint: Endpoint | None = None,
+        failures: "tuple[ConnectError, ...]" = (),
+    ) -> None:
+        super().__init__(dsn, reason)
+        self.endpoint = endpoint
+        self.failures = failures
 
 
 class SessionError(DeliveryError):

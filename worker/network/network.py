@@ -1,0 +1,286 @@
+"""What delivery code gets of the network: endpoints of a nexthop, and a stream to one of them.
+
+Answers for putting the parts together, and for what the configuration says about them. Start at
+`Network`; the way of a nexthop is told in `endpoints.py`.
+"""
+
+import ipaddress
+import math
+import random
+import socket
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Self
+
+import trio
+
+from protocol.destination import DestinationError, parse_destination, split_nexthops
+from protocol.request import Protocol
+from worker.config.config import Config
+from worker.config.problems import ConfigError, Problem
+from worker.errors import ResolveError
+from worker.network.address import Endpoint
+from worker.network.connect import Dialer, SocketDialer, connect_any
+from worker.network.dns_resolver import DnsResolver
+from worker.network.endpoints import AddressPreference, EndpointSettings, find_endpoints
+from worker.network.native_resolver import NativeResolver
+from worker.network.own import (
+    IPAddress,
+    LookUp,
+    OwnAddresses,
+    OwnAddressError,
+    interface_addresses,
+    local_addresses,
+    source_addresses,
+    system_look_up,
+)
+from worker.network.ports import ServicePorts, UnknownServiceError, parse_known_ports
+from worker.network.resolver import HostLookup, Resolver
+from worker.status.events import Emit
+
+_FAMILIES = {
+    "ipv4": (socket.AF_INET,),
+    "ipv6": (socket.AF_INET6,),
+    "all": (socket.AF_INET, socket.AF_INET6),
+}
+_MX_PREFERENCES = 65_536  # so many values has an MX preference
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DnsSettings:
+    """Which DNS servers are asked, for every protocol alike."""
+
+    server: tuple[str, int] | None = None  # postrio_dns_server (); None: /etc/resolv.conf
+    timeout: float = 30.0  # postrio_dns_timeout (30s): one question with all its repetitions
+
+    @classmethod
+    def from_config(cls, config: Config, *, resolver: str = "") -> Self:
+        """Read the parameters; `resolver` (of the command line) wins. Raises ConfigError."""
+        text = resolver or config.text("postrio_dns_server")
+        try:
+            server = parse_dns_server(text) if text else None
+        except ValueError as exc:
+            raise _problem(config, "postrio_dns_server", text, str(exc)) from exc
+        return cls(server=server, timeout=config.seconds("postrio_dns_timeout"))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NetworkSettings:
+    """One protocol's settings. Comments: parameter and default; times in seconds."""
+
+    endpoints: EndpointSettings = field(default_factory=EndpointSettings)
+    connect_timeout: float = 30.0  # smtp_connect_timeout (30s), lmtp_ (0s); 0: the kernel's limit
+    stagger: float = 0.0  # postrio_connect_stagger (0s); 0: one after another
+    # smtp_bind_address (), smtp_bind_address6 (), or the only address in inet_interfaces
+    sources: Mapping[socket.AddressFamily, str] = field(default_factory=dict)
+    enforce_source: bool = False  # smtp_bind_address_enforce (no)
+    socket_directory: Path = Path("/")  # queue_directory: where relative socket paths start
+    dns: bool = True  # smtp_dns_support_level (), disable_dns_lookups (no)
+    host_lookup: tuple[str, ...] = ("dns",)  # smtp_host_lookup (dns): "dns", "native"
+
+    @classmethod
+    def from_config(
+        cls,
+        config: Config,
+        protocol: Protocol,
+        *,
+        local: Callable[[], Iterable[str]] = local_addresses,
+        look_up: LookUp = system_look_up,
+    ) -> Self:
+        """Read the smtp_ or lmtp_ parameters. Raises ConfigError.
+
+        `local` tells this host's addresses, `look_up` those of names in inet_interfaces and
+        proxy_interfaces; both may block.
+        """
+        own = _own(config, "inet_interfaces", local, look_up)
+        proxies = _own(config, "proxy_interfaces", local, look_up)
+        sources = source_addresses(config.words("inet_interfaces"), own)
+        for parameter, family in (
+            ("smtp_bind_address", socket.AF_INET),
+            ("smtp_bind_address6", socket.AF_INET6),
+        ):
+            source = _bind_address(config, config.mirror(parameter, protocol), family)
+            sources |= {family: source} if source else {}
+        level = config.choice(config.mirror("smtp_dns_support_level", protocol))
+        return cls(
+            endpoints=_endpoint_settings(config, protocol, OwnAddresses(frozenset(own + proxies))),
+            connect_timeout=config.seconds(config.mirror("smtp_connect_timeout", protocol)),
+            stagger=config.seconds("postrio_connect_stagger"),
+            sources=sources,
+            enforce_source=config.boolean(config.mirror("smtp_bind_address_enforce", protocol)),
+            socket_directory=Path(config.text("queue_directory")),
+            dns=level != "disabled" and (bool(level) or not config.boolean("disable_dns_lookups")),
+            host_lookup=config.words(config.mirror("smtp_host_lookup", protocol)),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Network:
+    """One protocol's way to its servers. Holds nothing open; any number of tasks may use it."""
+
+    settings: NetworkSettings
+    resolver: Resolver
+    dialer: Dialer
+    rng: random.Random
+
+    async def endpoints(self, nexthop: str, protocol: Protocol) -> list[Endpoint]:
+        """Return the endpoints of `nexthop`, at least one, in the order to try them.
+
+        `nexthop` may be a list of destinations, separated by comma or space (Postfix 3.5): those
+        of a later one come after those of an earlier one, with worse preferences. A destination
+        that leads nowhere is left out as long as another one leads somewhere. `protocol`: the one
+        of these settings. Raises ResolveError.
+        """
+        found: list[Endpoint] = []
+        errors: list[ResolveError] = []
+        for place, text in enumerate(_split(nexthop)):
+            try:
+                endpoints = await self._of_one(text, protocol)
+            except ResolveError as exc:
+                errors.append(exc)
+            else:
+                # No race and no shuffle across destinations: their preferences must not mix.
+                worse = place * _MX_PREFERENCES
+                found += [replace(e, preference=e.preference + worse) for e in endpoints]
+        if not found:
+            # If one of them may lead somewhere later, the mail may too.
+            raise next((error for error in errors if not error.hard), errors[-1])
+        return found
+
+    async def connect(self, candidates: Sequence[Endpoint]) -> tuple[Endpoint, trio.abc.Stream]:
+        """Return a stream to one of `candidates` and which one; the stream is the caller's.
+
+        `candidates`: at least one, all of equal preference. One after another, or staggered with
+        postrio_connect_stagger. Raises ConnectError; its `failures` name every endpoint.
+        """
+        stagger = self.settings.stagger or math.inf
+        return await connect_any(candidates, self.dialer, stagger, self.settings.connect_timeout)
+
+    async def _of_one(self, text: str, protocol: Protocol) -> list[Endpoint]:
+        try:
+            destination = parse_destination(text, protocol)
+        except DestinationError as exc:
+            raise _unusable(exc) from exc
+        return await find_endpoints(destination, self.settings.endpoints, self.resolver, self.rng)
+
+
+def make_resolver(settings: NetworkSettings, dns: Resolver, native: Resolver) -> Resolver:
+    """Return what turns names into addresses: DNS, the system, or both (S022, S029).
+
+    `dns` and `native` are made once per process and shared by the protocols: they hold the cache
+    and the threads.
+    """
+    if not settings.dns:
+        return native
+    sources = {"dns": dns, "native": native}
+    # DNS first, in whatever order the two were written.
+    hosts = tuple(sources[word] for word in sorted(set(settings.host_lookup)))
+    return dns if hosts in ((), (dns,)) else HostLookup(dns, hosts)
+
+
+def make_dns(settings: DnsSettings) -> tuple[DnsResolver, NativeResolver]:
+    """Return a DNS client with an empty cache, and the system's lookup: once per process."""
+    return DnsResolver(settings.server, settings.timeout), NativeResolver(settings.timeout)
+
+
+def make_dialer(settings: NetworkSettings, emit: Emit) -> SocketDialer:
+    """Return the dialer of real sockets for `settings`."""
+    return SocketDialer(
+        sources=settings.sources,
+        enforce_source=settings.enforce_source,
+        socket_directory=settings.socket_directory,
+        emit=emit,
+    )
+
+
+def parse_dns_server(text: str) -> tuple[str, int]:
+    """Return address and port of `1.2.3.4`, `1.2.3.4:53`, `::1`, `[::1]` or `[::1]:53`.
+
+    Raises ValueError: a DNS server is named by its address, there is nobody yet to ask its name.
+    """
+    if text.startswith("["):
+        address, bracket, port = text[1:].partition("]")
+        if not bracket or (port and not port.startswith(":")):
+            raise ValueError("unbalanced brackets")
+        port = port[1:] if port else "53"
+    elif text.count(":") == 1:
+        address, _, port = text.partition(":")
+    else:
+        address, port = text, "53"
+    if not (port.isascii() and port.isdigit() and 1 <= int(port[:6]) <= 65_535):
+        raise ValueError(f"bad port {port!r}")
+    return str(ipaddress.ip_address(address)), int(port)
+
+
+def _split(nexthop: str) -> tuple[str, ...]:
+    try:
+        # A path may hold spaces and commas; a list of UNIX sockets was never possible.
+        return (nexthop,) if nexthop.startswith("unix:") else split_nexthops(nexthop)
+    except DestinationError as exc:
+        raise _unusable(exc) from exc
+
+
+def _unusable(error: DestinationError) -> ResolveError:
+    return ResolveError("4.3.5", f"mail system configuration error: {error}")
+
+
+def _endpoint_settings(config: Config, protocol: Protocol, own: OwnAddresses) -> EndpointSettings:
+    def name(parameter: str) -> str:
+        return config.mirror(parameter, protocol)
+
+    try:
+        known = parse_known_ports(config.words("known_tcp_ports"))
+    except UnknownServiceError as exc:
+        text = config.text("known_tcp_ports")
+        raise _problem(config, "known_tcp_ports", text, str(exc)) from exc
+    return EndpointSettings(
+        protocol=protocol,
+        hostname=config.text("myhostname"),
+        families=_families(config.words("inet_protocols")),
+        default_port=config.text(name("smtp_tcp_port")),
+        ports=ServicePorts(known),
+        randomize=config.boolean(name("smtp_randomize_addresses")),
+        address_limit=config.integer(name("smtp_mx_address_limit")),
+        preference=AddressPreference(config.choice(name("smtp_address_preference"))),
+        balance=config.boolean(name("smtp_balance_inet_protocols")),
+        ignore_mx_lookup_error=config.boolean("ignore_mx_lookup_error"),
+        defer_if_no_mx_address=config.boolean(name("smtp_defer_if_no_mx_address_found")),
+        own=own,
+    )
+
+
+def _families(words: Iterable[str]) -> tuple[socket.AddressFamily, ...]:
+    wanted = {family for word in words for family in _FAMILIES[word]}
+    return tuple(family for family in _FAMILIES["all"] if family in wanted)
+
+
+def _own(
+    config: Config, parameter: str, local: Callable[[], Iterable[str]], look_up: LookUp
+) -> list[IPAddress]:
+    words = config.words(parameter)
+    try:
+        return interface_addresses(words, local, look_up)
+    except OwnAddressError as exc:
+        raise _problem(config, parameter, config.text(parameter), str(exc)) from exc
+
+
+def _bind_address(config: Config, parameter: str, family: socket.AddressFamily) -> str:
+    """Return the source address that `parameter` names; empty: none (S033, S034)."""
+    text = config.text(parameter)
+    literal = text.removeprefix("[").removesuffix("]")
+    if literal.lower().startswith("ipv6:"):
+        literal = literal[len("ipv6:") :]
+    if not literal:
+        return ""
+    kind = ipaddress.IPv4Address if family == socket.AF_INET else ipaddress.IPv6Address
+    try:
+        return str(kind(literal))
+    except ValueError as exc:
+        raise _problem(config, parameter, text, str(exc)) from exc
+
+
+def _problem(config: Config, parameter: str, value: str, why: str) -> ConfigError:
+    setting = config.settings.get(parameter)
+    place, line = (setting.file, setting.line) if setting else ("default", 0)
+    return ConfigError([Problem(file=place, line=line, parameter=parameter, value=value, why=why)])
