@@ -65,3 +65,4 @@ class DeliveryResult:
     outcomes: tuple[RecipientOutcome, ...]
     site_failure: SiteFailure | None = None
     session_kept: bool = False  # the slot still holds a usable session: feed it the next request
+    stopped: bool = False  # cut short by our own shutdown: deferrals here count as not tried

@@ -1,0 +1,267 @@
+"""Deliver one request: endpoints x recipients -> outcomes. This is the main path.
+
+A session left in the slot by the request before serves first. Otherwise the nexthop is resolved to
+endpoints, best preference first, and they are tried in order (or raced to connect, among equals)
+until no recipient is undecided: recipients that a server accepted or refused for good are settled,
+the others go on to the next endpoint, and what is left at the end is deferred with the reason that
+came last. One outcome per recipient, always.
+
+What is said in a session is in `transaction.py`, how it is opened in `introduction.py`, the
+ledger of recipients in `outcomes.py`.
+"""
+
+import traceback
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from itertools import groupby
+
+import trio
+
+from protocol.outcome import Action, DeliveryResult, SiteFailure
+from protocol.request import DeliveryRequest, Protocol
+from worker.content import Content
+from worker.delivery.introduction import introduce
+from worker.delivery.outcomes import Outcomes, SessionFacts
+from worker.delivery.session import Session, SessionKey
+from worker.delivery.settings import DeliverySettings
+from worker.delivery.slot import DeliverySlot
+from worker.delivery.transaction import ContentUnreadable, StaleSession, transfer
+from worker.delivery.xforward import forward_client
+from worker.errors import ConnectError, DeliveryError, ResolveError, SessionError, SiteError
+from worker.network.address import Endpoint
+from worker.network.network import Network
+from worker.status.events import (
+    ConnectFailed,
+    Emit,
+    EndpointFailed,
+    SessionOpened,
+    SessionReused,
+    UnexpectedError,
+)
+
+NOT_TRIED = DeliveryError("4.3.0", "no server could be tried")
+STOPPED = DeliveryError("4.3.2", "the delivery agent is shutting down")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Environment:
+    """What a delivery needs from outside; one for all deliveries under one configuration."""
+
+    settings: Mapping[Protocol, DeliverySettings]
+    networks: Mapping[Protocol, Network]
+    emit: Emit
+    wall: Callable[[], float]  # seconds since the epoch, for the `delays` in the log
+
+
+async def deliver(
+    request: DeliveryRequest,
+    content: Content,
+    environment: Environment,
+    slot: DeliverySlot | None = None,
+) -> DeliveryResult:
+    """Try to deliver to every recipient of `request`; never raises for what goes wrong.
+
+    With a `slot` its session is used and a good one is left in it; without, the session ends with
+    this request. The caller closes `content`. An outer cancellation passes through.
+    """
+    delivery = _Delivery(request, content, environment, slot or DeliverySlot(), keep=bool(slot))
+    unexplained = NOT_TRIED
+    scope = delivery.slot.begin()
+    try:
+        with scope:
+            await delivery.run()
+    except Exception as exc:  # noqa: BLE001  # whatever it is: the mail waits, the worker lives
+        environment.emit(
+            UnexpectedError(
+                "delivering", "".join(traceback.format_exception(exc)), request.queue_id
+            )
+        )
+        unexplained = DeliveryError("4.3.0", f"internal error: {type(exc).__name__}")
+        delivery.outcomes.postponed(unexplained, SessionFacts())
+    stopped = scope.cancelled_caught and bool(delivery.outcomes.undecided)
+    if stopped:
+        delivery.outcomes.postponed(STOPPED, SessionFacts())
+    return replace(
+        delivery.result(unexplained),
+        session_kept=delivery.slot.holds_session,
+        stopped=stopped,
+    )
+
+
+class _Delivery:
+    """One request on its way through the endpoints."""
+
+    def __init__(
+        self,
+        request: DeliveryRequest,
+        content: Content,
+        environment: Environment,
+        slot: DeliverySlot,
+        *,
+        keep: bool,
+    ) -> None:
+        self._request = request
+        self._content = content
+        self._environment = environment
+        self._settings = environment.settings[request.protocol]
+        self._network = environment.networks[request.protocol]
+        self._keep = keep  # the slot outlives this request
+        self._started = trio.current_time()
+        self._sessions = 0  # that got as far as taking mail (smtp_mx_session_limit)
+        self._site_failure: SiteFailure | None = None
+        self._served = False  # some session came to the end of a transaction
+        self._passed_over: list[str] = []  # reasons to log once another endpoint is tried
+        self.slot = slot
+        self.outcomes = Outcomes(request, environment.wall(), self._started)
+
+    def result(self, unexplained: DeliveryError) -> DeliveryResult:
+        """What it came to; the site failed only if nothing worked and mail is left over."""
+        result = self.outcomes.result(trio.current_time(), unexplained)
+        deferred = any(outcome.action is Action.DEFERRED for outcome in result.outcomes)
+        if self._site_failure is None or self._served or not deferred:
+            return result
+        return replace(result, site_failure=self._site_failure)
+
+    async def run(self) -> None:
+        """The way of the request: the parked session, then endpoint after endpoint."""
+        await self._try_parked()
+        if not self._wanted:
+            return
+        try:
+            endpoints = await self._network.endpoints(self._request.nexthop, self._request.protocol)
+        except ResolveError as exc:
+            self._failed(exc, SessionFacts())
+            self.outcomes.postponed(exc, SessionFacts())
+            return
+        for _, equals in groupby(endpoints, key=lambda endpoint: endpoint.preference):
+            await self._try_equals(list(equals))
+
+    @property
+    def _wanted(self) -> bool:
+        """Somebody is undecided, and another session may be used."""
+        limit = self._settings.mx_session_limit
+        return bool(self.outcomes.undecided) and not (limit and self._sessions >= limit)
+
+    # --- which endpoint ----------------------------------------------------------------------
+
+    async def _try_parked(self) -> None:
+        """The session that the request before left in the slot, if it is still good."""
+        session = await self.slot.take(self._key)
+        if session is None:
+            return
+        self._environment.emit(SessionReused(session.endpoint.relay, session.uses + 1))
+        with suppress(StaleSession):  # it died while it was idle: nothing was sent, no blame
+            await self._use(session)
+
+    async def _try_equals(self, endpoints: list[Endpoint]) -> None:
+        """Endpoints of one preference: one after another, or whichever connects first."""
+        race = self._network.settings.stagger > 0
+        while endpoints and self._wanted:
+            candidates = endpoints if race else endpoints[:1]
+            self._log_passed_over()
+            setup = trio.current_time()
+            try:
+                endpoint, stream = await self._network.connect(candidates)
+            except ConnectError as exc:
+                self._connect_failed(exc)
+                endpoints = endpoints[len(candidates) :]
+                continue
+            endpoints.remove(endpoint)
+            await self._try_endpoint(endpoint, stream, setup)
+
+    async def _try_endpoint(
+        self, endpoint: Endpoint, stream: trio.abc.Stream, connected_since: float
+    ) -> None:
+        """From a fresh connection to outcomes; takes over `stream`."""
+        emit = self._environment.emit
+        try:
+            session = await introduce(
+                endpoint, stream, self._settings, emit, self._request.queue_id
+            )
+        except (SiteError, SessionError) as exc:
+            facts = self._facts(endpoint.relay)
+            self._failed(exc, facts)
+            self.outcomes.failed(self.outcomes.undecided, exc, facts, trio.current_time())
+            return
+        session.born = connected_since
+        self._sessions += 1
+        emit(SessionOpened(endpoint.relay))
+        await self._use(session)
+
+    # --- one session -------------------------------------------------------------------------
+
+    async def _use(self, session: Session) -> None:
+        """Transfer the message; then park the session, end it, or close it.
+
+        Raises StaleSession, and concludes nothing, if a reused session was dead.
+        """
+        facts = replace(
+            self._facts(session.endpoint.relay),
+            conn_use=session.uses + 1,
+            dsn_announced=session.capabilities.dsn,
+        )
+        try:
+            if self._settings.send_xforward:
+                await forward_client(session, self._request, self._environment.emit)
+            clean = await transfer(
+                session,
+                self._request,
+                self._content,
+                self.outcomes,
+                facts,
+                self.slot,
+                last=not self._keep,
+            )
+            self._served = True
+            if clean is not None and self._keep:
+                self.slot.park(self._key, clean)
+            else:
+                await session.quit()
+        except BaseException as exc:
+            await session.aclose()
+            if isinstance(exc, StaleSession):
+                raise
+            if isinstance(exc, ContentUnreadable):
+                now = trio.current_time()
+                self.outcomes.deferred(self.outcomes.undecided, exc, facts, now)
+            elif isinstance(exc, SessionError):
+                self._failed(exc, facts)
+                self.outcomes.failed(self.outcomes.undecided, exc, facts, trio.current_time())
+            else:
+                raise
+
+    @property
+    def _key(self) -> SessionKey:
+        request = self._request
+        return SessionKey(
+            transport=request.transport, nexthop=request.nexthop, settings=self._settings
+        )
+
+    # --- bookkeeping -------------------------------------------------------------------------
+
+    def _facts(self, relay: str) -> SessionFacts:
+        return SessionFacts(relay=relay, setup=trio.current_time() - self._started)
+
+    def _failed(self, error: DeliveryError, facts: SessionFacts) -> None:
+        """The endpoint or the whole nexthop was of no use."""
+        self._site_failure = SiteFailure(dsn=error.dsn, reason=error.reason)
+        if facts.relay:
+            self._passed_over.append(error.reason)
+
+    def _connect_failed(self, error: ConnectError) -> None:
+        for failure in error.failures or (error,):
+            if (endpoint := failure.endpoint) is not None:
+                why = failure.reason.rpartition(": ")[2]
+                self._environment.emit(
+                    ConnectFailed(endpoint.host, endpoint.address, endpoint.port, why)
+                )
+        facts = self._facts("")
+        self._failed(error, facts)
+        self.outcomes.failed(self.outcomes.undecided, error, facts, trio.current_time())
+
+    def _log_passed_over(self) -> None:
+        """Another endpoint is about to be tried: say why the last one was not the end of it."""
+        for reason in self._passed_over:
+            self._environment.emit(EndpointFailed(self._request.queue_id, reason))
+        self._passed_over.clear()

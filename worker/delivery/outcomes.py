@@ -1,0 +1,128 @@
+"""One outcome per recipient, always: the ledger of one delivery.
+
+A recipient is undecided until it is sent, refused for good, or the delivery ends; what happened
+to it last is remembered, because that becomes its reason when no endpoint is left to try.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from protocol.outcome import Action, Delays, DeliveryResult, RecipientOutcome
+from protocol.reply import Reply
+from protocol.request import DeliveryRequest, Recipient
+from worker.errors import DeliveryError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SessionFacts:
+    """What an outcome tells about the session it was reached in."""
+
+    relay: str = ""  # empty: there was none
+    conn_use: int = 1
+    dsn_announced: bool = False
+    setup: float = 0.0  # seconds since the request came until the session was ready
+
+
+class Outcomes:
+    """The recipients of one request and what became of each.
+
+    `undecided` keeps the order of the request. `started` is a clock reading in seconds, as are
+    the `now` arguments.
+    """
+
+    def __init__(self, request: DeliveryRequest, handed_off: float, started: float) -> None:
+        self._request = request
+        self._before_active = max(request.active - request.arrival, 0.0)
+        self._in_active = max(handed_off - request.active, 0.0)
+        self._started = started
+        self._decided: dict[Recipient, RecipientOutcome] = {}
+        self._last: dict[Recipient, tuple[DeliveryError, SessionFacts]] = {}
+        self.undecided: list[Recipient] = list(dict.fromkeys(request.recipients))
+
+    def sent(self, recipient: Recipient, reply: Reply, facts: SessionFacts, now: float) -> None:
+        """The server took responsibility (2xx after the final dot)."""
+        self._decide(
+            RecipientOutcome(
+                recipient=recipient,
+                action=Action.SENT,
+                dsn=reply.dsn,
+                reason=reply.text,
+                reply=reply.text,
+                relay=facts.relay,
+                conn_use=facts.conn_use,
+                dsn_announced=facts.dsn_announced,
+                delays=self._delays(facts, now),
+            )
+        )
+
+    def failed(
+        self, recipients: Iterable[Recipient], error: DeliveryError, facts: SessionFacts, now: float
+    ) -> None:
+        """Hard: bounced, now. Soft: undecided still, for the next endpoint to try."""
+        for recipient in list(recipients):
+            if error.hard:
+                self._decide(self._failure(recipient, Action.BOUNCED, error, facts, now))
+            else:
+                self._last[recipient] = (error, facts)
+
+    def deferred(
+        self,
+        recipients: Iterable[Recipient],
+        error: DeliveryError,
+        facts: SessionFacts,
+        now: float,
+        *,
+        in_doubt: bool = False,
+    ) -> None:
+        """Not to be tried at another endpoint: try again later."""
+        for recipient in list(recipients):
+            self._decide(
+                self._failure(recipient, Action.DEFERRED, error, facts, now, in_doubt=in_doubt)
+            )
+
+    def postponed(self, error: DeliveryError, facts: SessionFacts) -> None:
+        """Whatever its class, `error` counts for the undecided only if nothing better comes."""
+        for recipient in self.undecided:
+            self._last[recipient] = (error, facts)
+
+    def result(self, now: float, unexplained: DeliveryError) -> DeliveryResult:
+        """Decide the undecided by what happened to them last, or by `unexplained`."""
+        for recipient in list(self.undecided):
+            error, facts = self._last.get(recipient, (unexplained, SessionFacts()))
+            action = Action.BOUNCED if error.hard else Action.DEFERRED
+            self._decide(self._failure(recipient, action, error, facts, now))
+        outcomes = tuple(self._decided[recipient] for recipient in self._request.recipients)
+        return DeliveryResult(outcomes=outcomes)
+
+    def _decide(self, outcome: RecipientOutcome) -> None:
+        self.undecided.remove(outcome.recipient)  # ValueError: decided twice, a bug that must raise
+        self._decided[outcome.recipient] = outcome
+
+    def _failure(
+        self,
+        recipient: Recipient,
+        action: Action,
+        error: DeliveryError,
+        facts: SessionFacts,
+        now: float,
+        *,
+        in_doubt: bool = False,
+    ) -> RecipientOutcome:
+        return RecipientOutcome(
+            recipient=recipient,
+            action=action,
+            dsn=error.dsn,
+            reason=error.reason,
+            reply=error.reply.text if error.reply else "",
+            mta=error.mta,
+            relay=facts.relay,
+            conn_use=facts.conn_use,
+            dsn_announced=facts.dsn_announced,
+            delays=self._delays(facts, now),
+            in_doubt=in_doubt,
+        )
+
+    def _delays(self, facts: SessionFacts, now: float) -> Delays:
+        """The four parts of `delays=`, as Postfix cuts them."""
+        transmission = max(now - self._started - facts.setup, 0.0)
+        return Delays(self._before_active, self._in_active, facts.setup, transmission)

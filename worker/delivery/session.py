@@ -1,0 +1,222 @@
+"""A session: one connection, greeted and introduced, owned by one scope at a time.
+
+Answers for the phases: every wait for the peer happens inside `Session.conversation()`, under the
+time limit of its phase, and every failure there says what we were doing, in Postfix's words.
+After any failure or cancellation inside a conversation the session is broken for good: a late
+reply would answer the next command.
+
+Start at `Conversation`; what is said in a mail transaction is in `transaction.py`.
+"""
+
+import select
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Final
+
+import trio
+
+from protocol import phrases
+from protocol.capabilities import Capabilities
+from protocol.command import Command, Quit
+from protocol.dialogue import Dialogue
+from protocol.errors import RemoteProtocolError
+from protocol.reply import NEED_DATA, Reply, ReplyParser
+from worker.delivery.settings import DeliverySettings
+from worker.errors import SessionError
+from worker.network.address import Endpoint
+
+# RFC 2920 section 3.1: we must not block in sending while the server blocks in replying. Our
+# commands always fit into the kernel's send buffer if at most this many octets of them are
+# unanswered. A nursery with a concurrent reader was turned down: it costs more than the flight.
+PIPELINE_WINDOW: Final = 4096
+# One piece of content between two looks at the clock (see Conversation.send).
+PIECE: Final = 65_536
+RECEIVE_SIZE: Final = 16_384
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SessionKey:
+    """All that decides who we talk to and as whom: a parked session serves only an equal key."""
+
+    transport: str
+    nexthop: str
+    settings: DeliverySettings  # protocol, HELO name and everything else the dialogue depends on
+    source: str = ""  # source address we bind to
+    # TLS level and verdict, SASL identity: they join the key together with TLS and SASL.
+
+
+class Session:
+    """One connection and what we know of its peer. Whoever holds it closes it, or parks it."""
+
+    def __init__(self, endpoint: Endpoint, stream: trio.abc.Stream, settings: DeliverySettings):
+        self.endpoint = endpoint
+        self.stream = stream
+        self.settings = settings
+        self.replies = ReplyParser()
+        self.dialogue = Dialogue()
+        self.capabilities = Capabilities()
+        self.born = trio.current_time()  # seconds; reuse ends by age, not by count
+        self.uses = 0  # mail transactions begun
+        self.needs_reset = False  # a transaction was left unfinished: RSET goes first
+        self.broken = False  # nothing may be said any more
+        self.unwanted = False  # may be ended politely, but not be used again
+
+    @property
+    def peer(self) -> str:
+        """`host[address]`, as in every text about this session."""
+        return self.endpoint.name_and_address
+
+    @property
+    def reusable(self) -> bool:
+        """Sound, in step, wanted, and within the limits of age and count."""
+        settings = self.settings
+        return not (
+            self.broken
+            or self.unwanted
+            or not self.dialogue.in_step
+            or self.replies.unread
+            or trio.current_time() - self.born > settings.reuse_time_limit
+            or (settings.reuse_count_limit and self.uses > settings.reuse_count_limit)
+        )
+
+    def is_silent(self) -> bool:
+        """The peer has neither said anything nor closed since its last reply.
+
+        Octets that wait before a question was asked would be taken for its answer.
+        """
+        if self.replies.unread:
+            return False
+        if not isinstance(self.stream, trio.SocketStream):
+            return True  # an in-memory stream of a test: the first phase will find out
+        poll = select.poll()
+        poll.register(self.stream.socket.fileno(), select.POLLIN)
+        return not poll.poll(0)
+
+    @contextmanager
+    def conversation(self) -> "Iterator[Conversation]":
+        """Talk to the peer, phase after phase; one failure ends it, and with it the session.
+
+        Raises SessionError (4.4.2) for a timeout, a lost connection or an endless reply.
+        """
+        talk = Conversation(self)
+        try:
+            with talk.scope:
+                yield talk
+        except (trio.BrokenResourceError, trio.ClosedResourceError, EOFError) as exc:
+            self.broken = True
+            raise SessionError("4.4.2", phrases.lost_connection(self.peer, talk.doing)) from exc
+        except RemoteProtocolError as exc:
+            self.broken = True
+            raise SessionError(
+                "4.5.0", f"protocol error from {self.peer} while {talk.doing}: {exc}"
+            ) from exc
+        except SessionError:
+            self.broken = True
+            raise
+        except trio.Cancelled:
+            self.broken = True
+            raise
+        # Our own scope expired. An outer cancellation has passed through above.
+        if talk.scope.cancelled_caught:
+            self.broken = True
+            raise SessionError("4.4.2", phrases.timed_out(self.peer, talk.doing))
+
+    async def quit(self) -> None:
+        """Say QUIT and close; wait for its reply only if the configuration wants it (S042, S055).
+
+        Never raises for what the peer does.
+        """
+        if self.broken or not self.dialogue.in_step:  # or QUIT is already behind the final dot
+            await self.aclose()
+            return
+        wait = not self.settings.skip_quit_response
+        try:
+            with self.conversation() as talk:
+                talk.phase(phrases.QUIT, self.settings.limits.quit if wait else 1.0)
+                await talk.say(Quit())
+                if wait:
+                    await talk.answer()
+        except SessionError:
+            pass
+        finally:
+            await self.aclose()
+
+    async def aclose(self) -> None:
+        """Close at once, saying nothing: the way out after any failure or cancellation."""
+        self.broken = True
+        await trio.aclose_forcefully(self.stream)
+
+
+class Conversation:
+    """Sends and receives under the current phase's time limit.
+
+    One cancel scope serves all phases: changing its deadline costs far less than a scope for each
+    command. As in Postfix a limit bounds each read or write that gets on, and the whole command
+    and its reply only with smtp_per_request_deadline.
+    """
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._stream = session.stream
+        self._whole = session.settings.limits.whole_request
+        self._limit = 0.0
+        self.doing = ""
+        self.scope = trio.CancelScope()
+
+    def phase(self, doing: str, limit: float) -> None:
+        """From now on we are `doing` this, for at most `limit` seconds."""
+        self.doing = doing
+        self._limit = limit
+        self.scope.deadline = trio.current_time() + limit
+
+    async def send(self, octets: bytes | bytearray | memoryview) -> None:
+        """Send, in pieces, so that a slow reader is told from one that has stopped reading."""
+        if len(octets) <= PIECE:
+            await self._stream.send_all(octets)
+            self._progress(len(octets))
+            return
+        view = memoryview(octets)
+        for start in range(0, len(octets), PIECE):
+            piece = view[start : start + PIECE]
+            await self._stream.send_all(piece)
+            self._progress(len(piece))
+
+    async def say(self, command: Command) -> None:
+        """Send one command."""
+        await self.send(self._session.dialogue.send(command))
+
+    async def reply(self) -> Reply:
+        """The next reply on the wire, whichever command it answers."""
+        parser = self._session.replies
+        while (event := parser.next_event()) is NEED_DATA:
+            data = await self._stream.receive_some(RECEIVE_SIZE)
+            if not data:
+                raise EOFError("the peer closed the connection")
+            parser.receive_data(data)
+            if not self._whole:
+                self.scope.deadline = trio.current_time() + self._limit
+        if not event.well_formed:
+            self._session.unwanted = True
+        return event
+
+    async def answer(self) -> Reply:
+        """The next reply, paired with the command it answers."""
+        return self._session.dialogue.receive_reply(await self.reply())[1]
+
+    async def ask(self, command: Command, doing: str, limit: float) -> Reply:
+        """One command, one reply: a phase of its own."""
+        self.phase(doing, limit)
+        await self.say(command)
+        return await self.answer()
+
+    def _progress(self, octets: int) -> None:
+        """The peer took `octets`: the limit starts anew, or grows by smtp_min_data_rate."""
+        now = trio.current_time()
+        if not self._whole:
+            self.scope.deadline = now + self._limit
+            return
+        rate = self._session.settings.limits.min_data_rate
+        if rate:
+            earned = self.scope.deadline + octets / rate
+            self.scope.deadline = min(earned, now + self._limit)

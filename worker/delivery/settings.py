@@ -1,0 +1,86 @@
+"""What the configuration says about delivering: parsed once, the same for SMTP and LMTP."""
+
+from dataclasses import dataclass
+from typing import Self
+
+from protocol.request import Protocol
+from worker.config.config import Config
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """Time limits of the phases, in seconds (S045 to S055). 0 never means "no limit" here."""
+
+    helo: float = 300.0  # smtp_helo_timeout, lmtp_lhlo_timeout: greeting and EHLO
+    xforward: float = 300.0  # smtp_xforward_timeout
+    mail: float = 300.0  # smtp_mail_timeout
+    rcpt: float = 300.0  # smtp_rcpt_timeout
+    data_init: float = 120.0  # smtp_data_init_timeout
+    data_xfer: float = 180.0  # smtp_data_xfer_timeout
+    data_done: float = 600.0  # smtp_data_done_timeout
+    rset: float = 20.0  # smtp_rset_timeout
+    quit: float = 300.0  # smtp_quit_timeout
+    whole_request: bool = False  # smtp_per_request_deadline: limits bound a command and its reply
+    min_data_rate: int = 500  # smtp_min_data_rate, octets per second; only with the line above
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeliverySettings:
+    """One protocol's settings. Field comments name the parameter; defaults are its defaults."""
+
+    protocol: Protocol = Protocol.SMTP
+    hostname: str = "localhost"  # myhostname
+    helo_name: str = "localhost"  # smtp_helo_name, lmtp_lhlo_name
+    limits: Limits = Limits()
+    always_send_ehlo: bool = True  # smtp_always_send_ehlo
+    never_send_ehlo: bool = False  # smtp_never_send_ehlo
+    skip_5xx_greeting: bool = True  # smtp_skip_5xx_greeting
+    skip_quit_response: bool = True  # smtp_skip_quit_response
+    quote_envelope: bool = True  # smtp_quote_rfc821_envelope
+    mx_session_limit: int = 2  # smtp_mx_session_limit; 0: no limit
+    discard_keywords: tuple[str, ...] = ()  # smtp_discard_ehlo_keywords, lower case
+    send_xforward: bool = False  # smtp_send_xforward_command
+    reuse_time_limit: float = 300.0  # smtp_connection_reuse_time_limit, seconds
+    reuse_count_limit: int = 0  # smtp_connection_reuse_count_limit; 0: no limit
+
+    @classmethod
+    def from_config(cls, config: Config, protocol: Protocol) -> Self:
+        """Read the smtp_ or lmtp_ parameters; ConfigError was raised at load if one is bad."""
+
+        def name(parameter: str) -> str:
+            return config.mirror(parameter, protocol)
+
+        def seconds(parameter: str) -> float:
+            return config.seconds(name(parameter))
+
+        limits = Limits(
+            helo=seconds("smtp_helo_timeout"),
+            xforward=seconds("smtp_xforward_timeout"),
+            mail=seconds("smtp_mail_timeout"),
+            rcpt=seconds("smtp_rcpt_timeout"),
+            data_init=seconds("smtp_data_init_timeout"),
+            data_xfer=seconds("smtp_data_xfer_timeout"),
+            data_done=seconds("smtp_data_done_timeout"),
+            rset=seconds("smtp_rset_timeout"),
+            quit=seconds("smtp_quit_timeout"),
+            whole_request=config.boolean(name("smtp_per_request_deadline")),
+            min_data_rate=config.integer(name("smtp_min_data_rate")),
+        )
+        return cls(
+            protocol=protocol,
+            hostname=config.text("myhostname"),
+            helo_name=config.text(name("smtp_helo_name")),
+            limits=limits,
+            always_send_ehlo=config.boolean(name("smtp_always_send_ehlo")),
+            never_send_ehlo=config.boolean(name("smtp_never_send_ehlo")),
+            skip_5xx_greeting=config.boolean(name("smtp_skip_5xx_greeting")),
+            skip_quit_response=config.boolean(name("smtp_skip_quit_response")),
+            quote_envelope=config.boolean(name("smtp_quote_rfc821_envelope")),
+            mx_session_limit=config.integer(name("smtp_mx_session_limit")),
+            discard_keywords=tuple(
+                word.lower() for word in config.words(name("smtp_discard_ehlo_keywords"))
+            ),
+            send_xforward=config.boolean(name("smtp_send_xforward_command")),
+            reuse_time_limit=seconds("smtp_connection_reuse_time_limit"),
+            reuse_count_limit=config.integer(name("smtp_connection_reuse_count_limit")),
+        )

@@ -1,0 +1,188 @@
+"""Slot streams: requests to a worker process, results back, over one UNIX socket per slot.
+
+A frame is eight octets of lengths, a payload of `protocol.delivery_wire`, and for a request its
+content: inline if it is small, else as a descriptor (SCM_RIGHTS) that travels with the lengths,
+so that the worker needs no right to the queue directory. Everything is length-bounded: a frame
+that is not ends the stream, not the process.
+
+`StreamSlot` is the queue's end, `RequestStream` the worker's.
+"""
+
+import os
+import socket
+import struct
+from array import array
+from collections import deque
+from pathlib import Path
+from typing import Final
+
+import trio
+
+from protocol.delivery_wire import decode_request, decode_result, encode_request, encode_result
+from protocol.errors import RemoteProtocolError
+from protocol.outcome import DeliveryResult
+from protocol.request import DeliveryRequest
+from worker.content import INLINE_LIMIT, Content, FileContent, InlineContent
+from worker.queue.slot import WorkerLost
+
+_LENGTHS: Final = struct.Struct("!II")  # octets of payload; octets of inline content
+_DESCRIPTOR: Final = 0xFFFF_FFFF  # instead of a content length: the content is a descriptor
+PAYLOAD_LIMIT: Final = 16 * 1024 * 1024  # some ten thousand recipients; a request has fewer
+_RECEIVE_SIZE: Final = 131_072
+_ANCILLARY: Final = socket.CMSG_SPACE(4 * array("i").itemsize)
+
+
+class FrameStream:
+    """Frames over a UNIX stream socket; owns the socket. One sender and one receiver at a time."""
+
+    def __init__(self, sock: trio.socket.SocketType) -> None:
+        self._sock = sock
+        self._buffer = bytearray()
+        self._descriptors: deque[int] = deque()  # arrived, not yet claimed by a frame
+
+    async def send(self, payload: bytes, content: Content | None = None) -> None:
+        """Send one frame; a cancelled or failed send leaves the stream unusable."""
+        if isinstance(content, FileContent):
+            head = _LENGTHS.pack(len(payload), _DESCRIPTOR)
+            rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", [content.fd]))]
+            # The lengths alone: eight octets are sent whole or not at all, with the descriptor.
+            await self._sock.sendmsg([head], rights)
+            await self._send_all(payload)
+            return
+        data = content.data if content is not None else b""
+        await self._send_all(_LENGTHS.pack(len(payload), len(data)) + payload + data)
+
+    async def _send_all(self, octets: bytes) -> None:
+        sent = await self._sock.send(octets)
+        if sent < len(octets):
+            view = memoryview(octets)
+            while sent < len(octets):
+                sent += await self._sock.send(view[sent:])
+
+    async def receive(self) -> tuple[bytes, Content] | None:
+        """The next frame, or None at the end of the stream; the caller closes the content.
+
+        Raises RemoteProtocolError for a frame that breaks a rule, OSError.
+        """
+        if not await self._fill(_LENGTHS.size):
+            return None
+        payload_length, content_length = _LENGTHS.unpack_from(self._buffer)
+        inline = 0 if content_length == _DESCRIPTOR else content_length
+        if payload_length > PAYLOAD_LIMIT or inline > INLINE_LIMIT:
+            raise RemoteProtocolError(
+                f"slot frame of {payload_length} + {inline} octets exceeds the limit"
+            )
+        total = _LENGTHS.size + payload_length + inline
+        if not await self._fill(total):
+            raise RemoteProtocolError("slot stream ended in the middle of a frame")
+        start = _LENGTHS.size
+        payload = bytes(self._buffer[start : start + payload_length])
+        data = bytes(self._buffer[start + payload_length : total])
+        del self._buffer[:total]
+        if content_length != _DESCRIPTOR:
+            return payload, InlineContent(data)
+        if not self._descriptors:
+            raise RemoteProtocolError("slot frame without its descriptor")
+        return payload, FileContent(self._descriptors.popleft())
+
+    async def _fill(self, octets: int) -> bool:
+        """Have at least `octets` in the buffer; False at a clean end of the stream."""
+        while len(self._buffer) < octets:
+            data, ancillary, flags, _ = await self._sock.recvmsg(
+                _RECEIVE_SIZE, _ANCILLARY, socket.MSG_CMSG_CLOEXEC
+            )
+            for level, kind, rights in ancillary:
+                if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+                    received = array("i")
+                    received.frombytes(rights[: len(rights) - len(rights) % received.itemsize])
+                    self._descriptors.extend(received)
+            if flags & socket.MSG_CTRUNC:
+                raise RemoteProtocolError("too many descriptors in a slot frame")
+            if not data:
+                if self._buffer:
+                    raise RemoteProtocolError("slot stream ended in the middle of a frame")
+                return False
+            self._buffer += data
+        return True
+
+    def close(self) -> None:
+        """Close the socket and every descriptor that nobody claimed."""
+        self._sock.close()
+        while self._descriptors:
+            os.close(self._descriptors.popleft())
+
+
+class StreamSlot:
+    """The queue's end of a slot (`worker.queue.slot.Slot`)."""
+
+    def __init__(self, frames: FrameStream) -> None:
+        self._frames = frames
+        self._unanswered: deque[DeliveryRequest] = deque()
+
+    @classmethod
+    async def connect(cls, path: Path) -> "StreamSlot":
+        """Open a slot at the worker that listens on `path`. Raises WorkerLost."""
+        sock = trio.socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            await sock.connect(os.fspath(path))
+        except OSError as exc:
+            sock.close()
+            raise WorkerLost(f"no worker listens on {path.name}: {exc.strerror}") from exc
+        except BaseException:
+            sock.close()
+            raise
+        return cls(FrameStream(sock))
+
+    async def send(self, request: DeliveryRequest, content: Content) -> None:
+        """Hand over a request; see `Slot.send`."""
+        try:
+            self._unanswered.append(request)
+            await self._frames.send(encode_request(request), content)
+        except (OSError, trio.ClosedResourceError) as exc:
+            raise WorkerLost(f"worker went away: {exc}") from exc
+        finally:
+            content.close()
+
+    async def receive(self) -> DeliveryResult:
+        """The result of the oldest unanswered request; see `Slot.receive`."""
+        try:
+            frame = await self._frames.receive()
+            if frame is None:
+                raise WorkerLost("worker closed the slot")
+            return decode_result(frame[0], self._unanswered.popleft())
+        except (OSError, trio.ClosedResourceError, RemoteProtocolError) as exc:
+            raise WorkerLost(f"worker went away: {exc}") from exc
+
+    async def aclose(self) -> None:
+        """Close the stream; the worker ends or parks the session by itself."""
+        self._frames.close()
+
+
+class RequestStream:
+    """The worker's end of a slot."""
+
+    def __init__(self, frames: FrameStream) -> None:
+        self._frames = frames
+
+    async def next_request(self) -> tuple[DeliveryRequest, Content] | None:
+        """The next request and its content, which the caller closes; None: no more will come.
+
+        Raises RemoteProtocolError, OSError.
+        """
+        frame = await self._frames.receive()
+        if frame is None:
+            return None
+        payload, content = frame
+        try:
+            return decode_request(payload), content
+        except BaseException:
+            content.close()
+            raise
+
+    async def send_result(self, result: DeliveryResult) -> None:
+        """Answer the oldest unanswered request. Raises OSError."""
+        await self._frames.send(encode_result(result))
+
+    def close(self) -> None:
+        """Close the stream."""
+        self._frames.close()

@@ -1,0 +1,143 @@
+"""A worker process: serves slots until told to stop.
+
+It listens on an inherited UNIX socket; every connection is one slot of the queue process: requests
+in, results out, one after another. Start at `run_worker`. Its standard input is the lifeline: the
+end of file there means that the queue process is gone, and with it everybody who could record an
+outcome, so everything is cut off at once.
+
+SIGTERM: deliveries whose content is under way finish within `postrio_shutdown_timeout`, the others
+end now and are reported as stopped. SIGHUP: later requests see the new configuration.
+"""
+
+import os
+import signal
+import socket
+import traceback
+from collections.abc import Callable
+from typing import Final
+
+import trio
+
+from protocol.errors import RemoteProtocolError
+from worker.delivery.deliver import Environment, deliver
+from worker.delivery.slot import DeliverySlot
+from worker.slots import FrameStream, RequestStream
+from worker.status.events import Emit, Noted, UnexpectedError, Warned
+
+ACCEPT_PAUSE: Final = 0.1  # seconds to wait when no descriptor is left for another slot
+
+
+class Worker:
+    """The slots of one process. `load` reads the configuration anew and may raise."""
+
+    def __init__(self, load: Callable[[], Environment], emit: Emit) -> None:
+        self._load = load
+        self._environment = load()
+        self._emit = emit
+        self._slots: set[DeliverySlot] = set()
+        self._stopping = False
+
+    async def serve(self, listener: trio.socket.SocketType, stop_limit: float) -> None:
+        """Accept slots until stop(); then wait at most `stop_limit` seconds for them."""
+        async with trio.open_nursery() as nursery:
+            self._accepting = trio.CancelScope()
+            with self._accepting:
+                await self._accept(listener, nursery)
+            listener.close()
+            for slot in self._slots:
+                slot.stop()
+            nursery.cancel_scope.deadline = trio.current_time() + stop_limit
+
+    def stop(self) -> None:
+        """Take no more work; see serve()."""
+        self._stopping = True
+        self._accepting.cancel()
+
+    def reload(self) -> None:
+        """Read the configuration for later requests; a bad one is reported and not taken."""
+        try:
+            self._environment = self._load()
+        except Exception as exc:  # noqa: BLE001  # a bad file must not end deliveries
+            self._emit(Warned(f"configuration not reloaded: {exc}"))
+        else:
+            self._emit(Noted("configuration reloaded"))
+
+    async def _accept(self, listener: trio.socket.SocketType, nursery: trio.Nursery) -> None:
+        while True:
+            try:
+                sock, _ = await listener.accept()
+            except OSError as exc:
+                self._emit(Warned(f"cannot accept a slot: {exc.strerror}"))
+                await trio.sleep(ACCEPT_PAUSE)
+                continue
+            nursery.start_soon(self._serve_slot, sock)
+
+    async def _serve_slot(self, sock: trio.socket.SocketType) -> None:
+        """One slot until its stream ends. A failure here costs this slot, not the process."""
+        stream = RequestStream(FrameStream(sock))
+        slot = DeliverySlot()
+        self._slots.add(slot)
+        if self._stopping:
+            slot.stop()
+        try:
+            await self._serve_requests(stream, slot)
+        except (OSError, RemoteProtocolError) as exc:
+            self._emit(Warned(f"slot closed: {exc}"))
+        except Exception as exc:  # noqa: BLE001  # the queue process sees the slot end
+            text = "".join(traceback.format_exception(exc))
+            self._emit(UnexpectedError("serving a slot", text))
+        finally:
+            stream.close()
+            self._slots.discard(slot)
+            await slot.aclose()
+
+    async def _serve_requests(self, stream: RequestStream, slot: DeliverySlot) -> None:
+        while (received := await stream.next_request()) is not None:
+            request, content = received
+            try:
+                result = await deliver(request, content, self._environment, slot)
+            finally:
+                content.close()
+            await stream.send_result(result)
+            if slot.stopping:
+                return
+
+
+async def run_worker(
+    listener: socket.socket, load: Callable[[], Environment], emit: Emit, *, stop_limit: float
+) -> None:
+    """Serve slots on `listener`, which this closes, until SIGTERM or the end of standard input."""
+    worker = Worker(load, emit)
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGHUP, signal.SIGINT) as signals:
+        async with trio.open_nursery() as nursery:
+
+            async def watch_signals() -> None:
+                async for number in signals:
+                    if number == signal.SIGHUP:
+                        worker.reload()
+                    elif number == signal.SIGTERM:
+                        worker.stop()
+                    # SIGINT comes from a terminal to the whole group: the parent decides.
+
+            async def watch_lifeline() -> None:
+                await trio.lowlevel.wait_readable(0)  # nothing is ever written there: the end
+                nursery.cancel_scope.cancel()
+
+            nursery.start_soon(watch_signals)
+            nursery.start_soon(watch_lifeline)
+            await worker.serve(trio.socket.from_stdlib_socket(listener), stop_limit)
+            nursery.cancel_scope.cancel()
+
+
+def inherited_listener(descriptor: int) -> socket.socket:
+    """The listening socket that the queue process passed as `descriptor`.
+
+    Raises OSError if it is no listening UNIX stream socket.
+    """
+    os.set_inheritable(descriptor, False)  # noqa: FBT003  # its parameters have no names
+    listener = socket.socket(fileno=descriptor)
+    listening = listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+    if listener.family != socket.AF_UNIX or listener.type != socket.SOCK_STREAM or not listening:
+        listener.detach()
+        raise OSError(f"descriptor {descriptor} is not a listening UNIX socket")
+    return listener
