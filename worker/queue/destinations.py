@@ -1,0 +1,225 @@
+"""Destinations: how many deliveries each may have at a time, whose turn it is, and which are dead.
+
+A destination is a transport and a nexthop (and a recipient, where the recipient limit is 1). Its
+concurrency window follows what happens there, with Postfix's parameters and arithmetic:
+
+- Each delivery that reached the site adds `positive_feedback` to a sum; a whole one opens the
+  window by one, up to the limit, and never more than the initial concurrency beyond what is used:
+  an idle destination must not earn a window that it was never seen to bear.
+- Each site failure takes `negative_feedback` off another sum; a whole one closes the window by one,
+  down to one. The sum starts half full, so that a small feedback does not swing at once.
+- Each site failure is also 1/window of a cohort; `failed_cohort_limit` cohorts with no success in
+  between, and the destination is dead until a time.
+
+Nothing here waits, and time is passed in: `now` is wall-clock seconds.
+"""
+
+from collections import deque
+from collections.abc import Iterator
+from enum import Enum
+from typing import Final
+
+from protocol.request import Recipient
+from worker.queue.active import ActiveMessage, Entry, FairQueue, Share
+from worker.queue.routing import Delivery
+from worker.queue.settings import TransportSettings
+
+Key = tuple[str, str, str]  # transport, nexthop, recipient or ""
+_ROUNDING: Final = 1e-9  # ten times 0.1 is one
+
+
+class Feedback(Enum):
+    """What a result changed about its destination."""
+
+    NONE = "none"
+    DEAD = "dead"  # it was declared dead by this result
+
+
+class Destination:
+    """One destination; created when it first has mail, forgotten when it has nothing to remember.
+
+    `busy` counts slots, those being opened included.
+    """
+
+    __slots__ = ("_dead_until", "_failure", "_limits", "_success", "busy", "cohorts", "dsn",
+                 "key", "not_before", "queue", "reason", "route", "window")  # fmt: skip
+
+    def __init__(self, key: Key, route: Delivery, limits: TransportSettings) -> None:
+        self.key = key
+        self.route = route
+        self._limits = limits
+        self.queue = FairQueue()
+        self.busy = 0
+        self.window = self._initial()
+        self._success = 0.0
+        self._failure = 0.5
+        self.cohorts = 0.0
+        self._dead_until = 0.0  # 0: alive
+        self.dsn = ""  # of the failure that made it dead
+        self.reason = ""
+        self.not_before = 0.0  # destination_rate_delay: no delivery before this time
+
+    # --- limits --------------------------------------------------------------------------------
+
+    @property
+    def limits(self) -> TransportSettings:
+        """The settings of its transport."""
+        return self._limits
+
+    @limits.setter
+    def limits(self, limits: TransportSettings) -> None:
+        self._limits = limits
+        if (ceiling := self._ceiling()) and self.window > ceiling:
+            self.window = ceiling
+
+    def _ceiling(self) -> int:
+        # With a rate delay, deliveries come one at a time: else the pause would mean nothing.
+        return 1 if self._limits.rate_delay > 0 else self._limits.concurrency_limit
+
+    def _initial(self) -> int:
+        ceiling = self._ceiling()
+        initial = self._limits.initial_concurrency
+        return min(initial, ceiling) if ceiling else initial
+
+    # --- work ----------------------------------------------------------------------------------
+
+    def take(self) -> Entry:
+        """The next entry of its queue. IndexError: none."""
+        return self.queue.take(self._limits.recipient_limit)
+
+    def may_open(self, now: float) -> bool:
+        """There is work, and room for another slot."""
+        return (
+            self.busy < self.window
+            and bool(self.queue)
+            and not self._dead_until
+            and self.not_before <= now
+        )
+
+    def may_go_on(self) -> bool:
+        """There is work, and a slot that is open here may take it."""
+        return self.busy <= self.window and bool(self.queue) and not self._dead_until
+
+    # --- feedback ------------------------------------------------------------------------------
+
+    def succeeded(self) -> None:
+        """A delivery reached the site, whatever it said about the recipients."""
+        self.cohorts = 0.0
+        if self._dead_until:  # one that began earlier got through: it is alive after all
+            self.revive()
+            return
+        ceiling = self._ceiling()
+        if (ceiling and self.window >= ceiling) or (
+            self.window >= self.busy + self._limits.initial_concurrency
+        ):
+            return
+        self._success += self._limits.positive_feedback.at(self.window)
+        while self._success + _ROUNDING >= 1.0:
+            self._success -= 1.0
+            self.window += 1
+            self._failure = 0.5
+        if ceiling:
+            self.window = min(self.window, ceiling)
+
+    def failed(self, dsn: str, reason: str, until: float) -> Feedback:
+        """A delivery failed because of the site. DEAD: it is dead now, until `until`."""
+        if self._dead_until:
+            return Feedback.NONE
+        self.cohorts += 1.0 / self.window
+        limit = self._limits.failed_cohort_limit
+        if limit and self.cohorts + _ROUNDING >= limit:
+            self.suspend(dsn, reason, until)
+            return Feedback.DEAD
+        self._failure -= self._limits.negative_feedback.at(self.window)
+        while self._failure < -_ROUNDING:
+            self._failure += 1.0
+            self.window -= 1
+            self._success = 0.0
+        self.window = max(self.window, 1)
+        return Feedback.NONE
+
+    def suspend(self, dsn: str, reason: str, until: float) -> None:
+        """It is dead until a time, in seconds; what waits here should be deferred."""
+        self._dead_until = until
+        self.dsn = f"4{dsn[1:]}"
+        self.reason = reason
+
+    def revive(self) -> None:
+        """It is alive, and starts again at the initial concurrency."""
+        self._dead_until = 0.0
+        self.window = self._initial()
+        self.cohorts = self._success = 0.0
+        self._failure = 0.5
+
+    def is_dead(self, now: float) -> bool:
+        """Mail for it is to be deferred at once. Its time being over, it revives here."""
+        if self._dead_until and now >= self._dead_until:
+            self.revive()
+        return self._dead_until > 0
+
+    def forgettable(self, now: float) -> bool:
+        """Nothing waits, is under way, or must be remembered."""
+        return not (self.busy or self.queue or self.not_before > now or self.is_dead(now))
+
+
+class Destinations:
+    """All destinations that have mail or a memory, and the order in which they get slots."""
+
+    def __init__(self) -> None:
+        self._all: dict[Key, Destination] = {}
+        self._ring: deque[Destination] = deque()  # may open a slot; they take turns
+        self._in_ring: set[Destination] = set()
+
+    def __len__(self) -> int:
+        return len(self._all)
+
+    def __iter__(self) -> Iterator[Destination]:
+        return iter(list(self._all.values()))
+
+    def find(self, route: Delivery, address: str, limits: TransportSettings) -> Destination:
+        """The destination of a recipient, new or known."""
+        nexthop = route.nexthop if route.nexthop.startswith("unix:") else route.nexthop.lower()
+        key = (route.transport, nexthop, address if limits.recipient_limit == 1 else "")
+        destination = self._all.get(key)
+        if destination is None:
+            destination = self._all[key] = Destination(key, route, limits)
+        return destination
+
+    def add(
+        self, destination: Destination, active: ActiveMessage, recipients: list[Recipient]
+    ) -> None:
+        """Queue a message's recipients at their destination."""
+        destination.queue.add(Share(active, recipients))
+
+    def offer(self, destination: Destination, now: float) -> bool:
+        """Put a destination in the ring if it may open a slot; True if it is there."""
+        if not destination.may_open(now):
+            return False
+        if destination not in self._in_ring:
+            self._in_ring.add(destination)
+            self._ring.append(destination)
+        return True
+
+    def next_turn(self, now: float) -> Destination | None:
+        """The destination that gets the next slot; it goes to the end of the ring. None: none."""
+        while self._ring:
+            destination = self._ring.popleft()
+            self._in_ring.discard(destination)
+            if destination.may_open(now):
+                return destination
+        return None
+
+    @property
+    def waiting(self) -> bool:
+        """Some destination may be waiting for a slot."""
+        return bool(self._ring)
+
+    def tidy(self, destination: Destination, now: float) -> None:
+        """Forget a destination that has nothing to remember, as Postfix does."""
+        if destination.forgettable(now):
+            self._all.pop(destination.key, None)
+
+    def sweep(self, now: float) -> None:
+        """Forget all that have nothing to remember: the dead of long ago."""
+        for destination in self:
+            self.tidy(destination, now)
