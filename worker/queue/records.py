@@ -111,3 +111,4 @@ class MessageSummary:
     size: int
     next_attempt: float | None
     recipients: tuple[RecipientSummary, ...]
+    recipient_count: int = 0  # all that are left; `recipients` may be only the first of them

@@ -7,16 +7,19 @@ a large message never lies in memory.
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol
 
 from protocol.outcome import RecipientOutcome
 from worker.content import Content
 from worker.queue.records import (
     Finish,
+    MessageState,
     MessageSummary,
     QueuedMessage,
     Submission,
 )
+
+RECIPIENT_LIMIT: Final = 20_000  # of one message in memory: qmgr_message_recipient_limit
 
 
 class StoreError(Exception):
@@ -25,6 +28,10 @@ class StoreError(Exception):
 
 class StoreFull(StoreError):
     """No space: nothing was accepted."""
+
+
+class StoreLocked(StoreError):
+    """Another process has the queue open: the text names it. Passes by itself (EX_TEMPFAIL)."""
 
 
 class SubmissionRefused(Exception):
@@ -69,10 +76,16 @@ class Store(Protocol):
         Raises SubmissionRefused, StoreError.
         """
 
-    async def claim(self, now: float, limit: int) -> list[QueuedMessage]:
+    async def claim(
+        self, now: float, limit: int, *, recipient_limit: int = RECIPIENT_LIMIT
+    ) -> list[QueuedMessage]:
         """Move at most `limit` due messages to ACTIVE and return them, longest due first.
 
         A claimed message is not returned again until finish(), or until the store is reopened.
+        Each comes with at most `recipient_limit` recipients, settled ones included and first (so
+        there may be only those). The others come when the message is claimed again, which is due
+        as soon as this run is finished; only when every recipient was tried in this pass do
+        `attempts` grow and the earliest `next_attempt` of its runs apply.
         """
 
     async def next_due(self) -> float | None:
@@ -90,9 +103,16 @@ class Store(Protocol):
         """Record outcomes, and with `finish` also end the run, all in one commit.
 
         Clears the in-doubt mark (unless outcome.in_doubt). Returns the queue ids of the notices
-        queued by `finish`, in order. Retries by itself while the disk is full: an outcome is
-        never dropped.
+        queued by `finish`, in order; none if the message was deleted meanwhile. Retries by itself
+        while the disk is full: an outcome is never dropped. A caller cancelled during such a retry
+        is let go, and the retry goes on.
         """
+
+    async def in_doubt(self) -> list[tuple[str, str]]:
+        """(queue id, address) of attempts that were under way when the queue was last left."""
+
+    async def counts(self) -> dict[MessageState, int]:
+        """How many messages there are in each state. Reads them all: for people, not for loops."""
 
     async def content_head(self, message_id: int, limit: int) -> bytes:
         """The first `limit` octets of the content (for notices)."""
@@ -100,13 +120,19 @@ class Store(Protocol):
     async def summaries(
         self, queue_ids: Collection[str] | None = None, *, after: str = "", limit: int = 1000
     ) -> list[MessageSummary]:
-        """Messages for the queue commands, by queue id, in pages: those after `after`."""
+        """Messages for the queue commands, in order of acceptance, in pages: those after `after`.
+
+        Each with at most 1000 recipients. The last page is the one shorter than `limit`.
+        """
 
     async def read_content(self, queue_id: str) -> Content | None:
         """The content of one message; the caller closes it."""
 
     async def hold(self, queue_ids: Collection[str] | None) -> list[str]:
-        """Put messages on hold (None: all); returns the ids that changed. Active ones finish."""
+        """Put messages on hold (None: all); returns the ids that changed. Active ones finish.
+
+        That is: their run ends first; what is left of them then is on hold.
+        """
 
     async def release(self, queue_ids: Collection[str] | None, now: float) -> list[str]:
         """Take messages off hold, due at `now`; returns the ids that changed."""
@@ -117,7 +143,10 @@ class Store(Protocol):
         """Flush: waiting messages (by id, by recipient domain, or all) become due at `now`."""
 
     async def requeue(self, queue_ids: Collection[str] | None, now: float) -> list[str]:
-        """Start over: due now, attempts forgotten, transport and nexthop decided anew."""
+        """Start over: due now, attempts forgotten, transport and nexthop decided anew.
+
+        Not the active ones.
+        """
 
     async def delete(self, queue_ids: Collection[str] | None) -> list[str]:
         """Remove messages without any notice; returns the ids removed. None: all."""
