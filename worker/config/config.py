@@ -12,6 +12,7 @@ set or not, is expanded (`macros.py`) and its text read by its kind (`values.py`
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -28,7 +29,7 @@ from worker.config.parameters import (
     mirror_name,
 )
 from worker.config.problems import ConfigError, Problem
-from worker.config.remarks import remarks
+from worker.config.remarks import remarks, used_names
 from worker.config.tables import Maps, TableConfigError, open_maps
 from worker.config.values import BadValueError, Value, parse_value
 
@@ -48,6 +49,7 @@ class Config:
     """
 
     settings: Mapping[str, Setting]  # what was set, by whom; not expanded
+    used: frozenset[str]  # names that values of known parameters mention, directly or not
     warnings: tuple[str, ...]  # one line each, with their places
     _expander: Expander = field(repr=False)
     _values: Mapping[str, Value] = field(repr=False)
@@ -75,7 +77,7 @@ class Config:
         file = _find_file(path, environ)
         read = MainCf(settings=(), problems=(), warnings=())
         if file is not None:
-            facts = facts.with_directory(str(file.parent))
+            facts = facts.with_directory(str(file.absolute().parent))
             read = _read(file)
         problems = list(read.problems)
         settings = {setting.name: setting for setting in read.settings}
@@ -118,14 +120,16 @@ class Config:
         clock: Clock,
     ) -> "Config":
         expander = Expander(settings, facts)
+        used = used_names(settings, expander)
         check = _Check(settings, expander, environ, clock)
-        check.everything()
+        check.everything(used)
         problems += check.problems
         if problems:
             raise ConfigError(problems)
         return cls(
             MappingProxyType(dict(settings)),
-            (*warnings, *remarks(settings, expander), *check.warnings),
+            used,
+            (*warnings, *remarks(settings, expander, used), *check.warnings),
             expander,
             MappingProxyType(check.values),
             MappingProxyType(check.maps),
@@ -200,10 +204,25 @@ class Config:
         """The text as set, or the default's, not expanded. LookupError: neither set nor known."""
         return self._expander.raw(name)
 
+    def expanded(self, name: str) -> str:
+        """The expanded text of any name, the user's own too; empty where it is not known.
+
+        A text that nothing uses was not checked; where it is broken it is returned as it stands.
+        """
+        try:
+            return self._expander.value(name)
+        except BadValueError:
+            return self._expander.raw(name)
+
     def default(self, name: str) -> str:
         """The text of the default, not expanded (computed ones: as computed here)."""
         _row(name)
         return self._expander.default(name)
+
+    def default_expanded(self, name: str) -> str:
+        """The value that the parameter would have if nothing at all were set."""
+        _row(name)
+        return self._expander.without_settings().value(name)
 
     def _value(self, name: str, kind: Kind) -> Value:
         row = _row(name)
@@ -263,12 +282,15 @@ class _Check:
         self.problems: list[Problem] = []
         self.warnings: list[str] = []
 
-    def everything(self) -> None:
-        """Settings first, so that a mistake is reported where it was made, and once."""
+    def everything(self, used: AbstractSet[str]) -> None:
+        """Settings first, so that a mistake is reported where it was made, and once.
+
+        Names that are not ours and that nothing uses may hold anything.
+        """
         known = [row for name in self._settings if (row := find(name)) is not None]
         rest = [row for name, row in PARAMETERS.items() if name not in self._settings]
         for name in self._settings:
-            if find(name) is None:
+            if name in used and find(name) is None:
                 self._expands(name)
         for row in (*known, *rest):
             self._parameter(row)

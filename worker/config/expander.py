@@ -53,6 +53,10 @@ class Expander:
         self._values: dict[str, str] = {}
         self._under_way: list[str] = []
 
+    def without_settings(self) -> "Expander":
+        """One over the defaults alone."""
+        return Expander({}, self._facts)
+
     def value(self, name: str) -> str:
         """The expanded value; empty for a name that is neither set nor known.
 

@@ -9,7 +9,7 @@
     $$                              a dollar sign
 
 Texts and operands may hold such pieces again. A text is parsed once and can be evaluated often;
-only the branch that is chosen is evaluated.
+only the branch that is chosen is evaluated. White space inside braces belongs to the text.
 """
 
 import re
@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 _NAME = re.compile(r"[A-Za-z0-9_]+", re.ASCII)
-_NUMBER = re.compile(r"[0-9]{1,18}", re.ASCII)
+_NUMBER = re.compile(r"[0-9]{1,1000}", re.ASCII)
 _SPACE = " \t\r\n"
 _OPERATOR = re.compile(r"(==|!=|<=|>=|<|>)(level)?")
 _CLOSING = {"{": "}", "(": ")"}
@@ -140,8 +140,8 @@ def _parse_braced(inner: str, depth: int) -> Reference | Conditional:
     if inner.startswith("{"):
         test: Reference | Comparison
         test, rest = _parse_comparison(inner, depth)
-        if not rest:  # bare: Postfix's words for true and false
-            return Conditional(test, Text(("bool:true",)), Text(()))
+        if not rest:  # bare: true or nothing, as in Postfix 3.7
+            return Conditional(test, Text(("true",)), Text(()))
     else:
         match = _NAME.match(inner)
         if match is None:
@@ -175,7 +175,7 @@ def _branch(text: str, depth: int) -> tuple[Text, str, bool]:
     if not stripped.startswith("{"):
         return _parse(text, depth + 1), "", False
     content, end = _enclosed(stripped, 0)
-    return _parse(content.strip(_SPACE), depth + 1), stripped[end:].strip(_SPACE), True
+    return _parse(content, depth + 1), stripped[end:].strip(_SPACE), True
 
 
 def _parse_comparison(inner: str, depth: int) -> tuple[Comparison, str]:

@@ -41,6 +41,10 @@ def parse_main_cf(text: str, file: str) -> MainCf:
     settings: dict[str, Setting] = {}
     problems, warnings = [], []
     for number, line in logical_lines(text):
+        if line[0] in " \t":
+            shown = line.strip(_SPACE)[:60]
+            warnings.append(f'{file}:{number}: "{shown}" continues no line and is left out')
+            continue
         setting = parse_setting(line, file, number)
         if isinstance(setting, Problem):
             problems.append(setting)
@@ -79,9 +83,6 @@ def logical_lines(text: str) -> Iterator[tuple[int, str]]:
 
 def parse_setting(line: str, file: str, number: int = 0) -> Setting | Problem:
     """The setting of one logical line (or of `-o name=value`), or what is wrong with it."""
-    if line[:1] in {" ", "\t"} and number:
-        why = "a line that continues none"
-        return Problem(file=file, line=number, why=why, expected="no white space in front")
     name, equals, value = line.partition("=")
     name = name.strip(_SPACE)
     shown = line.strip(_SPACE)[:60]

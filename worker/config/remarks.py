@@ -5,23 +5,30 @@ A name of the user's own is welcome when some value mentions it, as with postcon
 
 import difflib
 from collections.abc import Iterator, Mapping
+from collections.abc import Set as AbstractSet
 
 from worker.config.expander import Expander
 from worker.config.foreign import of_other_programs, of_the_client
 from worker.config.main_cf import Setting
 from worker.config.parameters import PARAMETERS, find
 
+_LIKELY = 0.75  # similarity from which a name is worth suggesting
+_SURE = 0.93  # ... and from which it is a slip even where the beginning is another program's
 _SHOWN = 5  # names of other programs' parameters that are spelled out
 
 
-def remarks(settings: Mapping[str, Setting], expander: Expander) -> Iterator[str]:
-    """Yield one line for each oddity, with its place, in the order of the settings."""
-    used = _used(settings, expander)
+def remarks(
+    settings: Mapping[str, Setting], expander: Expander, used: AbstractSet[str]
+) -> Iterator[str]:
+    """Yield one line for each oddity, with its place, in the order of the settings.
+
+    `used` is what `used_names` says.
+    """
     others = []
     for name, setting in settings.items():
         row = find(name)
         if row is None and name not in used:
-            if of_other_programs(name):
+            if of_other_programs(name) and not _near(name, _SURE):
                 others.append(setting)
             else:
                 yield f"{setting.place}: {_unknown(name)}"
@@ -38,10 +45,10 @@ def remarks(settings: Mapping[str, Setting], expander: Expander) -> Iterator[str
         yield _about_others(others)
 
 
-def _used(settings: Mapping[str, Setting], expander: Expander) -> set[str]:
+def used_names(settings: Mapping[str, Setting], expander: Expander) -> frozenset[str]:
     """The names that the values of known parameters lead to."""
     known = [*PARAMETERS, *(name for name in settings if find(name) is not None)]
-    return {used for name in known for used in expander.reachable(name)}
+    return frozenset(used for name in known for used in expander.reachable(name))
 
 
 def _unknown(name: str) -> str:
@@ -57,5 +64,10 @@ def _about_others(others: list[Setting]) -> str:
 
 
 def _nearest(name: str) -> str:
-    near = difflib.get_close_matches(name.lower(), PARAMETERS, n=1, cutoff=0.75)
-    return f"; did you mean {near[0]}?" if near else ""
+    near = _near(name, _LIKELY)
+    return f"; did you mean {near}?" if near else ""
+
+
+def _near(name: str, cutoff: float) -> str:
+    """The most similar name of the table, or nothing."""
+    return next(iter(difflib.get_close_matches(name.lower(), PARAMETERS, n=1, cutoff=cutoff)), "")

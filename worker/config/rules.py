@@ -15,20 +15,31 @@ import ipaddress
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from enum import Enum
 
 from worker.config.main_cf import logical_lines
 from worker.config.table import TableConfigError
 
-# What a matching key yields for $1...; None: no match.
+# What a key yields for $1... where the rule applies to it; None: it does not.
 Groups = Sequence[str]
 Match = Callable[[str], Groups | None]
 
 
+class Sense(Enum):
+    """Whether a rule is for the keys that match, or (with !) for those that do not."""
+
+    MATCH = "match"
+    MISMATCH = "mismatch"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Dialect:
-    """How a pattern is read: (text from its first character, place) -> match, groups, rest."""
+    """How a pattern is read: (text from its first character on, sense) -> match, number of
+    groups, the text after it. The match knows of the negation: what it means for a key that is of
+    another sort than the pattern, only the dialect can say.
+    """
 
-    read: Callable[[str], tuple[Match, int, str]]
+    read: Callable[[str, Sense], tuple[Match, int, str]]
     substitutes: bool  # whether $1 means a group
 
 
@@ -37,8 +48,7 @@ class Rule:
     """A pattern with its text, or with the rules that hold where it matches (if ... endif)."""
 
     match: Match
-    negated: bool
-    text: "tuple[str | int, ...]"  # literal text and numbers of groups
+    text: tuple[str | int, ...] = ()  # literal text and numbers of groups
     inner: "tuple[Rule, ...] | None" = None
 
 
@@ -46,11 +56,12 @@ def find_rule(rules: Sequence[Rule], key: str) -> str | None:
     """The text of the first rule that matches; None: none does."""
     for rule in rules:
         groups = rule.match(key)
-        if (groups is None) is not rule.negated:
+        if groups is None:
             continue
         if rule.inner is None:
-            found = groups or ()
-            return "".join(part if isinstance(part, str) else found[part - 1] for part in rule.text)
+            return "".join(
+                part if isinstance(part, str) else groups[part - 1] for part in rule.text
+            )
         nested = find_rule(rule.inner, key)
         if nested is not None:
             return nested
@@ -77,7 +88,6 @@ class _If:
 
     number: int
     match: Match
-    negated: bool
     outer: list[Rule]  # the rules among which it stands
 
 
@@ -94,16 +104,14 @@ class _Reader:
         """Raises TableConfigError."""
         word, rest = _first_word(line)
         if word == "if":
-            match, negated, _, rest = _read_pattern(rest, self._dialect)
-            self.opened.append(_If(number, match, negated, self.rules))
+            match, _, rest = _read_pattern(rest, self._dialect)
+            self.opened.append(_If(number, match, self.rules))
             self.rules = []
         elif word == "endif":
             if not self.opened:
                 raise TableConfigError("endif without if")
             opened = self.opened.pop()
-            rule = Rule(
-                match=opened.match, negated=opened.negated, text=(), inner=tuple(self.rules)
-            )
+            rule = Rule(match=opened.match, inner=tuple(self.rules))
             self.rules = [*opened.outer, rule]
         else:
             rule = _read_rule(line, self._dialect)
@@ -124,25 +132,26 @@ def _first_word(line: str) -> tuple[str, str]:
 def _read_rule(line: str, dialect: Dialect) -> Rule:
     if line[0] in " \t":
         raise TableConfigError("a line that continues none", "no white space in front")
-    match, negated, groups, text = _read_pattern(line, dialect)
+    match, groups, text = _read_pattern(line, dialect)
     parts = _read_text(text) if dialect.substitutes else (text,)
     highest = max((part for part in parts if isinstance(part, int)), default=0)
-    if highest and negated:
-        raise TableConfigError(f"${highest} where a pattern did not match")
     if highest > groups:
-        raise TableConfigError(f"${highest}, but the pattern has {groups} groups")
-    return Rule(match=match, negated=negated, text=tuple(part for part in parts if part != ""))
+        raise TableConfigError(
+            f"${highest}, but there are {groups} groups (none where it must not match)"
+        )
+    return Rule(match=match, text=tuple(part for part in parts if part != ""))
 
 
-def _read_pattern(line: str, dialect: Dialect) -> tuple[Match, bool, int, str]:
-    """Match, whether negated, number of groups, and the text after it."""
-    negated = False
+def _read_pattern(line: str, dialect: Dialect) -> tuple[Match, int, str]:
+    """Match, number of groups, and the text after the pattern."""
+    sense = Sense.MATCH
     while line.startswith("!"):
-        negated, line = not negated, line[1:].lstrip()
+        sense = Sense.MISMATCH if sense is Sense.MATCH else Sense.MATCH
+        line = line[1:].lstrip()
     if not line:
         raise TableConfigError("no pattern")
-    match, groups, rest = dialect.read(line)
-    return match, negated, groups, rest.strip()
+    match, groups, rest = dialect.read(line, sense)
+    return match, groups, rest.strip()
 
 
 _GROUP = re.compile(r"\$(?:(\$)|([0-9]{1,3})|\{([0-9]{1,3})\}|\(([0-9]{1,3})\))", re.ASCII)
@@ -168,7 +177,7 @@ def _read_text(text: str) -> tuple[str | int, ...]:
 # --- networks ------------------------------------------------------------------------------------
 
 
-def _read_network(line: str) -> tuple[Match, int, str]:
+def _read_network(line: str, sense: Sense) -> tuple[Match, int, str]:
     head, *rest = line.split(maxsplit=1)
     try:
         network = ipaddress.ip_network(_unbracketed(head))
@@ -177,9 +186,12 @@ def _read_network(line: str) -> tuple[Match, int, str]:
 
     def match(key: str) -> Groups | None:
         try:
-            return () if ipaddress.ip_address(_unbracketed(key)) in network else None
-        except ValueError:  # not an address: no network holds it
+            address = ipaddress.ip_address(_unbracketed(key))
+        except ValueError:  # not an address: nothing is said about it
             return None
+        if address.version != network.version:  # nor about the other family, negated or not
+            return None
+        return () if (address in network) is (sense is Sense.MATCH) else None
 
     return match, 0, rest[0] if rest else ""
 
@@ -212,7 +224,7 @@ def _read_expression(line: str) -> tuple[str, str, str]:
     return line[1:at], match[0], rest
 
 
-def _compile(pattern: str, flags: int, *, anchored: bool) -> tuple[Match, int]:
+def _compile(pattern: str, flags: int, *, anchored: bool, sense: Sense) -> tuple[Match, int]:
     try:
         compiled = re.compile(pattern, flags | re.ASCII)
     except (re.error, OverflowError, RecursionError) as exc:
@@ -223,7 +235,10 @@ def _compile(pattern: str, flags: int, *, anchored: bool) -> tuple[Match, int]:
         found = search(key)
         return None if found is None else found.groups(default="")
 
-    return match, compiled.groups
+    def mismatch(key: str) -> Groups | None:
+        return () if search(key) is None else None
+
+    return (match, compiled.groups) if sense is Sense.MATCH else (mismatch, 0)
 
 
 def _flags(letters: str, known: dict[str, int], default: int) -> int:
@@ -238,7 +253,7 @@ def _flags(letters: str, known: dict[str, int], default: int) -> int:
     return flags
 
 
-def _read_pcre(line: str) -> tuple[Match, int, str]:
+def _read_pcre(line: str, sense: Sense) -> tuple[Match, int, str]:
     pattern, letters, rest = _read_expression(line)
     known = {
         "i": int(re.IGNORECASE),
@@ -250,18 +265,18 @@ def _read_pcre(line: str) -> tuple[Match, int, str]:
     }
     flags = _flags(letters, known, re.IGNORECASE | re.DOTALL)
     python = _translate(pattern, posix=False)
-    match, groups = _compile(python, flags, anchored="A" in letters)
+    match, groups = _compile(python, flags, anchored="A" in letters, sense=sense)
     return match, groups, rest
 
 
-def _read_regexp(line: str) -> tuple[Match, int, str]:
+def _read_regexp(line: str, sense: Sense) -> tuple[Match, int, str]:
     pattern, letters, rest = _read_expression(line)
     known = {"i": int(re.IGNORECASE), "m": int(re.MULTILINE), "x": 0}
     if letters.count("x") % 2:
         raise TableConfigError('the flag "x" (basic expressions) is not supported', "no x")
     # POSIX without REG_NEWLINE: a dot matches a newline, too.
     flags = _flags(letters, known, re.IGNORECASE | re.DOTALL)
-    match, groups = _compile(_translate(pattern, posix=True), flags, anchored=False)
+    match, groups = _compile(_translate(pattern, posix=True), flags, anchored=False, sense=sense)
     return match, groups, rest
 
 

@@ -79,8 +79,8 @@ def open_maps(specs: Sequence[str], *, environ: Mapping[str, str], clock: Clock)
 def open_table(spec: str, *, environ: Mapping[str, str], clock: Clock) -> Table:
     """The table of one `type:name`. Raises TableConfigError."""
     kind, colon, name = spec.partition(":")
-    if not colon:
-        raise TableConfigError(f'"{spec}" names no table type', "type:name, as texthash:/file")
+    if not colon or not name:
+        raise TableConfigError(f'"{spec}" is not a table', "type:name, as texthash:/file")
     opener = TYPES.get(kind)
     if opener is not None:
         return opener(spec, name, environ, clock)

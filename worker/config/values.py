@@ -4,6 +4,7 @@ Time values: a whole number and one of s, m, h, d, w; without a letter the param
 """
 
 import re
+from typing import TypeVar
 
 from worker.config.parameter import Kind, Parameter
 
@@ -40,7 +41,7 @@ def parse_value(parameter: Parameter, text: str) -> Value:
             return _in_range(parameter, _integer(parameter, text))
         case Kind.TIME:
             seconds = parse_seconds(text, parameter.unit, fraction=parameter.fraction)
-            return float(_in_range(parameter, seconds))
+            return _in_range(parameter, seconds)
         case Kind.WORDS:
             return _words(parameter, text)
         case Kind.TABLES:
@@ -94,30 +95,33 @@ def split_list(text: str) -> tuple[str, ...]:
     return tuple(item for item in items if item)
 
 
-def _integer(parameter: Parameter, text: str) -> int:
-    if not _SIGNED.fullmatch(text) or len(text) > 20:
-        raise BadValueError("not a number", _range(parameter, "a whole number"))
-    return int(text)
-
-
-def _in_range(parameter: Parameter, number: float) -> int | float:
+def range_in_words(parameter: Parameter) -> str:
+    """The legal numbers or times of a parameter, as a phrase."""
     low, high = parameter.minimum, parameter.maximum
-    what = "a time" if parameter.kind is Kind.TIME else "a whole number"
-    if low is not None and number < low:
-        raise BadValueError("too small", _range(parameter, what))
-    if number > (LARGEST if high is None else high):
-        raise BadValueError("too large", _range(parameter, what))
-    return number
-
-
-def _range(parameter: Parameter, what: str) -> str:
-    low, high = parameter.minimum, parameter.maximum
-    unit = "s" if parameter.kind is Kind.TIME else ""
+    what, unit = ("a time", "s") if parameter.kind is Kind.TIME else ("a whole number", "")
     if low is not None and high is not None:
         return f"{what} from {low}{unit} to {high}{unit}"
     if low is not None:
         return f"{what} of at least {low}{unit}"
     return what if high is None else f"{what} of at most {high}{unit}"
+
+
+def _integer(parameter: Parameter, text: str) -> int:
+    if not _SIGNED.fullmatch(text) or len(text) > 20:
+        raise BadValueError("not a number", range_in_words(parameter))
+    return int(text)
+
+
+_Number = TypeVar("_Number", int, float)
+
+
+def _in_range(parameter: Parameter, number: _Number) -> _Number:
+    low, high = parameter.minimum, parameter.maximum
+    if low is not None and number < low:
+        raise BadValueError("too small", range_in_words(parameter))
+    if number > (LARGEST if high is None else high):
+        raise BadValueError("too large", range_in_words(parameter))
+    return number
 
 
 def _words(parameter: Parameter, text: str) -> tuple[str, ...]:

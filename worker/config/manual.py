@@ -1,0 +1,169 @@
+"""Writes the reference of all parameters from the table: docs/parameters.md and the manual page.
+
+`python -m worker.config.manual` in the top directory of the sources writes both files; a test
+compares what is there with what would be written.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from worker.config.parameters import PARAMETERS, TRANSPORT_SUFFIXES, Kind, Parameter
+from worker.config.rows_client import DESTINATIONS, DIALOGUE, LIMITS
+from worker.config.rows_general import IDENTITY, LOGGING, PROCESSES
+from worker.config.rows_queue import NOTICES, RETRIES, ROUTING, SCHEDULER, STORE
+from worker.config.values import range_in_words
+
+SECTIONS: tuple[tuple[str, tuple[Parameter, ...]], ...] = (
+    ("Finding a server", DESTINATIONS),
+    ("Time and other limits of a session", LIMITS),
+    ("The dialogue with the server", DIALOGUE),
+    ("The queue", STORE),
+    ("Routing", ROUTING),
+    ("Retries and lifetimes", RETRIES),
+    ("The scheduler", SCHEDULER),
+    ("Notices", NOTICES),
+    ("Names", IDENTITY),
+    ("Logging", LOGGING),
+    ("Processes and postrio's own additions", PROCESSES),
+)
+
+SYNTAX = (
+    "A line is name = value. A line that begins with white space continues the one before. A line"
+    " whose first visible character is # is a comment; comments and empty lines do not end a value."
+    " Of two settings of one name the last one holds.",
+    "In a value, $name, ${name} and $(name) stand for the value of another parameter, and $$ for a"
+    " dollar sign. ${name?{x}:{y}} is x where name has a value, y where it has none; ${name?text}"
+    " and ${name:text} are one half of that. ${{a} == {b} ? {x} : {y}} compares (==, !=, <, <=, >=,"
+    " >): as numbers where both sides are, and as release numbers with the word level after the"
+    " operator.",
+    "A time is a whole number with s, m, h, d or w (seconds to weeks); without a letter, in the"
+    " parameter's own unit. Times marked so take decimals, too. Items of a list are separated by"
+    " commas or white space.",
+    "A lookup table is type:name. Types: texthash:/file (lines of key, white space, text),"
+    " inline:{key=text, ...}, static:text, regexp:/file, pcre:/file, cidr:/file, environ:name and"
+    " fail:name. Changed files are read again within a second.",
+    "An unknown name is a warning, a value that cannot be used an error: nothing starts until it is"
+    " right.",
+)
+
+PER_TRANSPORT = (
+    "For any transport, <transport>_... overrides the parameter for all transports. These endings"
+    " exist:"
+)
+
+
+def markdown() -> str:
+    """The text of docs/parameters.md."""
+    lines = ["# Parameters of postrio", ""]
+    lines += ["<!-- Written by `python -m worker.config.manual`; change the table instead. -->", ""]
+    for paragraph in SYNTAX:
+        lines += [_escape(paragraph), ""]
+    for title, rows in SECTIONS:
+        lines += [f"## {title}", "", "| parameter | default | meaning |", "|---|---|---|"]
+        lines += [_markdown_row(row) for row in rows]
+        lines.append("")
+    lines += ["## For one transport", "", _escape(PER_TRANSPORT), ""]
+    lines += [
+        f"- `<transport>_{suffix}` (else `{fallback}`)"
+        for suffix, fallback in sorted(TRANSPORT_SUFFIXES.items())
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def man_page() -> str:
+    """The text of docs/man/postrio.cf.5, for man(1)."""
+    lines = [
+        '.\\" Written by python -m worker.config.manual; change the table instead.',
+        '.TH POSTRIO.CF 5 "" postrio "postrio manual"',
+        ".ad l",
+        ".SH NAME",
+        "postrio.cf \\- the parameters of postrio's main.cf",
+        ".SH DESCRIPTION",
+    ]
+    for paragraph in SYNTAX:
+        lines += [".PP", _roff(paragraph)]
+    for title, rows in SECTIONS:
+        lines.append(f".SH {_roff(title).upper()}")
+        for row in rows:
+            default = _roff(row.default) if row.default else "empty"
+            lines += [".TP", f"\\fB{_roff(row.name)}\\fR (default: {default})"]
+            lines.append(_roff(row.summary))
+            lines += [item for note in _notes(row) for item in (".br", _roff(note))]
+    lines += [".SH FOR ONE TRANSPORT", _roff(PER_TRANSPORT)]
+    for suffix, fallback in sorted(TRANSPORT_SUFFIXES.items()):
+        lines += [
+            ".TP",
+            f"\\fI<transport>\\fB_{_roff(suffix)}\\fR",
+            f"Else {_roff(fallback)}.",
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def _notes(row: Parameter) -> Iterator[str]:
+    """What else there is to say of a row, a sentence each."""
+    yield f"{_kind_in_words(row)}. Since {row.source}."
+    if row.mirror is not None:
+        yield _twin_in_words(row, PARAMETERS[row.mirror.name])
+    if row.deprecated:
+        yield f"Deprecated: {row.deprecated}."
+    if row.read_only:
+        yield "Computed; it can be mentioned but not set."
+
+
+def _kind_in_words(row: Parameter) -> str:
+    match row.kind:
+        case Kind.BOOLEAN:
+            return "Yes or no"
+        case Kind.INTEGER:
+            return _capital(range_in_words(row))
+        case Kind.TIME:
+            unit = "" if row.unit == "s" else f"; without a unit: {row.unit}"
+            decimals = "; takes decimals" if row.fraction else ""
+            return _capital(range_in_words(row)) + unit + decimals
+        case Kind.WORDS:
+            return "List of " + ", ".join(row.choices) if row.choices else "List"
+        case Kind.TABLES:
+            return "Lookup tables"
+        case Kind.CHOICE:
+            return "One of " + ", ".join(choice or "nothing" for choice in row.choices)
+        case Kind.TEXT:
+            return _capital(row.expected) if row.expected else "Text"
+
+
+def _twin_in_words(row: Parameter, twin: Parameter) -> str:
+    if twin.default in {row.default, row.default.replace("$smtp_", "$lmtp_")}:
+        return f"For LMTP: {twin.name}."
+    return f"For LMTP: {twin.name} (default: {twin.default or 'empty'})."
+
+
+def _markdown_row(row: Parameter) -> str:
+    default = f"`{row.default}`" if row.default else "empty"
+    notes = " ".join(_notes(row))
+    return f"| `{row.name}` | {default} | {_escape(row.summary)}<br>{_escape(notes)} |"
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
+def _escape(text: str) -> str:
+    return text.replace("<", "&lt;").replace("|", "\\|").replace("*", "\\*").replace("_", "\\_")
+
+
+def _roff(text: str) -> str:
+    escaped = text.replace("\\", "\\e").replace("-", "\\-")
+    return "\\&" + escaped if escaped[:1] in {".", "'"} else escaped
+
+
+def main(top: Path) -> None:
+    """Write both files below `top`."""
+    for path, text in ((PARAMETERS_MD, markdown()), (MAN_PAGE, man_page())):
+        (top / path).parent.mkdir(parents=True, exist_ok=True)
+        (top / path).write_text(text, encoding="utf-8")
+
+
+PARAMETERS_MD = Path("docs/parameters.md")
+MAN_PAGE = Path("docs/man/postrio.cf.5")
+
+if __name__ == "__main__":
+    main(Path.cwd())
