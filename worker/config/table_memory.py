@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from worker.config.table import Table, TableConfigError, TableError
-from worker.config.values import BadValueError, split_list
+from worker.config.values import split_list
 
 
 class Inline(Table):
@@ -60,11 +60,13 @@ class Environ(Table):
 
 def unbraced(text: str) -> str:
     """What `{...}` holds, without the white space around. Raises TableConfigError."""
-    if not (text.startswith("{") and text.endswith("}")):
-        raise TableConfigError(f'"{text}" is not in braces', "{...}")
-    try:
-        if len(split_list(text)) != 1:
-            raise TableConfigError(f'text after the braces of "{text}"', "{...}")
-    except BadValueError as exc:
-        raise TableConfigError(exc.why, exc.expected) from exc
-    return text[1:-1].strip()
+    depth = 0
+    for at, char in enumerate(text):
+        depth += (char == "{") - (char == "}")
+        if depth == 0:  # the partner of the first brace
+            if at == 0:
+                break
+            if at < len(text) - 1:
+                raise TableConfigError(f'text after the braces of "{text}"', "{...}")
+            return text[1:-1].strip()
+    raise TableConfigError(f'"{text}" is not in braces', "{...}")

@@ -1,0 +1,394 @@
+"""Lookup tables. Answers of types that Postfix has were checked against postmap -q (3.7)."""
+
+import os
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import TypeVar
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from worker.config.tables import Maps, Table, TableConfigError, TableError, open_maps, open_table
+
+T = TypeVar("T")
+
+
+def result(lookup: Coroutine[object, None, T]) -> T:
+    """What a lookup answers that waits for nothing; no event loop needed."""
+    with pytest.raises(StopIteration) as caught:
+        lookup.send(None)
+    value: T = caught.value.value
+    return value
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def table(spec: str, clock: Clock | None = None, **environ: str) -> Table:
+    return open_table(spec, environ=environ, clock=clock or Clock())
+
+
+def find(spec: str, key: str) -> str | None:
+    return result(table(spec).lookup(key))
+
+
+def written(tmp_path: Path, text: str) -> str:
+    path = tmp_path / "table"
+    path.write_text(text)
+    return str(path)
+
+
+# --- without a file ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("spec", "key", "text"),
+    [
+        ("inline:{a=b, {A1 = x y, z}, { c=d }}", "a", "b"),
+        ("inline:{a=b, {A1 = x y, z}, { c=d }}", "a1", "x y, z"),
+        ("inline:{a=b,{c=d}}", "C", "d"),
+        ("inline:{a=1 a=2}", "a", "2"),
+        ("inline:{a=1}", "b", None),
+        ("static:a", "x", "a"),
+        ("static:{a  b}", "", "a  b"),
+        ("environ:x", "HOME", "/here"),
+        ("environ:x", "home", None),
+    ],
+)
+def test_tables_without_a_file_answer(spec: str, key: str, text: str | None) -> None:
+    assert result(table(spec, HOME="/here").lookup(key)) == text
+
+
+def test_the_fail_table_never_answers() -> None:
+    with pytest.raises(TableError, match="fail:x lookup of key fails"):
+        result(table("fail:x").lookup("key"))
+
+
+@pytest.mark.parametrize(
+    ("spec", "why"),
+    [
+        ("transport", "is not a table"),
+        ("static:", "is not a table"),
+        ("hash:/etc/x", '"hash" is not supported yet; expected texthash:/etc/x'),
+        ("lmdb:/etc/x", "texthash:/etc/x"),
+        ("ldap:/etc/x", '"ldap" is not supported yet; expected one of: cidr, environ'),
+        ("hsh:/etc/x", 'no table type "hsh"'),
+        ("inline:{}", "without an entry"),
+        ("inline:{a}", 'no "key=text" in "a"'),
+        ("inline:{a = 1}", 'no "key=text"'),
+        ("inline:a=b", "not in braces"),
+        ("static:{a}b", "after the braces"),
+        ("static:{a}{b}", "after the braces"),
+        ("texthash:table", "depends on the working directory"),
+        ("texthash:/nowhere/at/all", "cannot be read: No such file"),
+        ("regexp:{{/a/ $1}}", "$1, but there are 0 groups"),
+    ],
+)
+def test_a_table_that_cannot_be_opened_says_why(spec: str, why: str) -> None:
+    with pytest.raises(TableConfigError) as caught:
+        table(spec)
+    assert why in str(caught.value)
+
+
+# --- lists of tables -----------------------------------------------------------------------------
+
+
+def test_the_first_table_that_has_the_key_answers() -> None:
+    maps = open_maps(["inline:{a=1}", "inline:{a=2, b=3}"], environ={}, clock=Clock())
+    assert result(maps.find("a")) == "1"
+    assert result(maps.find("b")) == "3"
+    assert result(maps.find("c")) is None
+    assert maps
+    assert not Maps()
+
+
+def test_a_table_in_trouble_ends_the_search() -> None:
+    maps = open_maps(["inline:{a=1}", "fail:x", "static:y"], environ={}, clock=Clock())
+    assert result(maps.find("a")) == "1"
+    with pytest.raises(TableError):
+        result(maps.find("b"))
+
+
+def test_patterns_are_not_asked_for_parts_of_an_address() -> None:
+    maps = open_maps(["regexp:{{/./ pattern}}", "static:rest"], environ={}, clock=Clock())
+    assert result(maps.find("a@example.com")) == "pattern"
+    assert result(maps.find("example.com", partial=True)) == "rest"
+
+
+# --- texthash ------------------------------------------------------------------------------------
+
+TEXTHASH = """\
+# a comment
+A.com  one two  
+"a b"@x y
+noval
+b: c
+a.com dup
+\\ x z
+"un q
+k"k l" m
+cont
+  more
+  x # y
+"""  # noqa: W291  # white space at the end of a line is what it tests
+
+
+@pytest.mark.parametrize(
+    ("key", "text"),
+    [
+        ("a.com", "one two"),
+        ("A.COM", "one two"),
+        ('"a b"@x', "y"),
+        ("a b@x", None),
+        ("noval", None),
+        ("b:", "c"),
+        ("b", None),
+        ("\\ x", "z"),
+        ('k"k l"', "m"),
+        ("cont", "more  x # y"),
+    ],
+)
+def test_texthash_reads_what_postmap_reads(tmp_path: Path, key: str, text: str | None) -> None:
+    assert find(f"texthash:{written(tmp_path, TEXTHASH)}", key) == text
+
+
+def test_lines_left_out_are_warned_of(tmp_path: Path) -> None:
+    path = written(tmp_path, " x y\n" + TEXTHASH)
+    assert table(f"texthash:{path}").warnings == (
+        f"{path}:1: a line that continues none is left out",
+        f"{path}:5: left out; expected key, white space, text",
+        f'{path}:6: the key ends in ":"; is this an alias file?',
+        f"{path}:7: left out; an earlier line has the key a.com",
+        f"{path}:9: left out; expected key, white space, text",
+    )
+
+
+def test_a_changed_file_is_read_again_after_a_second(tmp_path: Path) -> None:
+    path, clock = Path(written(tmp_path, "a one\n")), Clock()
+    under_test = table(f"texthash:{path}", clock)
+    path.write_text("a other\nb two\n")
+    clock.now = 0.9
+    assert result(under_test.lookup("b")) is None
+    clock.now = 1.0
+    assert result(under_test.lookup("b")) == "two"
+    assert result(under_test.lookup("a")) == "other"
+
+
+def test_a_replaced_file_of_the_same_size_and_time_is_noticed(tmp_path: Path) -> None:
+    path, clock = Path(written(tmp_path, "a 1\n")), Clock()
+    status = path.stat()
+    under_test = table(f"texthash:{path}", clock)
+    other = tmp_path / "other"
+    other.write_text("a 2\n")
+    os.utime(other, ns=(status.st_atime_ns, status.st_mtime_ns))
+    other.rename(path)
+    clock.now = 1.0
+    assert result(under_test.lookup("a")) == "2"
+
+
+def test_an_unchanged_file_is_not_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock()
+    under_test = table(f"texthash:{written(tmp_path, 'a 1')}", clock)
+    monkeypatch.setattr(Path, "open", None)
+    clock.now = 5.0
+    assert result(under_test.lookup("a")) == "1"
+
+
+def test_a_file_that_is_gone_fails_lookups_until_it_is_back(tmp_path: Path) -> None:
+    path, clock = Path(written(tmp_path, "a 1\n")), Clock()
+    under_test = table(f"texthash:{path}", clock)
+    path.unlink()
+    clock.now = 1.0
+    for _ in range(2):
+        with pytest.raises(TableError, match="cannot be used: No such file"):
+            result(under_test.lookup("a"))
+    path.write_text("a 2\n")
+    assert result(under_test.lookup("a")) == "2"
+
+
+def test_a_file_that_turns_bad_fails_lookups_until_it_is_right(tmp_path: Path) -> None:
+    path, clock = Path(written(tmp_path, "/a/ 1\n")), Clock()
+    under_test = table(f"regexp:{path}", clock)
+    path.write_text("/a/ 2\n/(/ 3\n")
+    clock.now = 1.0
+    with pytest.raises(TableError, match="table:2: the pattern"):
+        result(under_test.lookup("a"))
+    path.write_text("/a/ 4\n")
+    assert result(under_test.lookup("a")) == "4"
+
+
+def test_a_file_in_another_encoding_is_refused_with_the_line(tmp_path: Path) -> None:
+    path = tmp_path / "table"
+    path.write_bytes(b"a b\nc \xff\n")
+    with pytest.raises(TableConfigError, match="table:2: not UTF-8 text"):
+        table(f"texthash:{path}")
+
+
+WORDS = st.text("abcxyz@.+", min_size=1, max_size=8).filter(lambda word: not word.endswith(":"))
+
+
+@given(st.dictionaries(WORDS, st.lists(WORDS, min_size=1)))
+def test_texthash_holds_what_was_written(
+    tmp_path_factory: pytest.TempPathFactory, rows: dict[str, list[str]]
+) -> None:
+    text = "".join(f"{key}\t{' '.join(words)}\n" for key, words in rows.items())
+    under_test = table(f"texthash:{written(tmp_path_factory.mktemp('t'), text)}")
+    for key, words in rows.items():
+        assert result(under_test.lookup(key.upper())) == " ".join(words)
+
+
+# --- cidr ----------------------------------------------------------------------------------------
+
+CIDR = """\
+192.168.1.0/24 net one
+10.0.0.1\tsingle
+!127.0.0.0/8 notloop
+if 127.0.0.0/16
+127.0.1.0/24  inner
+endif
+::1 v6
+[fd00::]/8 br
+"""
+
+
+@pytest.mark.parametrize(
+    ("key", "text"),
+    [
+        ("192.168.1.7", "net one"),
+        ("10.0.0.1", "single"),
+        ("10.0.0.2", "notloop"),
+        ("127.0.1.5", "inner"),
+        ("127.0.2.5", None),
+        ("127.1.1.1", None),
+        ("::1", "v6"),
+        ("fd00::3", "br"),
+        ("fe00::3", None),  # the negated rule is for the other family
+        ("host", None),
+    ],
+)
+def test_cidr_answers_for_addresses(tmp_path: Path, key: str, text: str | None) -> None:
+    assert find(f"cidr:{written(tmp_path, CIDR)}", key) == text
+
+
+def test_cidr_refuses_host_bits(tmp_path: Path) -> None:
+    with pytest.raises(TableConfigError, match=r"table:1: 10\.0\.0\.1/8 has host bits set"):
+        table(f"cidr:{written(tmp_path, '10.0.0.1/8 x')}")
+
+
+# --- regular expressions -------------------------------------------------------------------------
+
+PATTERNS = """\
+/^(a+)@(.*)$/  $1-${2}-$(1)-$$
+/^foo$/i  casesens
+!/@/ noat
+if /^if/
+/x$/ ifx
+!/y/ nested
+endif
+if !/z/
+/^nz/ never
+endif
+/[[:digit:]]+\\.com/ digits
+/(x)|(y)/ [$1][$2]
+/emp/
+/b\\/c/ slash
+#/n/ c
+  cont
+|^pipe| pp
+"""
+
+
+@pytest.mark.parametrize("kind", ["regexp", "pcre"])
+@pytest.mark.parametrize(
+    ("key", "text"),
+    [
+        ("aaa@b", "aaa-b-aaa-$"),
+        ("AAA@b", "AAA-b-AAA-$"),
+        ("foo", "casesens"),
+        ("FOO", "noat"),
+        ("if@x", "ifx"),
+        ("if@q", "nested"),
+        ("nz@", None),
+        ("zz@12.com", "digits"),
+        ("zz@y", "[][y]"),
+        ("zz@x", "[x][]"),
+        ("emp@z", ""),
+        ("zb/c@", "slash  cont"),
+        ("pipe@z", "pp"),
+        ("none@z", None),
+    ],
+)
+def test_patterns_answer_as_in_postfix(
+    tmp_path: Path, kind: str, key: str, text: str | None
+) -> None:
+    assert find(f"{kind}:{written(tmp_path, PATTERNS)}", key) == text
+
+
+@pytest.mark.parametrize(
+    ("rule", "why"),
+    [
+        ("/a/ $3", "$3, but there are 0 groups"),
+        ("!/(a)/ $1", "$1, but there are 0 groups"),
+        ("/a/ $x", '"$" without a number'),
+        ("/(a)/ $0", "$0 is not a group"),
+        ("/a/z q", 'the flag "z" is not supported'),
+        ("/a/!q", '"!" is not a flag'),
+        ("/a q", 'no second "/"'),
+        ("a b", '"a" does not begin a pattern'),
+        ("!", "no pattern"),
+        ("/(/ q", "cannot be used"),
+        ("/[/ q", '"[" without "]"'),
+        ("/[[:foo:]]/ q", "there is no class [:foo:]"),
+        ("if /a/", "if without endif"),
+        ("endif", "endif without if"),
+        (" /a/ x", "continues none"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["regexp", "pcre"])
+def test_a_broken_rule_is_refused_with_its_line(
+    tmp_path: Path, kind: str, rule: str, why: str
+) -> None:
+    path = written(tmp_path, f"\n{rule}\n")
+    with pytest.raises(TableConfigError) as caught:
+        table(f"{kind}:{path}")
+    assert str(caught.value).startswith(f"{path}:2: ")
+    assert why in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("spec", "key", "text"),
+    [
+        (r"regexp:{{/^[]x[]+$/ hit}}", "]x[", "hit"),
+        (r"regexp:{{/^[\d]+$/ hit}}", r"\d", "hit"),  # no escapes in POSIX brackets
+        (r"pcre:{{/^[\d]+$/ hit}}", "12", "hit"),
+        (r"regexp:{{/\<b\>/ hit}}", "a b c", "hit"),
+        (r"regexp:{{/\<b\>/ hit}}", "abc", None),
+        (r"pcre:{{/b/A hit}}", "ab", None),
+        (r"pcre:{{/a b/x hit}}", "ab", "hit"),
+        (r"pcre:{{/a.b/s hit}}", "a\nb", None),
+        (r"pcre:{{/a.b/ hit}}", "a\nb", "hit"),
+        (r"pcre:{{/^b/ hit}}", "a\nb", None),
+        (r"pcre:{{/^b/m hit}}", "a\nb", "hit"),
+        (r"pcre:{{!!/a/ hit}}", "a", "hit"),
+        ("cidr:{{1.2.3.0/24 x}}", "1.2.3.4", "x"),
+    ],
+)
+def test_flags_brackets_and_rules_in_place(spec: str, key: str, text: str | None) -> None:
+    assert find(spec, key) == text
+
+
+def test_text_that_nobody_looks_at_is_warned_of(tmp_path: Path) -> None:
+    path = written(tmp_path, "if /a/ b\n/c/\nendif d\n")
+    assert set(table(f"regexp:{path}").warnings) == {
+        f'{path}:1: "b" after if is not looked at',
+        f"{path}:2: a pattern without text; its text is empty",
+        f'{path}:3: "d" after endif is not looked at',
+    }
