@@ -241,9 +241,12 @@ async def _resolve_all(
         except LookupFailure as exc:
             failures.append(exc)
 
-    async with trio.open_nursery() as nursery:
-        for index, record in enumerate(hosts):
-            nursery.start_soon(look_up, index, record.exchanger)
+    if len(hosts) == 1:  # most domains; a nursery would cost more than a remembered answer
+        await look_up(0, hosts[0].exchanger)
+    else:
+        async with trio.open_nursery() as nursery:
+            for index, record in enumerate(hosts):
+                nursery.start_soon(look_up, index, record.exchanger)
     endpoints = [
         endpoint
         for record, addresses in zip(hosts, found, strict=True)
@@ -256,12 +259,15 @@ async def _addresses(
     host: str, settings: EndpointSettings, resolver: Resolver
 ) -> Sequence[HostAddress]:
     """Return the addresses of a host name; of a numeric one without asking (as Postfix does)."""
-    try:
-        literal = _literal(host)
-    except ValueError:
-        return await resolver.addresses(host, settings.families)
-    _check_family(host, settings)
-    return [literal]
+    if host[-1:].isdigit() or ":" in host:  # no top-level domain ends in a digit
+        try:
+            literal = _literal(host)
+        except ValueError:
+            pass
+        else:
+            _check_family(host, settings)
+            return [literal]
+    return await resolver.addresses(host, settings.families)
 
 
 def _nowhere(failures: Sequence[LookupFailure], settings: EndpointSettings) -> ResolveError:

@@ -142,7 +142,9 @@ class Network:
             else:
                 # No race and no shuffle across destinations: their preferences must not mix.
                 worse = place * _MX_PREFERENCES
-                found += [replace(e, preference=e.preference + worse) for e in endpoints]
+                if worse:
+                    endpoints = [replace(e, preference=e.preference + worse) for e in endpoints]
+                found += endpoints
         if not found:
             # If one of them may lead somewhere later, the mail may too.
             raise next((error for error in errors if not error.hard), errors[-1])
