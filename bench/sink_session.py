@@ -119,7 +119,7 @@ class Sink:
                 return
 
 
-class _Hangup(Exception):  # noqa: N818 - an end, not an error
+class _Hangup(Exception):
     """The sink or its client ends this connection: an expected end, seen by Sink.serve() only."""
 
 
@@ -360,8 +360,9 @@ class SinkSession:
     async def _content(self, received: Received) -> None:
         """Read to the final dot; fills in what `received` says about the content."""
         if self._behaviour.cut is Phase.CONTENT:
-            await self._receive()
-            raise _Hangup
+            if not self._unparsed:
+                await self._receive()
+            await self._hang_up()
         receiver = ContentReceiver()
         digest = hashlib.sha256()
         head = bytearray()

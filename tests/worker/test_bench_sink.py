@@ -1,0 +1,376 @@
+"""The sink: its dialogue over in-memory streams on a virtual clock, its listeners on loopback.
+
+Deterministic because nothing waits for time or for the scheduler: replies are read until the
+expected number of lines is there.
+"""
+
+import base64
+import hashlib
+import itertools
+import json
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+
+import pytest
+import trio
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from trio.testing import MockClock, memory_stream_pair, trio_test
+
+from bench.behaviour import Behaviour, BehaviourError, Phase, parse_behaviour, split_words
+from bench.sink import Listen, RecordFile, parse_listen, serve_sinks
+from bench.sink_session import ContentReceiver, Received, Sink
+
+EHLO = b"EHLO client.example\r\n"
+ENVELOPE = b"MAIL FROM:<a@example.com>\r\nRCPT TO:<b@example.com>\r\nDATA\r\n"
+
+
+class Client:
+    """One end of a dialogue, with a reader of lines."""
+
+    def __init__(self, stream: trio.abc.Stream) -> None:
+        self._stream = stream
+        self._unread = b""
+
+    async def send(self, octets: bytes) -> None:
+        """Send, whether or not the sink is still there."""
+        with suppress(trio.BrokenResourceError):
+            await self._stream.send_all(octets)
+
+    async def lines(self, count: int) -> list[bytes]:
+        """The next `count` lines; EOFError when the sink closes before."""
+        while self._unread.count(b"\n") < count:
+            data = await self._stream.receive_some()
+            if not data:
+                raise EOFError(self._unread)
+            self._unread += data
+        *lines, self._unread = self._unread.split(b"\r\n", count)
+        return lines
+
+    async def codes(self, count: int) -> list[int]:
+        """The codes of the next `count` lines."""
+        return [int(line[:3]) for line in await self.lines(count)]
+
+    async def rest(self) -> bytes:
+        """Everything until the sink closes."""
+        data = self._unread
+        while more := await self._stream.receive_some():
+            data += more
+        return data
+
+
+@asynccontextmanager
+async def talk(behaviour: Behaviour) -> AsyncIterator[tuple[Client, Sink, list[Received]]]:
+    """A client of a sink with this behaviour, and what the sink took."""
+    client_end, server_end = memory_stream_pair()
+    taken: list[Received] = []
+    sink = Sink(behaviour=behaviour, take=taken.append, keep=True)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(sink.serve, server_end)
+        yield Client(client_end), sink, taken
+        nursery.cancel_scope.cancel()
+
+
+async def greet(client: Client) -> None:
+    """Read the greeting, introduce ourselves."""
+    await client.lines(1)
+    await client.send(EHLO)
+    await client.lines(7)
+
+
+# --- content ------------------------------------------------------------------------------------
+
+
+def stuffed(content: bytes) -> bytes:
+    """Content as it travels: plain definition, line by line."""
+    lines = content.split(b"\r\n")
+    return b"\r\n".join(b"." + line if line.startswith(b".") else line for line in lines)
+
+
+PIECES = st.sampled_from([b".", b"..", b"\r\n", b"\r", b"\n", b"text", b"\0", b"\xff"])
+
+
+@given(st.lists(PIECES).map(b"".join), st.lists(st.integers(0, 60)), st.binary(max_size=8))
+@settings(max_examples=300)
+def test_content_comes_out_as_it_went_in_however_it_is_cut(
+    content: bytes, cuts: list[int], after: bytes
+) -> None:
+    content += b"\r\n"
+    wire = stuffed(content) + b".\r\n" + after
+    edges = [0, *sorted(cut for cut in cuts if cut < len(wire)), len(wire)]
+    receiver = ContentReceiver()
+    got, rest = b"", b""
+    for start, end in itertools.pairwise(edges):
+        if receiver.finished:
+            rest += wire[start:end]
+        else:
+            got += receiver.receive_data(wire[start:end])
+    assert receiver.finished
+    assert got == content
+    assert receiver.rest + rest == after
+
+
+def test_content_may_be_empty() -> None:
+    receiver = ContentReceiver()
+    assert receiver.receive_data(b".\r\nQUIT\r\n") == b""
+    assert receiver.finished
+    assert receiver.rest == b"QUIT\r\n"
+
+
+@pytest.mark.parametrize("end", [b"\n.\n", b"\r.\r", b"\n.\r\n", b"\r\n.\n", b"\r.\r\n"])
+def test_only_crlf_dot_crlf_ends_the_content(end: bytes) -> None:
+    receiver = ContentReceiver()
+    receiver.receive_data(b"text" + end)
+    assert not receiver.finished
+
+
+# --- dialogue -----------------------------------------------------------------------------------
+
+
+@trio_test
+async def test_a_pipelined_session_gets_its_replies_in_order() -> None:
+    async with talk(Behaviour()) as (client, sink, taken):
+        await greet(client)
+        await client.send(ENVELOPE)
+        assert await client.codes(3) == [250, 250, 354]
+        await client.send(b"Message-ID: <1@x>\r\n\r\nhello\r\n.\r\n" + ENVELOPE)
+        assert await client.codes(4) == [250, 250, 250, 354]
+        await client.send(b"\r\nMessage-ID: <no@header>\r\n.\r\nQUIT\r\n")
+        assert await client.codes(2) == [250, 221]
+        assert await client.rest() == b""
+    assert [(one.transaction, one.message_id) for one in taken] == [(1, "<1@x>"), (2, "")]
+    assert (sink.counters.messages, sink.counters.connections) == (2, 1)
+
+
+@trio_test
+async def test_one_octet_at_a_time_is_understood() -> None:
+    async with talk(Behaviour()) as (client, _, taken):
+        await greet(client)
+        for octet in ENVELOPE + b"..\r\n.\r\n":
+            await client.send(bytes([octet]))
+        assert await client.codes(4) == [250, 250, 354, 250]
+    assert taken[0].content == b".\r\n"
+
+
+@trio_test
+async def test_the_digest_is_of_the_content_as_submitted() -> None:
+    content = b"Subject: dots\r\n\r\n.one\r\n..two\r\n\0 \xe9 bare\rCR and\nLF\r\n"
+    async with talk(Behaviour()) as (client, _, taken):
+        await greet(client)
+        await client.send(ENVELOPE + stuffed(content) + b".\r\n")
+        assert await client.codes(4) == [250, 250, 354, 250]
+    assert taken[0].sha256 == hashlib.sha256(content).hexdigest()
+    assert taken[0].size == len(content)
+
+
+@trio_test
+async def test_lmtp_answers_for_each_accepted_recipient() -> None:
+    behaviour = parse_behaviour(
+        ["lmtp", "to:no@x=550 5.1.1 no", "mailbox:full@x=452 4.2.2 mailbox full"]
+    )
+    async with talk(behaviour) as (client, _, taken):
+        await client.lines(1)
+        await client.send(EHLO + b"LHLO client.example\r\n")
+        assert await client.codes(8) == [500, *[250] * 7]
+        await client.send(b"MAIL FROM:<>\r\n" + rcpt(b"no") + rcpt(b"full") + rcpt(b"b"))
+        assert await client.codes(4) == [250, 550, 250, 250]
+        await client.send(b"DATA\r\nhello\r\n.\r\n")
+        assert await client.codes(3) == [354, 452, 250]
+    assert [one.recipients for one in taken] == [["b@x"]]
+
+
+def rcpt(local: bytes) -> bytes:
+    """A RCPT command for somebody at x."""
+    return b"RCPT TO:<" + local + b"@x>\r\n"
+
+
+@trio_test
+async def test_greylisting_accepts_a_pair_after_its_time(autojump_clock: MockClock) -> None:
+    async with talk(Behaviour(greylist=60.0)) as (client, _, taken):
+        await greet(client)
+        await client.send(ENVELOPE)
+        assert await client.codes(3) == [250, 450, 554]
+        await trio.sleep(30)
+        await client.send(b"RSET\r\n" + ENVELOPE)
+        assert await client.codes(4) == [250, 250, 450, 554]
+        await trio.sleep(30)
+        await client.send(b"RSET\r\n" + ENVELOPE + b".\r\n")
+        assert await client.codes(5) == [250, 250, 250, 354, 250]
+    assert len(taken) == 1
+
+
+@trio_test
+async def test_refused_recipients_leave_no_transaction_to_send() -> None:
+    async with talk(parse_behaviour(["refuse"])) as (client, sink, taken):
+        await greet(client)
+        await client.send(ENVELOPE)
+        assert await client.codes(3) == [250, 550, 554]
+    assert not taken
+    assert sink.counters.refused == 2
+
+
+@trio_test
+async def test_a_refused_greeting_closes_the_connection() -> None:
+    async with talk(parse_behaviour(["connect=554 5.3.2 no mail here"])) as (client, _, _taken):
+        assert await client.rest() == b"554 5.3.2 no mail here\r\n"
+
+
+@trio_test
+async def test_nothing_follows_a_421() -> None:
+    async with talk(parse_behaviour(["rcpt=421 4.3.2 shutting down"])) as (client, _, _taken):
+        await greet(client)
+        await client.send(ENVELOPE)
+        assert (await client.rest()).endswith(b"421 4.3.2 shutting down\r\n")
+
+
+@pytest.mark.parametrize("phase", list(Phase))
+@trio_test
+async def test_a_cut_closes_the_connection_in_its_phase(phase: Phase) -> None:
+    async with talk(Behaviour(cut=phase)) as (client, _, taken):
+        await client.send(EHLO + ENVELOPE + b"x\r\n.\r\nRSET\r\nQUIT\r\n")
+        replies = (await client.rest()).count(b"\r\n")
+    reached = {
+        Phase.CONNECT: 0,
+        Phase.EHLO: 1,
+        Phase.MAIL: 8,
+        Phase.RCPT: 9,
+        Phase.DATA: 10,
+        Phase.CONTENT: 11,
+        Phase.END: 11,
+        Phase.RSET: 12,
+        Phase.QUIT: 13,
+    }
+    assert replies == reached[phase]
+    # Cut after the final dot, the message is taken all the same: that is a delivery in doubt.
+    assert bool(taken) is (phase in (Phase.END, Phase.RSET, Phase.QUIT))
+
+
+@trio_test
+async def test_a_cut_after_octets_answers_what_came_before() -> None:
+    async with talk(Behaviour(cut_after=len(EHLO) + 10)) as (client, _, _taken):
+        await client.send(EHLO + ENVELOPE)
+        assert (await client.rest()).endswith(b"250 ENHANCEDSTATUSCODES\r\n")
+
+
+@trio_test
+async def test_a_silent_phase_keeps_the_connection(autojump_clock: MockClock) -> None:
+    async with talk(Behaviour(silent=Phase.END)) as (client, _, taken):
+        await greet(client)
+        await client.send(ENVELOPE + b"x\r\n.\r\n")
+        assert await client.codes(3) == [250, 250, 354]
+        with trio.move_on_after(3600) as scope:
+            await client.lines(1)
+        assert scope.cancelled_caught
+    assert len(taken) == 1
+
+
+@trio_test
+async def test_each_reply_takes_its_latency(autojump_clock: MockClock) -> None:
+    async with talk(Behaviour(latency=2.0)) as (client, _, _taken):
+        await greet(client)
+        assert trio.current_time() == 4.0
+        await client.send(ENVELOPE)
+        await client.lines(3)
+        assert trio.current_time() == 10.0
+
+
+@pytest.mark.parametrize(
+    ("words", "command", "code"),
+    [
+        ([], "MAIL FROM:<a@b> SIZE=10 BODY=8BITMIME RET=HDRS ENVID=x", 250),
+        ([], "MAIL FROM:<é@b>", 553),
+        ([], "MAIL FROM:<é@b> SMTPUTF8", 250),
+        ([], 'MAIL FROM:<"a> b"@c>', 250),
+        ([], "MAIL FROM:a@b", 501),
+        ([], "MAIL FROM:<a@b> SIZE=x", 501),
+        ([], "MAIL FROM:<a@b> NOVEL=1", 555),
+        (["without=DSN"], "MAIL FROM:<a@b> RET=HDRS", 555),
+        (["size=100"], "MAIL FROM:<a@b> SIZE=101", 552),
+        ([], "RCPT TO:<a@b>", 503),
+        ([], "DATA", 503),
+        ([], "LHLO x", 500),
+        ([], "NONSENSE", 500),
+    ],
+)
+@trio_test
+async def test_commands_are_judged_by_what_was_announced(
+    words: list[str], command: str, code: int
+) -> None:
+    async with talk(parse_behaviour(words)) as (client, _, _taken):
+        await client.lines(1)
+        await client.send(command.encode() + b"\r\n")
+        assert await client.codes(1) == [code]
+
+
+@trio_test
+async def test_a_message_beyond_the_size_limit_is_refused_after_the_dot() -> None:
+    async with talk(Behaviour(size_limit=10)) as (client, _, taken):
+        await greet(client)
+        await client.send(ENVELOPE + b"0123456789\r\n.\r\n")
+        assert await client.codes(4) == [250, 250, 354, 552]
+    assert not taken
+
+
+# --- words and listeners ------------------------------------------------------------------------
+
+
+def test_an_unknown_word_is_refused_with_what_it_could_be() -> None:
+    with pytest.raises(BehaviourError, match=r"'rctp=550 no'.*connect, ehlo, mail, rcpt"):
+        parse_behaviour(["rctp=550 no"])
+
+
+def test_a_listener_takes_words_of_its_own() -> None:
+    listen = parse_listen("[::1]:25 lmtp 'end=452 4.3.1 disk full'", Behaviour(latency=1.0))
+    assert (listen.host, listen.port) == ("::1", 25)
+    assert listen.behaviour == Behaviour(
+        latency=1.0, lmtp=True, replies={Phase.END: "452 4.3.1 disk full"}
+    )
+    assert parse_listen("unix:/run/x", Behaviour()) == Listen(host="", path="/run/x")
+    assert split_words("a 'b c'") == ["a", "b c"]
+
+
+@trio_test
+async def test_listeners_share_one_record_file(tmp_path: Path) -> None:
+    path = tmp_path / "messages.jsonl"
+    record = RecordFile(path, wall=lambda: 12.5)
+    listens = [
+        Listen(host="127.0.0.1"),
+        Listen(host="", path=str(tmp_path / "lmtp"), behaviour=Behaviour(lmtp=True)),
+    ]
+    async with trio.open_nursery() as nursery:
+
+        async def serve(task_status: trio.TaskStatus[list[Sink]]) -> None:
+            await serve_sinks(listens, take=record, keep=True, task_status=task_status)
+
+        sinks: list[Sink] = await nursery.start(serve)
+        port = int(sinks[0].name.rpartition(":")[2])
+        for connected, hello in (
+            (await trio.open_tcp_stream("127.0.0.1", port), b"EHLO a\r\n"),
+            (await trio.open_unix_socket(tmp_path / "lmtp"), b"LHLO a\r\n"),
+        ):
+            async with connected:
+                client = Client(connected)
+                await client.send(hello + ENVELOPE + b"x\r\n.\r\n")
+                await client.lines(12)
+        nursery.cancel_scope.cancel()
+    record.close()
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [(line["listener"], line["protocol"]) for line in lines] == [
+        (sinks[0].name, "smtp"),
+        (f"unix:{tmp_path}/lmtp", "lmtp"),
+    ]
+    assert lines[0]["recipients"] == ["b@example.com"]
+    assert base64.b64decode(lines[0]["content"]) == b"x\r\n"
+    assert lines[0]["time"] == 12.5
+
+
+@trio_test
+async def test_a_taken_port_is_an_os_error() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        with pytest.raises(ExceptionGroup) as caught:
+            await serve_sinks([Listen(host="127.0.0.1", port=taken.getsockname()[1])])
+    assert caught.group_contains(OSError)
