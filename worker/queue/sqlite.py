@@ -48,8 +48,8 @@ from worker.queue.store import (
     Spool,
     StoreError,
     StoreLocked,
-    SubmissionRefused,
 )
+from worker.queue.submission import check_submission
 from worker.queue.transactions import (
     Change,
     Claim,
@@ -137,10 +137,15 @@ class _Opening:
             oldest = ".".join(map(str, schema.OLDEST_SQLITE))
             raise StoreError(f"SQLite {sqlite3.sqlite_version} is too old: {oldest} is needed")
         try:
-            self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if not self._directory.is_dir():
+                self._directory.mkdir(parents=True)
+                # Others pass through to public/, and can list nothing. What holds mail is private
+                # by itself: the lock, the database, content/.
+                self._directory.chmod(0o711)
             self._take_lock()
             path = self._directory / schema.DATABASE
-            schema.check_database(path)
+            if not schema.check_database(path):
+                os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
             (self._directory / "content").mkdir(mode=0o700, exist_ok=True)
             return self._connect(path)
         except sqlite3.Error as exc:
@@ -263,13 +268,7 @@ class SqliteStore:
         """Accept a message. Raises SubmissionRefused, StoreFull, StoreError."""
         if not isinstance(content, ContentSpool):
             raise TypeError("this content was not spooled by this store")
-        if not submission.recipients:
-            raise SubmissionRefused("no recipient was given")
-        if len(submission.recipients) > self._settings.recipient_limit:
-            raise SubmissionRefused(
-                f"too many recipients: {len(submission.recipients)}, and at most"
-                f" {self._settings.recipient_limit} are accepted"
-            )
+        check_submission(submission, self._settings.recipient_limit)
         facts = await content.seal()
         data = b"" if content.name else content.in_memory()
         encoding = facts.encoding if facts.eight_bit else submission.encoding or "7bit"

@@ -1,0 +1,318 @@
+"""The doors of a running queue: where messages come in and where operators give orders.
+
+`public/submit` is for everybody on this host, as the sendmail command is; who it was goes to the
+log. `private/control` is for the queue's owner and root; anybody else is turned away before a word
+is read. The client's side of both is in client.py, the submission's format in submission.py.
+
+Every exchange has a time limit and every frame a size limit, clients are counted, and whatever goes
+wrong with one of them ends that one only.
+"""
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Final
+
+import trio
+
+from protocol.errors import RemoteProtocolError
+from protocol.request import ClientFacts
+from worker.queue.frames import FrameReader, frame
+from worker.queue.listening import DoorLimits, accept_clients, is_trusted, listening
+from worker.queue.orders import (
+    ORDER_LIMIT,
+    Order,
+    decode_order,
+    summary_to_json,
+)
+from worker.queue.orders import (
+    encode_answer as encode_control_answer,
+)
+from worker.queue.records import Submission
+from worker.queue.store import Store, StoreError, SubmissionRefused
+from worker.queue.submission import (
+    CONTENT_FRAME,
+    ENVELOPE_LIMIT,
+    Answer,
+    Verdict,
+    decode_envelope,
+    encode_answer,
+)
+from worker.status.events import Emit, MessageSubmitted, Warned
+
+SUBMIT_SOCKET: Final = Path("public/submit")  # below the queue directory
+CONTROL_SOCKET: Final = Path("private/control")
+PAGE: Final = 100  # messages read from the store at a time
+IDS_PER_FRAME: Final = 1000
+
+_LINGER: Final = 1.0  # seconds in which a client takes its answer
+_NOBODY_KNOWN: Final = ClientFacts()
+
+Wake = Callable[[], None]  # tells the scheduler that something may be due; must not block
+Status = Callable[[], Mapping[str, str | int | float]]
+
+
+def _ignore() -> None:
+    """Nobody needs to be woken."""
+
+
+def _no_status() -> Mapping[str, str | int | float]:
+    return {}
+
+
+# --- the submission door ------------------------------------------------------------------------
+
+
+async def serve_submissions(
+    path: Path,
+    store: Store,
+    limits: DoorLimits,
+    emit: Emit,
+    wall: Callable[[], float],
+    on_submitted: Wake = _ignore,
+    *,
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Accept submissions at the socket `path` until cancelled; started when it is listening.
+
+    The directory of the socket is made if it is missing (0755), a socket left there by a process
+    that is gone is replaced: the caller holds the queue. `wall` gives times of arrival.
+    Raises OSError if the socket cannot be made.
+    """
+
+    async def serve(stream: trio.SocketStream, uid: int) -> None:
+        door = _SubmissionDoor(stream, uid, store, limits, emit, wall, on_submitted)
+        await door.serve()
+
+    with listening(path, directory_mode=0o755, socket_mode=0o666) as listener:
+        task_status.started()
+        await accept_clients(listener, limits, emit, serve)
+
+
+class _SubmissionDoor:
+    """One client that submits."""
+
+    def __init__(
+        self,
+        stream: trio.SocketStream,
+        uid: int,
+        store: Store,
+        limits: DoorLimits,
+        emit: Emit,
+        wall: Callable[[], float],
+        on_submitted: Wake,
+    ) -> None:
+        self._stream = stream
+        self._frames = FrameReader(stream)
+        self._uid = uid
+        self._store = store
+        self._limits = limits
+        self._emit = emit
+        self._wall = wall
+        self._on_submitted = on_submitted
+
+    async def serve(self) -> None:
+        try:
+            while (envelope := await self._next_envelope()) is not None:
+                await self._answer(await self._submit(envelope))
+        except RemoteProtocolError as exc:
+            # Where the next frame would begin is not known any more.
+            await self._answer(Answer(Verdict.REFUSED, f"not understood: {exc}"))
+
+    async def _submit(self, envelope: bytes) -> Answer:
+        """Take in one message, all of its content whatever happens: the client is still sending."""
+        submission = decode_envelope(envelope)
+        spool = self._store.spool()
+        try:
+            try:
+                self._check_rights(submission)
+                while block := await self._next_block():
+                    await spool.write(block)
+            except (SubmissionRefused, StoreError) as exc:
+                await spool.aclose()
+                while await self._next_block():
+                    pass
+                return _failure(exc)
+            try:
+                queue_id = await self._store.submit(submission, spool, self._wall())
+            except (SubmissionRefused, StoreError) as exc:
+                return _failure(exc)
+        finally:
+            await spool.aclose()
+        self._emit(MessageSubmitted(queue_id, self._uid, submission.sender, submission.message_id))
+        self._on_submitted()
+        return Answer(Verdict.ACCEPTED, queue_id)
+
+    def _check_rights(self, submission: Submission) -> None:
+        # They end up in XFORWARD, where servers base decisions on them.
+        if submission.client != _NOBODY_KNOWN and not is_trusted(self._uid):
+            raise SubmissionRefused("only the queue's owner and root may name the client")
+
+    async def _next_block(self) -> bytes:
+        with trio.fail_after(self._limits.ipc_timeout):
+            return await self._frames.expect_frame(CONTENT_FRAME)
+
+    async def _next_envelope(self) -> bytes | None:
+        with trio.fail_after(self._limits.ipc_timeout):
+            return await self._frames.next_frame(ENVELOPE_LIMIT)
+
+    async def _answer(self, answer: Answer) -> None:
+        # Shielded: an accepted message of which the client learns nothing is sent again. Answers
+        # are short, so only a client that leaves hundreds of them unread makes us wait.
+        with trio.CancelScope(shield=True, deadline=trio.current_time() + _LINGER):
+            await self._stream.send_all(frame(encode_answer(answer)))
+            return
+        raise trio.BrokenResourceError("the client does not read its answer")
+
+
+def _failure(error: SubmissionRefused | StoreError) -> Answer:
+    verdict = Verdict.TEMPORARY if isinstance(error, StoreError) else Verdict.REFUSED
+    return Answer(verdict, str(error))
+
+
+# --- the control door ---------------------------------------------------------------------------
+
+
+async def serve_control(
+    path: Path,
+    store: Store,
+    limits: DoorLimits,
+    emit: Emit,
+    wall: Callable[[], float],
+    wake: Wake = _ignore,
+    status: Status = _no_status,
+    *,
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Take orders at the socket `path` until cancelled; started when it is listening.
+
+    As serve_submissions(), but private: 0600 in a directory 0700. `wake` is called when messages
+    may have become due; `status` adds to what the status request tells. Raises OSError.
+    """
+
+    async def serve(stream: trio.SocketStream, uid: int) -> None:
+        if is_trusted(uid):
+            await _ControlDoor(stream, store, limits, wall, wake, status).serve()
+        else:
+            emit(Warned(f"uid {uid} was turned away from the control socket"))
+
+    with listening(path, directory_mode=0o700, socket_mode=0o600) as listener:
+        task_status.started()
+        await accept_clients(listener, limits, emit, serve)
+
+
+class _ControlDoor:
+    """One client that gives orders."""
+
+    def __init__(
+        self,
+        stream: trio.SocketStream,
+        store: Store,
+        limits: DoorLimits,
+        wall: Callable[[], float],
+        wake: Wake,
+        status: Status,
+    ) -> None:
+        self._stream = stream
+        self._frames = FrameReader(stream)
+        self._store = store
+        self._limits = limits
+        self._wall = wall
+        self._wake = wake
+        self._status = status
+
+    async def serve(self) -> None:
+        requests = {
+            "list": self._list,
+            "content": self._content,
+            "hold": self._hold,
+            "release": self._release,
+            "requeue": self._requeue,
+            "delete": self._delete,
+            "flush": self._flush,
+            "status": self._tell_status,
+        }
+        try:
+            while (data := await self._next_frame()) is not None:
+                order = decode_order(data)
+                try:
+                    await requests.get(order.request, self._unknown)(order)
+                except StoreError as exc:
+                    await self._send({"error": str(exc)})
+                else:
+                    await self._send({"end": True})
+        except RemoteProtocolError as exc:
+            await self._send({"error": f"not understood: {exc}"})
+
+    async def _unknown(self, order: Order) -> None:
+        raise StoreError(f"the queue process does not know the order {order.request!r:.60}")
+
+    async def _list(self, order: Order) -> None:
+        after, left = order.after, order.limit
+        while left > 0:
+            size = min(left, PAGE)
+            page = await self._store.summaries(order.queue_ids, after=after, limit=size)
+            for summary in page:
+                await self._send({"message": summary_to_json(summary)})
+            if len(page) < size:
+                return
+            left -= size
+            after = page[-1].queue_id
+
+    async def _content(self, order: Order) -> None:
+        content = None
+        for queue_id in order.queue_ids or ():
+            content = await self._store.read_content(queue_id)
+        await self._send({"content": content is not None})
+        if content is None:
+            return
+        try:
+            async for block in content.blocks():
+                for start in range(0, len(block), CONTENT_FRAME):
+                    await self._send_octets(block[start : start + CONTENT_FRAME])
+        except OSError as exc:
+            raise RemoteProtocolError(f"cannot read the content: {exc.strerror}") from exc
+        finally:
+            content.close()
+        await self._send_octets(b"")
+
+    async def _hold(self, order: Order) -> None:
+        await self._send_ids(await self._store.hold(order.queue_ids))
+
+    async def _release(self, order: Order) -> None:
+        await self._send_ids(await self._store.release(order.queue_ids, self._wall()))
+        self._wake()
+
+    async def _requeue(self, order: Order) -> None:
+        await self._send_ids(await self._store.requeue(order.queue_ids, self._wall()))
+        self._wake()
+
+    async def _delete(self, order: Order) -> None:
+        await self._send_ids(await self._store.delete(order.queue_ids))
+
+    async def _flush(self, order: Order) -> None:
+        changed = await self._store.make_due(
+            order.queue_ids, self._wall(), domain=order.domain or None
+        )
+        self._wake()
+        await self._send_ids(changed)
+
+    async def _tell_status(self, _order: Order) -> None:
+        counts = await self._store.counts()
+        told = {state.value: count for state, count in counts.items()}
+        await self._send({"status": {"pid": os.getpid(), **told, **self._status()}})
+
+    async def _send_ids(self, queue_ids: Sequence[str]) -> None:
+        for start in range(0, len(queue_ids), IDS_PER_FRAME):
+            await self._send({"queue_ids": queue_ids[start : start + IDS_PER_FRAME]})
+
+    async def _send(self, answer: Mapping[str, object]) -> None:
+        await self._send_octets(encode_control_answer(answer))
+
+    async def _send_octets(self, data: bytes) -> None:
+        with trio.fail_after(self._limits.ipc_timeout):
+            await self._stream.send_all(frame(data))
+
+    async def _next_frame(self) -> bytes | None:
+        with trio.fail_after(self._limits.ipc_timeout):
+            return await self._frames.next_frame(ORDER_LIMIT)
