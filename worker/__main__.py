@@ -1,0 +1,5 @@
+"""`python -m worker` is `postrio`."""
+
+from worker.cli import main
+
+main()

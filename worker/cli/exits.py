@@ -1,0 +1,119 @@
+"""How commands end: sysexits.h statuses, one line for people, never a traceback unasked.
+
+`run_command` stands around every entry point. Expected failures are exceptions of ours, each with
+its status; what nobody expected is one line too, with the traceback behind --debug.
+"""
+
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from typing import Final, NoReturn
+
+import click
+
+DEBUG_VARIABLE: Final = "POSTRIO_DEBUG"
+INTERRUPTED: Final = 128 + signal.SIGINT
+CLOSED_PIPE: Final = 128 + signal.SIGPIPE
+
+Entry = Callable[[Sequence[str]], int | None]  # arguments -> exit status
+
+
+class CommandError(Exception):
+    """A command cannot do what it was asked to: why, for people, and its sysexits.h status."""
+
+    def __init__(self, text: str, status: int) -> None:
+        super().__init__(text)
+        self.status = status
+
+
+def run_command(name: str, entry: Entry, arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run `entry` with the arguments (default: the process's) and end the process.
+
+    `name` begins every line of complaint.
+    """
+    arguments = sys.argv[1:] if arguments is None else arguments
+    try:
+        status = entry(arguments) or 0
+        sys.stdout.flush()
+    except BaseException as exc:  # noqa: BLE001  # the last frame of the process: it ends with one
+        status = report(name, exc)
+    # Not through the interpreter's own flush: a closed pipe would make it complain and exit 120.
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(status)
+
+
+def report(name: str, error: BaseException) -> int:
+    """Say on standard error what went wrong, and return the exit status."""
+    leaf = first_leaf(error)
+    match leaf:
+        case SystemExit():
+            return leaf.code if isinstance(leaf.code, int) else int(leaf.code is not None)
+        case click.exceptions.Exit():
+            return leaf.exit_code
+        case click.UsageError():
+            _report_usage(name, leaf)
+            return os.EX_USAGE
+        case KeyboardInterrupt() | click.Abort():
+            return INTERRUPTED
+        case BrokenPipeError():  # `postrio queue list | head`: whoever read had enough
+            return CLOSED_PIPE
+        case click.ClickException():
+            complain(name, leaf.format_message())
+            return leaf.exit_code
+        case CommandError():
+            complain(name, str(leaf))
+            return leaf.status
+    expected = _expected(leaf)
+    if expected is not None:
+        complain(name, str(leaf))
+        return expected
+    if os.environ.get(DEBUG_VARIABLE):
+        complain(name, "".join(traceback.format_exception(error)))
+    else:
+        what = traceback.format_exception_only(leaf)[-1].strip()
+        complain(name, f"internal error: {what} (with --debug: where)")
+    return os.EX_SOFTWARE
+
+
+def complain(name: str, text: str) -> None:
+    """Each line of `text` on standard error, after the name of the program."""
+    for line in text.splitlines() or [""]:
+        click.echo(f"{name}: {line}", err=True)
+
+
+def first_leaf(error: BaseException) -> BaseException:
+    """The first exception of a group that is no group; another one is itself."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
+def _report_usage(name: str, error: click.UsageError) -> None:
+    complain(name, error.format_message())
+    if error.ctx is not None:
+        complain(name, f"'{error.ctx.command_path} --help' says how it is used")
+
+
+def _expected(error: BaseException) -> int | None:
+    """The status of an exception that says enough in its own words; None: it is a bug.
+
+    Imported here: most commands end well, and need not load what others could have raised.
+    """
+    for kind, status in _expected_kinds():
+        if isinstance(error, kind):
+            return status
+    return None
+
+
+def _expected_kinds() -> Iterator[tuple[type[BaseException], int]]:
+    from worker.config.problems import ConfigError
+    from worker.queue.store import StoreError, SubmissionRefused
+
+    yield ConfigError, os.EX_CONFIG
+    yield SubmissionRefused, os.EX_DATAERR
+    yield StoreError, os.EX_TEMPFAIL
