@@ -18,11 +18,22 @@ class ActiveMessage:
     Outcomes come in through `inbox` and leave it as they become durable.
     """
 
-    __slots__ = ("confirm", "deferred", "failed", "gone", "inbox", "message", "since",
-                 "undecided", "waiting")  # fmt: skip
+    __slots__ = (
+        "confirm",
+        "deferred",
+        "failed",
+        "gone",
+        "inbox",
+        "message",
+        "partial",
+        "since",
+        "undecided",
+        "waiting",
+    )
 
-    def __init__(self, message: QueuedMessage, since: float) -> None:
+    def __init__(self, message: QueuedMessage, since: float, *, partial: bool = False) -> None:
         self.message = message
+        self.partial = partial  # there may be recipients that this run does not take
         self.since = since  # wall-clock seconds: it entered the active set
         self.undecided = len(message.recipients)  # recipients without an outcome in this run
         self.inbox: list[tuple[str, RecipientOutcome]] = []  # (program, outcome), not yet durable

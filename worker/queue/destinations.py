@@ -19,8 +19,7 @@ from collections.abc import Iterator
 from enum import Enum
 from typing import Final
 
-from protocol.request import Recipient
-from worker.queue.active import ActiveMessage, Entry, FairQueue, Share
+from worker.queue.active import Entry, FairQueue
 from worker.queue.routing import Delivery
 from worker.queue.settings import TransportSettings
 
@@ -41,8 +40,22 @@ class Destination:
     `busy` counts slots, those being opened included.
     """
 
-    __slots__ = ("_dead_until", "_failure", "_limits", "_success", "busy", "cohorts", "dsn",
-                 "key", "not_before", "queue", "reason", "route", "window")  # fmt: skip
+    __slots__ = (
+        "_failure",
+        "_limits",
+        "_success",
+        "busy",
+        "cohorts",
+        "dead_until",
+        "dsn",
+        "key",
+        "not_before",
+        "paused",
+        "queue",
+        "reason",
+        "route",
+        "window",
+    )  # fmt: skip
 
     def __init__(self, key: Key, route: Delivery, limits: TransportSettings) -> None:
         self.key = key
@@ -54,9 +67,10 @@ class Destination:
         self._success = 0.0
         self._failure = 0.5
         self.cohorts = 0.0
-        self._dead_until = 0.0  # 0: alive
+        self.dead_until = 0.0  # wall; 0: alive
         self.dsn = ""  # of the failure that made it dead
         self.reason = ""
+        self.paused = False  # on the list of those that wait for not_before
         self.not_before = 0.0  # destination_rate_delay: no delivery before this time
 
     # --- limits --------------------------------------------------------------------------------
@@ -92,20 +106,20 @@ class Destination:
         return (
             self.busy < self.window
             and bool(self.queue)
-            and not self._dead_until
+            and not self.dead_until
             and self.not_before <= now
         )
 
     def may_go_on(self) -> bool:
         """There is work, and a slot that is open here may take it."""
-        return self.busy <= self.window and bool(self.queue) and not self._dead_until
+        return self.busy <= self.window and bool(self.queue) and not self.dead_until
 
     # --- feedback ------------------------------------------------------------------------------
 
     def succeeded(self) -> None:
         """A delivery reached the site, whatever it said about the recipients."""
         self.cohorts = 0.0
-        if self._dead_until:  # one that began earlier got through: it is alive after all
+        if self.dead_until:  # one that began earlier got through: it is alive after all
             self.revive()
             return
         ceiling = self._ceiling()
@@ -123,7 +137,7 @@ class Destination:
 
     def failed(self, dsn: str, reason: str, until: float) -> Feedback:
         """A delivery failed because of the site. DEAD: it is dead now, until `until`."""
-        if self._dead_until:
+        if self.dead_until:
             return Feedback.NONE
         self.cohorts += 1.0 / self.window
         limit = self._limits.failed_cohort_limit
@@ -140,22 +154,22 @@ class Destination:
 
     def suspend(self, dsn: str, reason: str, until: float) -> None:
         """It is dead until a time, in seconds; what waits here should be deferred."""
-        self._dead_until = until
+        self.dead_until = until
         self.dsn = f"4{dsn[1:]}"
         self.reason = reason
 
     def revive(self) -> None:
         """It is alive, and starts again at the initial concurrency."""
-        self._dead_until = 0.0
+        self.dead_until = 0.0
         self.window = self._initial()
         self.cohorts = self._success = 0.0
         self._failure = 0.5
 
     def is_dead(self, now: float) -> bool:
         """Mail for it is to be deferred at once. Its time being over, it revives here."""
-        if self._dead_until and now >= self._dead_until:
+        if self.dead_until and now >= self.dead_until:
             self.revive()
-        return self._dead_until > 0
+        return self.dead_until > 0
 
     def forgettable(self, now: float) -> bool:
         """Nothing waits, is under way, or must be remembered."""
@@ -184,12 +198,6 @@ class Destinations:
         if destination is None:
             destination = self._all[key] = Destination(key, route, limits)
         return destination
-
-    def add(
-        self, destination: Destination, active: ActiveMessage, recipients: list[Recipient]
-    ) -> None:
-        """Queue a message's recipients at their destination."""
-        destination.queue.add(Share(active, recipients))
 
     def offer(self, destination: Destination, now: float) -> bool:
         """Put a destination in the ring if it may open a slot; True if it is there."""

@@ -1,0 +1,252 @@
+"""The books: outcomes become durable, then public, and a run is closed when its last one came.
+
+Outcomes are handed in without waiting, from anywhere in the loop; a fixed number of bookkeepers
+puts them into the store. All of one message go through one bookkeeper at a time, in order, so that
+the end of its run is written last. A message with one recipient that was sent costs one call.
+
+When the scheduler ends, also by cancellation, what was handed in is still written: the bookkeepers
+run behind a shield, whose deadline is set when no more will come.
+"""
+
+import traceback
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Final
+
+import trio
+
+from protocol.outcome import Action, RecipientOutcome
+from protocol.request import Protocol
+from worker.queue.active import ActiveMessage
+from worker.queue.conclusion import (
+    Decision,
+    RunEnd,
+    conclude,
+    finish_of,
+    is_reported,
+    softened,
+    write_notices,
+)
+from worker.queue.patience import patiently
+from worker.queue.records import Finish, NoticeDraft
+from worker.queue.routing import Delivery, Router
+from worker.queue.settings import QueueSettings
+from worker.queue.store import Settlement, Store, StoreError
+from worker.status.events import (
+    Emit,
+    MessageRemoved,
+    NoticeQueued,
+    RecipientSettled,
+    UnexpectedError,
+    Warned,
+)
+
+# More than the commits that fit into the time of one: each waits for its group.
+BOOKKEEPERS: Final = 200
+
+News = list[tuple[str, RecipientOutcome]]  # (program, outcome)
+
+
+class Books:
+    """Writes down what became of recipients.
+
+    `forget` is called for every run that has ended, with the time when that leaves something to be
+    claimed (0: at once; None: nothing).
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        emit: Emit,
+        wall: Callable[[], float],
+        settings: QueueSettings,
+        router: Router,
+        forget: Callable[[ActiveMessage, float | None], None],
+    ) -> None:
+        self._store = store
+        self._emit = emit
+        self._wall = wall
+        self._forget = forget
+        self.settings = settings
+        self.router = router
+        self._queue: deque[ActiveMessage] = deque()
+        self._idle = trio.lowlevel.ParkingLot()
+        self._shield = trio.CancelScope(shield=True)
+        self._closing = False
+
+    # --- in ------------------------------------------------------------------------------------
+
+    def hand_in(
+        self, active: ActiveMessage, program: str, outcomes: Sequence[RecipientOutcome]
+    ) -> None:
+        """Outcomes of one request, one per recipient; they will be durable, then logged."""
+        if self.settings.soft_bounce:
+            outcomes = [softened(outcome) for outcome in outcomes]
+        active.inbox += [(program, outcome) for outcome in outcomes]
+        active.undecided -= len(outcomes)
+        self._queue_up(active)
+
+    def hand_in_gone(self, active: ActiveMessage, recipients: int) -> None:
+        """The message was deleted; so many of its recipients need no outcome any more."""
+        active.gone = True
+        active.undecided -= recipients
+        self._queue_up(active)
+
+    def hand_in_empty(self, active: ActiveMessage) -> None:
+        """A message without recipients to try: only its notices are missing."""
+        self._queue_up(active)
+
+    def _queue_up(self, active: ActiveMessage) -> None:
+        if not active.waiting:
+            active.waiting = True
+            self._queue.append(active)
+            self._idle.unpark()
+
+    # --- the bookkeepers -----------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Write until close(); then until all is written, or the limit given there."""
+        with self._shield:
+            async with trio.open_nursery() as nursery:
+                for _ in range(BOOKKEEPERS):
+                    nursery.start_soon(self._bookkeeper)
+
+    def close(self, limit: float) -> None:
+        """No more will be handed in; what was has `limit` seconds to become durable.
+
+        What does not is still marked in doubt in the store.
+        """
+        self._closing = True
+        self._shield.deadline = trio.current_time() + limit
+        self._idle.unpark_all()
+
+    async def _bookkeeper(self) -> None:
+        while True:
+            if self._queue:
+                await self._write_down(self._queue.popleft())
+            elif self._closing:
+                return
+            else:
+                await self._idle.park()
+
+    async def _write_down(self, active: ActiveMessage) -> None:
+        while active.inbox or not active.undecided:
+            news, active.inbox = active.inbox, []
+            if not active.undecided:
+                self._forget(active, await self._end_run(active, news))
+                return
+            await self._settle(active, news)
+        active.waiting = False
+
+    async def _settle(self, active: ActiveMessage, news: News) -> None:
+        """Outcomes of a run that goes on."""
+        message = active.message
+        settlements = [Settlement(item, is_reported(message, item)) for _, item in news]
+        await patiently(lambda: self._store.settle(message.id, settlements), self._emit)
+        self._publish(active, news)
+        _sort(active, news)
+
+    def _publish(self, active: ActiveMessage, news: News) -> None:
+        for program, outcome in news:
+            self._emit(RecipientSettled(active.message.queue_id, program, outcome))
+
+    # --- the end of a run ----------------------------------------------------------------------
+
+    async def _end_run(self, active: ActiveMessage, news: News) -> float | None:
+        """The last outcomes, and all that follows from the run, in one commit. Returns `due`."""
+        message = active.message
+        if active.gone:
+            self._publish(active, news)
+            return None
+        settlements = [Settlement(item, is_reported(message, item)) for _, item in news]
+        if _all_is_well(active, settlements):
+            finish = Finish(message_id=message.id)
+            await patiently(lambda: self._store.settle(message.id, settlements, finish), self._emit)
+            self._publish(active, news)
+            removed = await self._end_of_message(active, MessageRemoved(message.queue_id))
+            return None if removed else 0.0
+        _sort(active, news)
+        end = RunEnd(
+            message=message,
+            failed=active.failed,
+            confirm=active.confirm,
+            deferred=active.deferred,
+            now=self._wall(),
+        )
+        decision, finish = await self._decide(end)
+        settlements += [Settlement(item, is_reported(message, item)) for item in decision.expired]
+        notice_ids = await patiently(
+            lambda: self._store.settle(message.id, settlements, finish), self._emit
+        )
+        self._publish(active, news)
+        # Not strict: a message that was deleted meanwhile reports nothing, and has no notices.
+        for draft, notice_id in zip(finish.notices, notice_ids, strict=False):
+            self._emit(NoticeQueued(message.queue_id, draft.kind, notice_id))
+        due = 0.0 if active.partial or notice_ids else finish.next_attempt
+        for event in decision.events:
+            if not isinstance(event, MessageRemoved):
+                self._emit(event)
+            elif await self._end_of_message(active, event) and not notice_ids:
+                due = None
+        return due
+
+    async def _end_of_message(self, active: ActiveMessage, event: MessageRemoved) -> bool:
+        """This run left nothing; but others may be, if there were more than one run takes."""
+        if active.partial:
+            ids = [event.queue_id]
+            left = await patiently(lambda: self._store.summaries(ids), self._emit)
+            if left:
+                return False
+        self._emit(event)
+        return True
+
+    async def _decide(self, end: RunEnd) -> tuple[Decision, Finish]:
+        """What follows from a run. A mistake of ours in it must neither lose nor stop anything."""
+        try:
+            decision = conclude(end, self.settings)
+            drafts = await self._drafts(decision, end)
+        except Exception:  # noqa: BLE001 - one message's trouble; the outcomes must be kept
+            what = "writing notices"
+            self._emit(UnexpectedError(what, traceback.format_exc(), end.message.queue_id))
+            # Unreported outcomes stay in the store, and the message comes back for its notices.
+            later = end.now + self.settings.maximal_backoff
+            return Decision(), Finish(message_id=end.message.id, next_attempt=later)
+        return decision, finish_of(decision, drafts, end.message.id)
+
+    async def _drafts(self, decision: Decision, end: RunEnd) -> list[NoticeDraft]:
+        if not decision.notices:
+            return []
+        head, size = b"", decision.head_size
+        if size:
+            try:
+                head = await self._store.content_head(end.message.id, size)
+            except (
+                StoreError,
+                OSError,
+            ) as exc:  # better a notice without it than none
+                self._emit(Warned(f"notice without original: {exc}", end.message.queue_id))
+        protocols = [await self._protocol(item) for item in end.confirm]
+        return write_notices(decision, end, head, self.settings, protocols)
+
+    async def _protocol(self, outcome: RecipientOutcome) -> Protocol:
+        # Asked again, not remembered: the outcome may be from before a restart.
+        route = await self.router.route(outcome.recipient.address)
+        return route.protocol if isinstance(route, Delivery) else Protocol.SMTP
+
+
+def _all_is_well(active: ActiveMessage, settlements: Sequence[Settlement]) -> bool:
+    """The run needs neither notice nor another attempt: the usual case."""
+    if active.failed or active.confirm or active.deferred:
+        return False
+    return all(
+        not item.report and item.outcome.action is not Action.DEFERRED for item in settlements
+    )
+
+
+def _sort(active: ActiveMessage, news: News) -> None:
+    """Keep what the end of the run must know."""
+    for _, outcome in news:
+        if outcome.action is Action.DEFERRED:
+            active.deferred.append(outcome)
+        elif is_reported(active.message, outcome):
+            (active.confirm if outcome.action is Action.SENT else active.failed).append(outcome)

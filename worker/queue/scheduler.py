@@ -1,0 +1,433 @@
+"""The queue manager: due messages become delivery requests, as many at a time as each place bears.
+
+The main path, top to bottom: `run` opens the nursery and ends it; `_claim_due` brings due messages
+into the active set, `_activate` routes their recipients and queues them at destinations;
+`_give_turns` opens slots, one destination after the other; `slot_feed.py` serves one slot. What
+became of recipients goes to the books (books.py), which make it durable and end each message's run.
+
+Postfix's nouns and parameters, see qmgr(8): active set, destination concurrency, dead destination,
+back-off. Memory is bounded by the active set; contents are read when their turn comes.
+"""
+
+import heapq
+import itertools
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from math import inf
+from typing import Final
+
+import trio
+
+from protocol.outcome import Action, Delays, DeliveryResult, RecipientOutcome
+from protocol.request import Recipient
+from worker.queue.active import ActiveMessage, Entry, Share
+from worker.queue.begins import Begins
+from worker.queue.books import Books
+from worker.queue.destinations import Destination, Destinations, Feedback
+from worker.queue.patience import patiently
+from worker.queue.records import QueuedMessage
+from worker.queue.routing import UNAVAILABLE, Route, Router, Verdict
+from worker.queue.settings import QueueSettings
+from worker.queue.slot import SlotOpener
+from worker.queue.slot_feed import NoWorker, SlotFeed
+from worker.queue.store import Store
+from worker.status.events import (
+    DeliveryInDoubt,
+    DestinationSuspended,
+    Emit,
+    MessageActive,
+    UnexpectedError,
+    Warned,
+)
+
+CLAIM_LIMIT: Final = 500  # messages of one claim: bounds how long the loop is busy with them
+_REFILL: Final = 0.75  # of the active set: it is filled again when it is down to this
+_SWEEP_INTERVAL: Final = 60.0  # seconds between looks for destinations to forget
+_FIRST_CLAIM: Final = 50  # nothing is known yet of how many recipients messages have
+SETTLE_TIMEOUT: Final = 10.0  # seconds for outcomes to become durable when we end
+QUANTUM: Final = 20  # requests a slot takes while other destinations wait for a slot
+
+
+class Scheduler:
+    """One queue's manager. run() works until stop(); the other methods may be called meanwhile.
+
+    `workers` gives out slots, `emit` gets every event, `wall` tells wall-clock seconds. The store
+    stays the caller's, who closes it after run() has returned.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        workers: SlotOpener,
+        settings: QueueSettings,
+        router: Router,
+        emit: Emit,
+        wall: Callable[[], float],
+    ) -> None:
+        self._store = store
+        self._workers = workers
+        self._settings = settings
+        self._router = router
+        self._emit = emit
+        self._wall = wall
+        self._books = Books(store, emit, wall, settings, router, self._forget)
+        self._begins = Begins(store, emit)
+        self._destinations = Destinations()
+        self._delayed: list[tuple[float, int, Destination]] = []  # heap, by time (wall)
+        self._serial = itertools.count()
+        self._messages = 0  # the active set
+        self._recipients = 0  # theirs
+        self._typical = 0.0  # recipients per message, in the last claim; 0: not known
+        self._partial: set[int] = set()  # messages with more recipients than one run takes
+        self._full = False  # the active set: nothing is claimed until it has room again
+        self._next_look = 0.0  # wall: when the store is looked at again without wake(); 0: now
+        self._next_sweep = 0.0  # wall
+        self._slots = 0
+        self._due = trio.Event()  # there may be something to claim, and room for it
+        self._turn = trio.Event()  # a destination may be given a slot
+        self._no_slots = trio.Event()
+        self._stopping = trio.Event()
+
+    # --- from outside --------------------------------------------------------------------------
+
+    async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Manage the queue until stop(), or until cancelled.
+
+        After stop() nothing new is claimed or sent; deliveries under way have
+        postrio_shutdown_timeout to finish. Whatever is not settled then is simply still queued,
+        and marked in doubt if it was under way.
+        """
+        for queue_id, recipient in await patiently(self._store.in_doubt, self._emit):
+            self._emit(DeliveryInDoubt(queue_id, recipient))
+        async with trio.open_nursery() as outer:
+            outer.start_soon(self._books.run)
+            try:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._begins.run)
+                    nursery.start_soon(self._claim_due)
+                    nursery.start_soon(self._give_turns, nursery)
+                    task_status.started()
+                    await self._stopping.wait()
+                    await self._drain()
+                    nursery.cancel_scope.cancel()
+            finally:
+                self._books.close(SETTLE_TIMEOUT)
+
+    def stop(self) -> None:
+        """End run() in an orderly way (SIGTERM). Returns at once."""
+        self._stopping.set()
+
+    def wake(self) -> None:
+        """Something was submitted, released or made due. Cheap."""
+        self._due.set()
+
+    def flush(self) -> None:
+        """Try again at once, dead destinations too (postqueue -f); after Store.make_due()."""
+        now = self._wall()
+        for destination in self._destinations:
+            if destination.is_dead(now):
+                destination.revive()
+            self._offer(destination, now)
+        self.wake()
+
+    def reload(self, settings: QueueSettings, router: Router) -> None:
+        """A new configuration, for messages claimed and requests made from now on (SIGHUP)."""
+        self._settings = self._books.settings = settings
+        self._router = self._books.router = router
+        for destination in self._destinations:
+            limits = settings.transports.get(destination.route.transport)
+            if limits is not None:
+                destination.limits = limits
+            self._offer(destination, self._wall())
+        self.wake()
+
+    @property
+    def active_messages(self) -> int:
+        """Messages in the active set."""
+        return self._messages
+
+    @property
+    def open_slots(self) -> int:
+        """Slots in use or being opened."""
+        return self._slots
+
+    # --- messages in ---------------------------------------------------------------------------
+
+    async def _claim_due(self) -> None:
+        """Keep the active set filled with what is due."""
+        while not self._stopping.is_set():
+            self._due = trio.Event()
+            limit = self._room()
+            self._full = not limit
+            if limit:
+                messages = await patiently(partial(self._claim, limit), self._emit)
+                if messages:
+                    self._typical = sum(len(m.recipients) for m in messages) / len(messages)
+                for message in messages:
+                    await self._take_up(message)
+                if len(messages) == limit:
+                    continue
+            await self._until_due()
+
+    async def _claim(self, limit: int) -> list[QueuedMessage]:
+        most = self._settings.recipient_limit
+        return await self._store.claim(self._wall(), limit, recipient_limit=most)
+
+    def _room(self) -> int:
+        """How many messages to claim now."""
+        settings = self._settings
+        room = min(settings.active_limit - self._messages, CLAIM_LIMIT)
+        recipients = settings.recipient_limit - self._recipients
+        if room <= 0 or recipients <= 0:
+            return 0
+        if not self._typical:
+            return min(room, _FIRST_CLAIM)
+        return min(room, max(1, int(recipients / max(1.0, self._typical))))
+
+    async def _until_due(self) -> None:
+        """Wait for wake(), for room, or for the next message to become due.
+
+        queue_run_delay bounds the wait: the wall clock may be set while we sleep.
+        """
+        now = self._wall()
+        wait = self._settings.queue_run_delay
+        if not self._full:
+            due = await patiently(self._store.next_due, self._emit)
+            if due is not None:
+                wait = min(wait, max(0.0, due - now))
+        self._next_look = now + wait
+        with trio.move_on_after(wait):
+            await self._due.wait()
+        self._next_look = 0.0  # we look anyhow
+        if (now := self._wall()) >= self._next_sweep:
+            self._next_sweep = now + _SWEEP_INTERVAL
+            self._destinations.sweep(now)
+
+    async def _take_up(self, message: QueuedMessage) -> None:
+        """Make a claimed message active. A mistake of ours defers it, and nothing else."""
+        recipients = message.recipients
+        if len(recipients) + len(message.settled) >= self._settings.recipient_limit:
+            self._partial.add(message.id)
+        active = ActiveMessage(message, self._wall(), partial=message.id in self._partial)
+        self._messages += 1
+        self._recipients += len(recipients)
+        self._emit(MessageActive(message.queue_id, message.sender, message.size, len(recipients)))
+        if not recipients:
+            self._books.hand_in_empty(active)
+            return
+        try:
+            routes = [await self._router.route(recipient.address) for recipient in recipients]
+        except Exception:  # noqa: BLE001 - one message's trouble
+            what = "routing a message"
+            self._emit(UnexpectedError(what, traceback.format_exc(), message.queue_id))
+            self._defer(active, recipients, "4.3.0", "internal error while routing")
+            return
+        self._activate(active, routes)
+
+    def _activate(self, active: ActiveMessage, routes: Sequence[Route]) -> None:
+        """Queue a message's recipients at their destinations."""
+        # No await in here: a destination found must not be forgotten before it has its work.
+        shares: dict[Destination, list[Recipient]] = {}
+        for recipient, route in zip(active.message.recipients, routes, strict=True):
+            if isinstance(route, Verdict):
+                outcome = self._own_outcome(
+                    active, recipient, route.action, route.dsn, route.reason
+                )
+                self._books.hand_in(active, route.program, [outcome])
+                continue
+            limits = self._settings.transports[route.transport]
+            destination = self._destinations.find(route, recipient.address, limits)
+            shares.setdefault(destination, []).append(recipient)
+        for destination, recipients in shares.items():
+            if destination.is_dead(active.since):
+                self._suspend_entry(destination, Entry(active, tuple(recipients)))
+            else:
+                destination.queue.add(Share(active, recipients))
+                self._offer(destination, active.since)
+
+    def _forget(self, active: ActiveMessage, due: float | None) -> None:
+        """A run has ended (called by the books). `due`: when it left something to be claimed."""
+        self._messages -= 1
+        self._recipients -= len(active.message.recipients)
+        if due is None:
+            self._partial.discard(active.message.id)
+        settings = self._settings
+        room = (
+            self._messages <= settings.active_limit * _REFILL
+            and self._recipients <= settings.recipient_limit * _REFILL
+        )
+        if (self._full and room) or (due is not None and due < self._next_look):
+            self.wake()
+
+    # --- slots ---------------------------------------------------------------------------------
+
+    async def _give_turns(self, nursery: trio.Nursery) -> None:
+        """Open slots where there is work and room, one destination after the other."""
+        while not self._stopping.is_set():
+            self._turn = trio.Event()
+            now = self._wall()
+            while self._delayed and self._delayed[0][0] <= now:
+                destination = heapq.heappop(self._delayed)[2]
+                destination.paused = False
+                self._offer(destination, now)
+            while self._slots < self._settings.slot_limit:
+                chosen = self._destinations.next_turn(now)
+                if chosen is None:
+                    break
+                chosen.busy += 1
+                self._slots += 1
+                nursery.start_soon(self._serve, chosen, chosen.take())
+                self._destinations.offer(chosen, now)  # at the end of the ring
+            pause = self._delayed[0][0] - now if self._delayed else inf
+            with trio.move_on_after(pause):
+                await self._turn.wait()
+
+    async def _serve(self, destination: Destination, first: Entry) -> None:
+        """One slot, from its first entry to its end."""
+        try:
+            await SlotFeed(self, self._workers, self._begins, destination, first).run()
+        except NoWorker as exc:
+            until = self._wall() + self._settings.transport_retry
+            destination.suspend("4.3.0", f"{UNAVAILABLE}: {exc}", until)
+            self._suspended(destination)
+        finally:
+            destination.busy -= 1
+            self._slots -= 1
+            now = self._wall()
+            if destination.is_dead(now):  # what the slot put back
+                self._empty(destination)
+            self._offer(destination, now)
+            self._destinations.tidy(destination, now)
+            if self._destinations.waiting:
+                self._turn.set()
+            if not self._slots:
+                self._no_slots.set()
+
+    def _offer(self, destination: Destination, now: float) -> None:
+        if self._destinations.offer(destination, now):
+            self._turn.set()
+        elif destination.not_before > now and destination.queue and not destination.paused:
+            destination.paused = True
+            heapq.heappush(self._delayed, (destination.not_before, next(self._serial), destination))
+            self._turn.set()
+
+    async def _drain(self) -> None:
+        """Let deliveries under way finish, within postrio_shutdown_timeout."""
+        with trio.move_on_after(self._settings.shutdown_timeout):
+            while self._slots:
+                self._no_slots = trio.Event()
+                await self._no_slots.wait()
+
+    # --- what slots ask and tell (slot_feed.Owner) ---------------------------------------------
+
+    def next_entry(self, destination: Destination, served: int) -> Entry | None:
+        """See Owner."""
+        if self._stopping.is_set() or not destination.may_go_on():
+            return None
+        if (
+            served >= QUANTUM
+            and self._slots >= self._settings.slot_limit
+            and self._destinations.waiting
+        ):
+            return None  # the others have waited long enough
+        if destination.not_before and destination.not_before > self._wall():
+            return None
+        return destination.take()
+
+    def open_limit(self) -> float:
+        """See Owner."""
+        return 0.0 if self._stopping.is_set() else max(1.0, self._settings.transport_retry)
+
+    def delivered(self, destination: Destination, entry: Entry, result: DeliveryResult) -> None:
+        """See Owner."""
+        self._books.hand_in(entry.active, destination.route.protocol.value, result.outcomes)
+        failure = result.site_failure
+        if failure is None:
+            destination.succeeded()
+        else:
+            until = self._wall() + self._settings.minimal_backoff
+            if destination.failed(failure.dsn, failure.reason, until) is Feedback.DEAD:
+                self._suspended(destination)
+        if destination.limits.rate_delay:
+            destination.not_before = self._wall() + destination.limits.rate_delay
+        if destination.queue:
+            self._offer(destination, self._wall())
+
+    def lost(self, destination: Destination, entries: list[Entry], reason: str) -> None:
+        """See Owner."""
+        if not entries:
+            self._emit(Warned(f"slot for {destination.route.nexthop}: {reason}"))
+        text = f"delivery interrupted ({reason}); the message may be sent more than once"
+        program = destination.route.protocol.value
+        for entry in entries:
+            outcomes = [
+                replace(
+                    self._own_outcome(entry.active, recipient, Action.DEFERRED, "4.3.0", text),
+                    in_doubt=True,
+                )
+                for recipient in entry.recipients
+            ]
+            self._books.hand_in(entry.active, program, outcomes)
+
+    def unsendable(self, entries: list[Entry], reason: str) -> None:
+        """See Owner."""
+        for entry in entries:
+            self._defer(entry.active, entry.recipients, "4.3.0", reason)
+
+    def unexpected(self, destination: Destination, entries: list[Entry], trace: str) -> None:
+        """See Owner."""
+        what = f"feeding a slot for {destination.route.nexthop}"
+        self._emit(UnexpectedError(what, trace))
+        for entry in entries:
+            self._defer(entry.active, entry.recipients, "4.3.0", "internal error")
+
+    async def without_content(self, entry: Entry) -> None:
+        """See Owner."""
+        active, queue_id = entry.active, entry.active.message.queue_id
+        if await patiently(partial(self._store.summaries, [queue_id]), self._emit):
+            self._emit(Warned("content is missing in the queue", queue_id))
+            self._defer(active, entry.recipients, "4.3.0", "content is missing in the queue")
+        else:  # an operator deleted it
+            self._books.hand_in_gone(active, len(entry.recipients))
+
+    # --- outcomes of our own -------------------------------------------------------------------
+
+    def _suspended(self, destination: Destination) -> None:
+        """A destination has just been declared dead."""
+        route, until = destination.route, destination.dead_until
+        self._emit(DestinationSuspended(route.transport, route.nexthop, destination.reason, until))
+        self._empty(destination)
+
+    def _empty(self, destination: Destination) -> None:
+        for entry in destination.queue.take_all():
+            self._suspend_entry(destination, entry)
+
+    def _suspend_entry(self, destination: Destination, entry: Entry) -> None:
+        reason = f"delivery temporarily suspended: {destination.reason}"
+        self._defer(entry.active, entry.recipients, destination.dsn, reason)
+
+    def _defer(
+        self, active: ActiveMessage, recipients: Sequence[Recipient], dsn: str, reason: str
+    ) -> None:
+        """Put off recipients without an attempt. The log names error(8), as in Postfix."""
+        self._books.hand_in(
+            active,
+            "error",
+            [
+                self._own_outcome(active, recipient, Action.DEFERRED, dsn, reason)
+                for recipient in recipients
+            ],
+        )
+
+    def _own_outcome(
+        self, active: ActiveMessage, recipient: Recipient, action: Action, dsn: str, reason: str
+    ) -> RecipientOutcome:
+        delays = Delays(
+            before_active=max(0.0, active.since - active.message.arrival),
+            active=max(0.0, self._wall() - active.since),
+        )
+        return RecipientOutcome(
+            recipient=recipient, action=action, dsn=dsn, reason=reason, delays=delays
+        )

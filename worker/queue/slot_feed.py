@@ -1,0 +1,172 @@
+"""One slot's life: entries of one destination go in, results come out, at most two under way.
+
+The first request of a session goes alone: nobody knows yet whether there will be a session. While
+the session is kept, the worker always has the next request before it has finished the last, so
+that transactions follow each other without an idle round trip.
+
+An entry is in exactly one place: in the destination's queue, `in_hand` (taken, not sent), or
+`in_flight` (sent, or perhaps sent). Whatever ends the slot, what is in hand goes back, and what is
+in flight is reported as lost; only cancellation leaves it as it is, marked in doubt in the store.
+"""
+
+import traceback
+from collections import deque
+from typing import Final, Protocol
+
+import trio
+
+from protocol.outcome import DeliveryResult
+from worker.queue.active import Entry
+from worker.queue.begins import Begins
+from worker.queue.destinations import Destination
+from worker.queue.slot import Slot, SlotOpener, WorkerLost
+from worker.queue.store import StoreError
+
+OPEN_PAUSE: Final = 1.0  # seconds between attempts to get a slot: workers come back soon
+CLOSE_LIMIT: Final = 5.0  # seconds for a slot to close
+WARM_DEPTH: Final = 2  # requests under way in a slot with a session
+
+
+class NoWorker(Exception):
+    """No slot could be had for transport_retry_time."""
+
+
+class Owner(Protocol):
+    """What a slot asks of the scheduler and tells it. Nothing here waits, except the last."""
+
+    def next_entry(self, destination: Destination, served: int) -> Entry | None:
+        """More work for a slot that has served so many; None: it should end."""
+
+    def delivered(self, destination: Destination, entry: Entry, result: DeliveryResult) -> None:
+        """A request was answered, with one outcome per recipient."""
+
+    def lost(self, destination: Destination, entries: list[Entry], reason: str) -> None:
+        """These may or may not have been sent."""
+
+    def unsendable(self, entries: list[Entry], reason: str) -> None:
+        """The store cannot give these out; none of them was sent."""
+
+    def unexpected(self, destination: Destination, entries: list[Entry], trace: str) -> None:
+        """A mistake of ours; none of these was sent, as far as we know."""
+
+    def open_limit(self) -> float:
+        """Seconds to wait for a slot (transport_retry_time); 0: we are stopping."""
+
+    async def without_content(self, entry: Entry) -> None:
+        """The store has no content for it."""
+
+
+class SlotFeed:
+    """Serves `destination` through one slot, beginning with `first`."""
+
+    def __init__(
+        self,
+        owner: Owner,
+        workers: SlotOpener,
+        begins: Begins,
+        destination: Destination,
+        first: Entry,
+    ) -> None:
+        self._owner = owner
+        self._workers = workers
+        self._begins = begins
+        self._destination = destination
+        self._in_hand: deque[Entry] = deque([first])
+        self._in_flight: deque[Entry] = deque()
+
+    async def run(self) -> None:
+        """Feed the slot until there is nothing for it. Raises NoWorker."""
+        try:
+            slot = await self._open()
+            if slot is None:
+                return
+            try:
+                await self._feed(slot)
+            finally:
+                with trio.move_on_after(CLOSE_LIMIT, shield=True):
+                    await slot.aclose()
+        except WorkerLost as exc:
+            self._owner.lost(self._destination, list(self._in_flight), str(exc))
+        except StoreError as exc:
+            self._abandon("the queue cannot be used")
+            self._owner.unsendable(self._drop_in_hand(), str(exc))
+        except NoWorker:
+            raise
+        except Exception:  # noqa: BLE001 - around one slot: a bug defers its mail, the rest lives
+            self._abandon("internal error")
+            # These were not sent, but one of them may be the cause.
+            entries = self._drop_in_hand()
+            self._owner.unexpected(self._destination, entries, traceback.format_exc())
+        finally:
+            while self._in_hand:
+                self._destination.queue.put_back(self._in_hand.pop())
+
+    def _abandon(self, reason: str) -> None:
+        """The slot ends with requests under way: they may have been sent."""
+        if self._in_flight:
+            self._owner.lost(self._destination, list(self._in_flight), reason)
+
+    def _drop_in_hand(self) -> list[Entry]:
+        entries = list(self._in_hand)
+        self._in_hand.clear()
+        return entries
+
+    async def _open(self) -> Slot | None:
+        """A slot, patiently; None: we are stopping."""
+        waited = 0.0
+        while limit := self._owner.open_limit():
+            try:
+                return await self._workers.open_slot()
+            except WorkerLost as exc:
+                if waited >= limit:
+                    raise NoWorker(str(exc)) from exc
+            await trio.sleep(OPEN_PAUSE)
+            waited += OPEN_PAUSE
+        return None
+
+    async def _feed(self, slot: Slot) -> None:
+        depth, served = 1, 0
+        while True:
+            while len(self._in_hand) + len(self._in_flight) < depth:
+                entry = self._owner.next_entry(self._destination, served)
+                if entry is None:
+                    break
+                self._in_hand.append(entry)
+            if self._in_hand:
+                await self._send(slot)
+            elif not self._in_flight:
+                return
+            if self._in_flight:
+                result = await slot.receive()
+                _check(self._in_flight[0], result)  # it stays in flight if that fails
+                self._owner.delivered(self._destination, self._in_flight.popleft(), result)
+                served += 1
+                depth = WARM_DEPTH if result.session_kept else 1
+
+    async def _send(self, slot: Slot) -> None:
+        """Send what is in hand, marked in doubt first."""
+        contents = deque(await self._begins.begin(list(self._in_hand)))
+        route = self._destination.route
+        try:
+            while contents:
+                content = contents.popleft()
+                entry = self._in_hand[0]
+                if content is None:
+                    await self._owner.without_content(entry)
+                    self._in_hand.popleft()
+                    continue
+                self._in_hand.popleft()
+                self._in_flight.append(entry)  # before it is sent: a cut send is in doubt
+                request = entry.request(route.transport, route.protocol, route.nexthop)
+                await slot.send(request, content)
+        finally:
+            for left in contents:
+                if left is not None:
+                    left.close()
+
+
+def _check(entry: Entry, result: DeliveryResult) -> None:
+    """Raise ValueError unless there is one outcome per recipient, in their order."""
+    answered = [outcome.recipient.key for outcome in result.outcomes]
+    if answered != [recipient.key for recipient in entry.recipients]:
+        raise ValueError(f"a result of {len(answered)} outcomes does not fit its request")
