@@ -23,6 +23,7 @@ from protocol.errors import RemoteProtocolError
 from protocol.outcome import DeliveryResult
 from protocol.request import DeliveryRequest
 from worker.content import INLINE_LIMIT, Content, FileContent, InlineContent
+from worker.queue.listening import socket_address
 from worker.queue.slot import WorkerLost
 
 _LENGTHS: Final = struct.Struct("!II")  # octets of payload; octets of inline content
@@ -124,7 +125,8 @@ class StreamSlot:
         """Open a slot at the worker that listens on `path`. Raises WorkerLost."""
         sock = trio.socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
-            await sock.connect(os.fspath(path))
+            with socket_address(path) as address:
+                await sock.connect(address)
         except OSError as exc:
             sock.close()
             raise WorkerLost(f"no worker listens on {path.name}: {exc.strerror}") from exc

@@ -98,9 +98,9 @@ class Worker:
                 result = await deliver(request, content, self._environment, slot)
             finally:
                 content.close()
+            # When stopping too: what is still read is answered as stopped, so that the queue
+            # process knows that it was never tried, and closes the slot.
             await stream.send_result(result)
-            if slot.stopping:
-                return
 
 
 async def run_worker(

@@ -6,7 +6,6 @@ again, after a pause that doubles with every early end, so that a crash loop is 
 not spin.
 """
 
-import os
 import signal
 import socket
 import subprocess
@@ -20,6 +19,7 @@ import trio
 from protocol.outcome import DeliveryResult
 from protocol.request import DeliveryRequest
 from worker.content import Content
+from worker.queue.listening import socket_address
 from worker.slots import StreamSlot
 from worker.status.events import Emit, Noted, Warned
 
@@ -42,7 +42,8 @@ class WorkerProcess:
         self._stop = trio.Event()
         path.unlink(missing_ok=True)
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self._listener.bind(os.fspath(path))
+        with socket_address(path) as address:
+            self._listener.bind(address)
         path.chmod(0o600)
         self._listener.listen(BACKLOG)
 

@@ -1,0 +1,189 @@
+"""One node's queue process: store, scheduler, doors and worker processes under one nursery.
+
+`run_pool` is what `postrio run` calls. Order matters on the way in (the queue is locked before
+anything else is touched, the doors open last) and on the way out: doors close, the scheduler stops
+claiming, workers finish what is past DATA, outcomes become durable, and only then the store closes.
+"""
+
+import signal
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import trio
+
+from worker.config.config import Config
+from worker.config.problems import ConfigError
+from worker.queue.listening import DoorLimits
+from worker.queue.routing import Router
+from worker.queue.scheduler import Scheduler
+from worker.queue.service import CONTROL_SOCKET, SUBMIT_SOCKET, serve_control, serve_submissions
+from worker.queue.settings import QueueSettings
+from worker.queue.sqlite import SqliteStore, StoreSettings, open_store
+from worker.status.events import Emit, Noted, Warned
+from worker.workers import Workers, worker_command
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Node:
+    """What a node is made of, besides its configuration."""
+
+    load: Callable[[], Config]  # reads the configuration anew; raises ConfigError
+    arguments: Sequence[str]  # of `postrio worker`: the same configuration, the same log
+    emit: Emit
+    wall: Callable[[], float]
+    reopen_log: Callable[[Config], None]  # SIGHUP: follow a renamed file, a new setting
+
+
+async def run_pool(
+    node: Node,
+    workers: int,
+    *,
+    task_status: trio.TaskStatus[Scheduler] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Run a node with `workers` worker processes until SIGTERM or SIGINT.
+
+    Raises ConfigError, StoreError, OSError if it cannot start; nothing was changed then.
+    """
+    config = node.load()
+    directory = Path(config.text("queue_directory"))
+    store = await open_store(
+        directory,
+        settings=StoreSettings(
+            message_size_limit=config.integer("message_size_limit"),
+            queue_minfree=config.integer("queue_minfree"),
+        ),
+        warn=lambda text: node.emit(Warned(text)),
+        wall=node.wall,
+    )
+    try:
+        (directory / "private").mkdir(mode=0o700, exist_ok=True)
+        processes = Workers(
+            directory / "private", workers, worker_command(node.arguments), node.emit
+        )
+        scheduler = Scheduler(
+            store,
+            processes,
+            QueueSettings.from_config(config),
+            Router.from_config(config),
+            node.emit,
+            node.wall,
+        )
+        await _Pool(node, config, store, processes, scheduler).run(directory, task_status)
+    finally:
+        with trio.CancelScope(shield=True):  # pending commits: bounded by the disk, not by peers
+            await store.aclose()
+
+
+class _Pool:
+    """The running parts, and what signals do to them."""
+
+    def __init__(
+        self,
+        node: Node,
+        config: Config,
+        store: SqliteStore,
+        processes: Workers,
+        scheduler: Scheduler,
+    ) -> None:
+        self._node = node
+        self._config = config
+        self._store = store
+        self._processes = processes
+        self._scheduler = scheduler
+        self._doors = trio.CancelScope()
+
+    async def run(self, directory: Path, task_status: trio.TaskStatus[Scheduler]) -> None:
+        """Everything at once, until a signal says stop."""
+        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
+            async with trio.open_nursery() as outer:
+                outer.start_soon(self._processes.run)
+                async with trio.open_nursery() as nursery:
+                    await nursery.start(self._schedule, nursery.cancel_scope)
+                    await nursery.start(self._open_doors, directory)
+                    nursery.start_soon(self._obey, signals, nursery.cancel_scope)
+                    self._node.emit(Noted("daemon started"))
+                    task_status.started(self._scheduler)
+                # The scheduler has ended, and with it the last slot: the workers have no work.
+                self._processes.stop()
+        self._node.emit(Noted("daemon stopped"))
+
+    async def _schedule(
+        self,
+        everything: trio.CancelScope,
+        task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+    ) -> None:
+        """The scheduler's life is the node's."""
+        await self._scheduler.run(task_status=task_status)
+        everything.cancel()
+
+    async def _open_doors(
+        self,
+        directory: Path,
+        task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+    ) -> None:
+        """Take submissions and orders until the doors are closed."""
+        node, limits = self._node, DoorLimits(ipc_timeout=self._config.seconds("ipc_timeout"))
+        with self._doors:
+            async with trio.open_nursery() as nursery:
+                await nursery.start(
+                    partial(
+                        serve_submissions,
+                        directory / SUBMIT_SOCKET,
+                        self._store,
+                        limits,
+                        node.emit,
+                        node.wall,
+                        self._scheduler.wake,
+                    )
+                )
+                await nursery.start(
+                    partial(
+                        serve_control,
+                        directory / CONTROL_SOCKET,
+                        self._store,
+                        limits,
+                        node.emit,
+                        node.wall,
+                        self._scheduler.flush,
+                        self._status,
+                    )
+                )
+                task_status.started()
+
+    def _status(self) -> dict[str, str | int | float]:
+        return {
+            "active_messages": self._scheduler.active_messages,
+            "open_slots": self._scheduler.open_slots,
+        }
+
+    async def _obey(self, signals: AsyncIterator[int], everything: trio.CancelScope) -> None:
+        """SIGHUP: new configuration. SIGTERM, SIGINT: orderly end; a second one: at once."""
+        stopping = False
+        async for number in signals:
+            if number == signal.SIGHUP:
+                await self._reload()
+            elif stopping:
+                self._node.emit(Noted("stopped by a second signal"))
+                everything.cancel()
+            else:
+                stopping = True
+                self._node.emit(Noted(f"stopping on {signal.Signals(number).name}"))
+                self._doors.cancel()
+                self._scheduler.stop()
+                self._processes.stop()
+
+    async def _reload(self) -> None:
+        node = self._node
+        try:
+            config = await trio.to_thread.run_sync(node.load)
+            settings, router = QueueSettings.from_config(config), Router.from_config(config)
+            node.reopen_log(config)
+        except (ConfigError, OSError) as exc:
+            node.emit(Warned(f"configuration not reloaded: {exc}"))
+            return
+        self._config = config
+        self._scheduler.reload(settings, router)
+        self._processes.reload()
+        node.emit(Noted("configuration reloaded"))
