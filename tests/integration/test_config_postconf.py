@@ -1,0 +1,308 @@
+"""Our reading of main.cf and of lookup tables beside postconf(1) and postmap(1).
+
+Each test gives both the same files, in a directory of its own, and compares what they say.
+"""
+
+import os
+import subprocess
+from collections.abc import Coroutine
+from pathlib import Path
+
+import pytest
+
+from tests.integration.peers import find_program
+from worker.config.config import Config, Facts
+from worker.config.listing import Form, Which, show
+from worker.config.parameters import PARAMETERS
+from worker.config.tables import TableConfigError, open_table
+
+pytestmark = pytest.mark.peer("postfix")  # the package of postconf and postmap
+
+SATELLITE = """\
+# See /usr/share/postfix/main.cf.dist for a commented, more complete version
+smtpd_banner = $myhostname ESMTP $mail_name (Debian/GNU)
+biff = no
+
+# appending .domain is the MUA's job.
+append_dot_mydomain = no
+readme_directory = no
+compatibility_level = 3.6
+smtpd_tls_cert_file=/etc/ssl/certs/ssl-cert-snakeoil.pem
+smtp_tls_CApath=/etc/ssl/certs
+smtp_tls_session_cache_database = btree:${data_directory}/smtp_scache
+smtpd_relay_restrictions = permit_mynetworks permit_sasl_authenticated defer_unauth_destination
+myhostname = host.example.com
+alias_maps = hash:/etc/aliases
+mydestination = $myhostname, localhost.$mydomain, , localhost
+relayhost = [smtp.example.net]:587
+mynetworks = 127.0.0.0/8 [::ffff:127.0.0.0]/104 [::1]/128
+mailbox_size_limit = 0
+recipient_delimiter = +
+inet_interfaces = loopback-only
+inet_protocols = all
+"""
+
+OUTBOUND = """\
+myhostname = out1.mail.example.org
+mydomain = mail.example.org
+myorigin = $mydomain
+pool = 7
+helo_suffix = ${pool?{-p$pool}:{}}
+smtp_helo_name = ${myhostname}$helo_suffix
+maximal_queue_lifetime = 3d
+bounce_queue_lifetime =
+    ${{$maximal_queue_lifetime} == {3d} ?
+        {1d} :
+        {5d}}
+smtp_fallback_relay =
+    [fallback1.example.org]:2525,
+
+    # the far one
+    [fallback2.example.org]
+smtp_destination_concurrency_limit = 10
+bulk_destination_rate_delay = 1s
+bulk_destination_concurrency_limit = $smtp_destination_concurrency_limit
+default_destination_concurrency_negative_feedback = 1/concurrency
+smtp_mx_address_limit = 0
+smtp_connect_timeout = 10
+smtp_connect_timeout = 15
+smtp_bind_address = 192.0.2.7
+transport_maps = inline:{ {example.com = bulk:}, example.net=smtp:[relay] }
+"""
+
+ODD = """\
+   lead = in
+myhostname=h.example
+mail_name=a   b\tc
+empty =
+error_notice_recipient = $empty
+bounce_notice_recipient = ${{$myhostname} != {x} ? {y}}|$$x|$(myhostname)|${ myhostname }
+delay_notice_recipient=${nope?a}:${nope:dflt}|${myhostname?{ t }}|${{3.6} <level {3.10}?{lv}}
+2bounce_notice_recipient = ${{1}<{10}?{y}:{n}}${{a}=={a}}${{a}=={b}}
+unused = value
+"""
+
+FILES = {"satellite": SATELLITE, "outbound": OUTBOUND, "odd": ODD}
+
+
+def run(program: str, *arguments: str | Path) -> str:
+    """What a program of Postfix prints; its warnings are left aside."""
+    path = find_program(program)
+    assert path is not None
+    done = subprocess.run([path, *arguments], capture_output=True, text=True, check=False)
+    return done.stdout
+
+
+def write_old(path: Path, text: str) -> None:
+    """A file that looks old: Postfix waits while a file may still be edited."""
+    path.write_text(text)
+    os.utime(path, (1e9, 1e9))
+
+
+def configured(directory: Path, main_cf: str = "") -> Path:
+    """The directory, with this main.cf."""
+    write_old(directory / "main.cf", main_cf)
+    return directory
+
+
+@pytest.fixture(params=FILES)
+def directory(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    configured(tmp_path, FILES[request.param])
+    (tmp_path / "master.cf").write_text(
+        "smtp unix - - n - - smtp\nbulk unix - - n - - smtp\n"  # transports make names legal
+    )
+    return tmp_path
+
+
+def ours(directory: Path, *, expanded: bool) -> list[str]:
+    config = Config.load(directory, environ={}, facts=Facts(hostname="h.example"))
+    return list(show(config, which=Which.CHANGED, expanded=expanded))
+
+
+def theirs(directory: Path, *options: str) -> list[str]:
+    lines = run("postconf", "-c", directory, "-n", *options).splitlines()
+    return [line for line in lines if not line.startswith("config_directory = ")]
+
+
+def test_changed_parameters_are_printed_alike(directory: Path) -> None:
+    assert ours(directory, expanded=False) == theirs(directory)
+
+
+def test_values_expand_alike(directory: Path) -> None:
+    # Names whose defaults are not Postfix's, or are not in our table, expand differently.
+    apart = ("smtpd_banner", "smtp_tls_session_cache_database")
+    expected = [line for line in theirs(directory, "-x") if not line.startswith(apart)]
+    assert [line for line in ours(directory, expanded=True) if not line.startswith(apart)] == (
+        expected
+    )
+
+
+# Defaults that are ours on purpose, and what the machine decides.
+OUR_OWN = {
+    "compatibility_level",  # no defaults depend on it here
+    "config_directory",
+    "default_database_type",  # the one table type without postmap(1)
+    "mail_name",
+    "mail_version",
+    "mydomain",
+    "myhostname",
+    "myorigin",
+    "notify_classes",  # no transcripts unless asked for (S155), yet double bounces are told
+    "lmtp_lhlo_name",
+    "process_id",
+    "process_name",
+    "queue_directory",
+    "smtp_helo_name",
+    "smtputf8_enable",  # as at the compatibility levels of today
+}
+
+
+def test_defaults_are_postfixs_but_for_the_known_ones(tmp_path: Path) -> None:
+    configured(tmp_path)
+    (tmp_path / "master.cf").touch()
+    lines = run("postconf", "-c", tmp_path, "-d", "-x").splitlines()
+    theirs = {name: value.strip() for name, _, value in (line.partition(" =") for line in lines)}
+    config = Config.from_mapping({})
+    compared = sorted(PARAMETERS.keys() & theirs.keys() - OUR_OWN)
+    assert len(compared) > 100
+    values = show(config, compared, which=Which.DEFAULTS, form=Form.VALUES, expanded=True)
+    assert dict(zip(compared, values, strict=True)) == {name: theirs[name] for name in compared}
+
+
+def test_every_name_from_postfix_is_one_that_postfix_knows(tmp_path: Path) -> None:
+    configured(tmp_path)
+    (tmp_path / "master.cf").touch()
+    known = {line.partition(" ")[0] for line in run("postconf", "-c", tmp_path, "-d").splitlines()}
+    own = {name for name, row in PARAMETERS.items() if row.source == "postrio"}
+    gone = {
+        *("fallback_relay", "smtp_skip_4xx_greeting"),  # accepted for old configurations
+        *("smtp_per_record_deadline", "lmtp_per_record_deadline"),
+    }
+    pattern = {name for name in PARAMETERS if name.startswith(("smtp_", "lmtp_"))} & {
+        f"{transport}_{rest}"
+        for transport in ("smtp", "lmtp")
+        for rest in (
+            "destination_concurrency_failed_cohort_limit",
+            "destination_concurrency_limit",
+            "destination_concurrency_negative_feedback",
+            "destination_concurrency_positive_feedback",
+            "destination_rate_delay",
+            "destination_recipient_limit",
+            "initial_destination_concurrency",
+            "transport_rate_delay",
+        )
+    }  # names made from master.cf
+    assert PARAMETERS.keys() - known - own - gone - pattern == set()
+
+
+# --- lookup tables -------------------------------------------------------------------------------
+
+TEXTHASH = """\
+# comment
+A.com  one two
+"a b"@x y
+noval
+b: c
+a.com dup
+\\ x z
+"un q
+k"k l" m
+cont
+  more
+"""
+
+CIDR = """\
+192.168.1.0/24 net one
+!127.0.0.0/8 notloop
+if 127.0.0.0/16
+127.0.1.0/24  inner
+endif
+::1 v6
+[fd00::]/8 br
+"""
+
+REGEXP = """\
+/^(a+)@(.*)$/  $1-${2}-$(1)-$$
+/^foo$/i  casesens
+!/@/ noat
+if !/^[^@]*z/
+/^if.*x$/ ifx
+!/[xyz]$/ nested
+endif
+/[[:digit:]]+\\.com/ digits
+/[]\\]$/ bracket
+/(p)|(q)/ [$1][$2]
+/b\\/c/ slash
+|^pipe| pp
+"""
+
+KEYS = {
+    "texthash": (
+        *("a.com", "A.COM", '"a b"@x', "a b@x", "noval", "b:", "b", "\\ x", 'k"k l"', "cont"),
+        *('"un', "q"),
+    ),
+    "cidr": (
+        *("192.168.1.7", "127.0.1.5", "127.0.2.5", "127.1.1.1", "10.0.0.1", "::1", "fd00::3"),
+        *("fe00::3", "host", "192.168.1"),
+    ),
+    "regexp": (
+        *("aaa@b", "AAA@b", "foo", "FOO", "noat", "if@x", "if@q", "if@y", "zz@12.com", "zz@]"),
+        *("zz@\\", "zp@a", "zq@a", "zb/c@", "pipe@z", "none@z"),
+    ),
+}
+TABLES = {"texthash": TEXTHASH, "cidr": CIDR, "regexp": REGEXP}
+
+
+def answer(lookup: Coroutine[object, None, str | None]) -> str:
+    """What an in-memory lookup answers, as postmap prints it."""
+    with pytest.raises(StopIteration) as caught:
+        lookup.send(None)
+    value: str | None = caught.value.value
+    return "" if value is None else f"{value}\n"
+
+
+def compare(directory: Path, spec: str, keys: tuple[str, ...]) -> None:
+    table = open_table(spec, environ={}, clock=lambda: 0.0)
+    said = {key: answer(table.lookup(key)) for key in keys}
+    assert said == {key: run("postmap", "-c", directory, "-q", key, spec) for key in keys}
+
+
+@pytest.mark.parametrize("kind", TABLES)
+def test_tables_in_files_answer_alike(tmp_path: Path, kind: str) -> None:
+    configured(tmp_path)
+    write_old(tmp_path / "table", TABLES[kind])
+    compare(tmp_path, f"{kind}:{tmp_path}/table", KEYS[kind])
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        "inline:{a=b, {A1 = x y, z}, { c=d }}",
+        "inline:{a=1 a=2}",
+        "static:text",
+        "static:{two  words}",
+        "regexp:{{/^a/ b}, {/1/ y}}",
+        "cidr:{{1.2.3.0/24 x}}",
+    ],
+)
+def test_tables_in_place_answer_alike(tmp_path: Path, spec: str) -> None:
+    configured(tmp_path)
+    compare(tmp_path, spec, ("a", "A1", "a1", "c", "1.2.3.4"))
+
+
+def test_tables_that_postfix_refuses_are_refused(tmp_path: Path) -> None:
+    specs = ("inline:{}", "inline:{a}", "static:{a}b", "static:", "nosuch:x")
+    program = find_program("postmap")
+    assert program is not None
+    running = [  # all at once: each takes a second to die
+        subprocess.Popen(
+            [program, "-c", configured(tmp_path), "-q", "a", spec],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        for spec in specs
+    ]
+    assert {process.wait() for process in running} == {1}
+    for spec in specs:
+        with pytest.raises(TableConfigError):
+            open_table(spec, environ={}, clock=lambda: 0.0)
