@@ -150,6 +150,23 @@ def test_an_endless_list_is_refused(piece: bytes) -> None:
         decoder.next_event()
 
 
+def test_a_complete_list_over_the_limit_is_refused_too() -> None:
+    decoder = AttributeDecoder(max_size=10)
+    decoder.receive_data(b"a\x00123456\0\0" + b"a\x001234567\0\0")
+    assert decoder.next_event() == (("a", "123456"),)
+    with pytest.raises(RemoteProtocolError, match="longer than 10 octets"):
+        decoder.next_event()
+
+
+def test_a_name_that_waits_for_its_value_counts() -> None:
+    decoder = AttributeDecoder(max_size=10)
+    decoder.receive_data(b"123456789\0")
+    assert decoder.next_event() is NEED_DATA
+    decoder.receive_data(b"x")
+    with pytest.raises(RemoteProtocolError, match="longer than 10 octets"):
+        decoder.next_event()
+
+
 def test_negative_numbers_are_written_with_their_width() -> None:
     assert unsigned_int(-1) == "4294967295"
     assert unsigned_long(-1) == "18446744073709551615"

@@ -11,6 +11,7 @@ from protocol.delivery_wire import (
     MAX_FIELD,
     MAX_RECIPIENTS,
     MAX_REQUEST_SIZE,
+    MAX_RESULT_SIZE,
     TEXT_LIMIT,
     decode_request,
     decode_result,
@@ -198,6 +199,25 @@ def test_a_message_that_was_cut_short_is_refused(cut: int) -> None:
         decode_request(request[: min(cut, len(request) - 1)])
     with pytest.raises(RemoteProtocolError):
         decode_result(result[: min(cut, len(result) - 1)], REQUEST)
+
+
+def test_a_message_with_something_behind_it_is_refused() -> None:
+    for more in (b"x", b"\0", b"x\0"):
+        with pytest.raises(RemoteProtocolError):
+            decode_request(encode_request(REQUEST) + more)
+        with pytest.raises(RemoteProtocolError):
+            decode_result(encode_result(RESULT) + more, REQUEST)
+
+
+def test_the_size_of_a_message_is_bounded_at_both_ends() -> None:
+    long = "x" * MAX_FIELD
+    many = tuple(Recipient(address="a@x", original=long, orcpt=long, key=key) for key in range(900))
+    with pytest.raises(LocalProtocolError, match="too long"):
+        encode_request(replace(REQUEST, recipients=many))
+    with pytest.raises(RemoteProtocolError, match=f"of {MAX_REQUEST_SIZE + 1} octets"):
+        decode_request(bytes(MAX_REQUEST_SIZE + 1))
+    with pytest.raises(RemoteProtocolError, match=f"of {MAX_RESULT_SIZE + 1} octets"):
+        decode_result(bytes(MAX_RESULT_SIZE + 1), REQUEST)
 
 
 def test_outcomes_are_matched_by_key_whatever_their_order() -> None:

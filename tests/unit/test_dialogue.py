@@ -187,6 +187,16 @@ def test_lmtp_has_a_reply_for_each_accepted_recipient() -> None:
     assert dialogue.in_step
 
 
+def test_each_lmtp_transaction_has_its_own_replies() -> None:
+    dialogue = introduced()
+    for _ in range(3):
+        play(dialogue, Mail(""), Rcpt("a@x"), Rcpt("b@x"), Data(), OK, OK, OK, GO_AHEAD)
+        play(dialogue, EndOfData(2), OK)
+        assert not dialogue.in_step
+        play(dialogue, OK)
+        assert dialogue.in_step
+
+
 def test_every_state_is_in_the_table() -> None:
     assert set(MOVES) == set(State)
 

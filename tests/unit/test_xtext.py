@@ -22,6 +22,8 @@ def test_any_text_comes_back(text: str) -> None:
     [
         ("plain;text@example", "plain;text@example"),
         ("a+b=c d", "a+2Bb+3Dc+20d"),
+        ("a=b", "a+3Db"),
+        ("a+b", "a+2Bb"),
         ("é\r\n", "+C3+A9+0D+0A"),
         ("", ""),
     ],
