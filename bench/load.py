@@ -10,6 +10,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
@@ -68,19 +69,26 @@ class CountingSink:
             found: list[bytes] = COUNT.findall(output.read())
         return int(found[-1]) if found else 0
 
-    def time_of(self, more: int, limit: float) -> float:
-        """Seconds from the first to the last of the next `more` messages. Raises LoadError.
+    def time_of(self, more: int, limit: float, *, begin: Callable[[], object]) -> float:
+        """Seconds that `more` messages take, from the first to the last. Raises LoadError.
 
-        Watching the sink, and not one peer's log or queue, is the same effort for every peer; and
-        start-up is no part of it (it has a figure of its own).
+        `begin` sets the peer going; start-up is no part of the time (it has a figure of its own).
+        Watching the sink, and not one peer's log or queue, is the same effort for every peer. A
+        peer may deliver before `begin` returns, so the sink is watched meanwhile.
         """
         before = self.count()
         deadline = time.monotonic() + limit
-        self._wait(before + 1, deadline)
-        first = time.monotonic()
-        already = self.count() - before  # the first look may find several
-        self._wait(before + more, deadline)
-        took = time.monotonic() - first
+        with ThreadPoolExecutor(1) as pool:
+            started = pool.submit(begin)
+            while self.count() == before and not started.done():
+                time.sleep(POLL)
+            if started.done():
+                started.result()  # its exception, if it has one
+            self._wait(before + 1, deadline)
+            first = time.monotonic()
+            already = self.count() - before  # the first look may find several
+            self._wait(before + more, deadline)
+            took = time.monotonic() - first
         return took * more / max(1, more - already)
 
     def _wait(self, count: int, deadline: float) -> None:
