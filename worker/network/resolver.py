@@ -45,7 +45,7 @@ class MxAnswer:
     unusable: bool = False
 
 
-class LookupFailure(Exception):  # noqa: N818 - an answer as much as an error; never raised itself
+class LookupFailure(Exception):
     """A name gave no answer. `dsn`: enhanced status code; `reason`: one line in Postfix's words."""
 
     default_dsn = "4.4.3"
