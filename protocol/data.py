@@ -125,7 +125,7 @@ class ContentScanner:
         self._octets = 0
         self._eight_bit = False
         self._longest = 0
-        self._unfinished = 0  # octets of the line under way; a CR that ends a block counts
+        self._unfinished = 0  # octets of the line under way
 
     def feed(self, block: bytes) -> bytes:
         """Return the canonical form of `block`, as Canonicaliser.feed()."""
@@ -145,9 +145,10 @@ class ContentScanner:
             self._octets += len(block)
             self._eight_bit = self._eight_bit or not block.isascii()
             # A canonical block never ends between CR and LF, so splitting on CRLF is exact.
-            first, *others = map(len, block.split(b"\r\n"))
-            self._longest = max(self._longest, self._unfinished + first, *others)
-            self._unfinished = others[-1] if others else self._unfinished + first
+            lengths = list(map(len, block.split(b"\r\n")))
+            lengths[0] += self._unfinished
+            self._longest = max(self._longest, max(lengths))
+            self._unfinished = lengths[-1]
         return block
 
 

@@ -16,6 +16,8 @@ MAX_REPLY_SIZE: Final = 65_536  # octets of one reply, all lines, before the pee
 
 # RFC 3463 section 2, with leading zeros tolerated.
 _ENHANCED = re.compile(r" *([245]\.[0-9]{1,3}\.[0-9]{1,3})(?: |$)")
+# The usual reply: one line of plain text, no longer than LINE_LIMIT.
+_PLAIN_REPLY = re.compile(rb"([2-5][0-9][0-9]) ([ -~]{0,2000})\r?\n")
 
 
 class NeedData(Enum):
@@ -118,6 +120,14 @@ class ReplyParser:
         Raises RemoteProtocolError, now and at every later call, if a reply exceeds `max_size`.
         """
         buffer = self._buffer
+        # Not needed for the result, but half the time of the loop below, three times a message.
+        if not self._size and (plain := _PLAIN_REPLY.match(buffer, self._start)):
+            if plain.end() - self._start > self._max_size:
+                raise self._endless()
+            self._start = self._searched = plain.end()
+            text = plain[2].decode("ascii")
+            match = _ENHANCED.match(text)
+            return Reply(int(plain[1]), (text,), enhanced=match[1] if match else None)
         while (end := buffer.find(b"\n", self._searched)) >= 0:
             start = self._start
             size = self._size + end + 1 - start
