@@ -280,7 +280,9 @@ class SinkSession:
 
     def _complain(self, path: bytes, parameters: str) -> str:
         """A reply about MAIL's address and parameters; empty when all is well."""
-        names = {word.partition("=")[0]: word.partition("=")[2] for word in parameters.split()}
+        # Names are case-insensitive (RFC 5321 section 2.4), and so are the values looked at here.
+        words = [word.partition("=") for word in parameters.upper().split()]
+        names = {name: value for name, _, value in words}
         limit = self._behaviour.size_limit
         size = names.get("SIZE", "0")
         if not size.isdigit():
@@ -305,7 +307,7 @@ class SinkSession:
         match = PATH.fullmatch(line)
         if match is None or not match[1]:
             return await self._say("501 5.5.4 syntax: RCPT TO:<address>")
-        if not match[1].isascii() and "SMTPUTF8" not in transaction.mail_parameters.split():
+        if not match[1].isascii() and "SMTPUTF8" not in transaction.mail_parameters.upper().split():
             return await self._say("553 5.6.7 SMTPUTF8 is needed for this address")
         recipient = _text(match[1])
         text = self._behaviour.recipients.get(recipient, "250 2.1.5 Ok")

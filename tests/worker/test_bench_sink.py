@@ -282,6 +282,7 @@ async def test_each_reply_takes_its_latency(autojump_clock: MockClock) -> None:
         ([], "MAIL FROM:<a@b> SIZE=10 BODY=8BITMIME RET=HDRS ENVID=x", 250),
         ([], "MAIL FROM:<é@b>", 553),
         ([], "MAIL FROM:<é@b> SMTPUTF8", 250),
+        ([], "mail from:<é@b> smtputf8 size=1 body=8bitmime", 250),
         ([], 'MAIL FROM:<"a> b"@c>', 250),
         ([], "MAIL FROM:a@b", 501),
         ([], "MAIL FROM:<a@b> SIZE=x", 501),
