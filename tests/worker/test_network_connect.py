@@ -109,6 +109,7 @@ def reasons(error: ConnectError) -> list[str]:
         (OSError(errno.EMFILE, "x"), "Too many open files"),
         (OSError("AF_UNIX path too long"), "AF_UNIX path too long"),
         (OSError(), "OSError"),
+        (socket.gaierror(socket.EAI_NONAME, "Name not known"), "Name not known"),
     ],
 )
 @trio_test

@@ -149,9 +149,10 @@ async def closing_leftovers(
 
 def describe(error: OSError) -> str:
     """Return the system's text for `error`, as in Postfix's logs."""
-    # trio and Python put their own words around some errors; errno has the plain ones.
-    if isinstance(error, SourceAddressError):
-        return error.strerror or ""
+    # trio and Python put their own words around some errors; errno has the plain ones. Those of
+    # getaddrinfo (a scope that does not exist) are negative, and of another table.
+    if isinstance(error, SourceAddressError | socket.gaierror):
+        return error.strerror or str(error)
     if error.errno:
         return os.strerror(error.errno)
     return str(error) or type(error).__name__
