@@ -29,9 +29,9 @@ from protocol.request import (
 
 MAX_RECIPIENTS: Final = 1000  # of one request; default_destination_recipient_limit is 50
 MAX_FIELD: Final = 4096  # characters of one value
-TEXT_LIMIT: Final = 2048  # characters of a reason or reply; longer ones are cut when sent
+TEXT_LIMIT: Final = 1024  # characters of a text in a result; longer ones are cut when sent
 MAX_REQUEST_SIZE: Final = 4_194_304  # octets
-MAX_RESULT_SIZE: Final = 33_554_432  # octets: MAX_RECIPIENTS, each with two full texts
+MAX_RESULT_SIZE: Final = 16_777_216  # octets: MAX_RECIPIENTS, each with four full texts
 
 # Names in their order; the empty one is the terminator of the list.
 _REQUEST: Final = [

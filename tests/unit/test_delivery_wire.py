@@ -359,7 +359,8 @@ def test_a_result_that_only_a_bug_can_make_is_not_sent(result: DeliveryResult) -
 def test_the_largest_result_has_room() -> None:
     many = tuple(Recipient(address="a@x", key=key) for key in range(MAX_RECIPIENTS))
     request = replace(REQUEST, recipients=many)
-    outcome = replace(RESULT.outcomes[0], reason="😀" * 9999, reply="😀" * 9999)
+    long = "😀" * 9999
+    outcome = replace(RESULT.outcomes[0], reason=long, reply=long, mta=long, relay=long)
     result = replace(
         RESULT, outcomes=tuple(replace(outcome, recipient=recipient) for recipient in many)
     )
