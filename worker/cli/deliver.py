@@ -10,12 +10,10 @@ import json
 import os
 import random
 import signal
-import sys
 import time
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
-from typing import BinaryIO, Final
+from typing import Final
 
 import click
 import trio
@@ -24,12 +22,10 @@ from protocol.address import split_address
 from protocol.destination import DestinationError, parse_destination, split_nexthops
 from protocol.outcome import Action, RecipientOutcome
 from protocol.request import DeliveryRequest, Protocol, Recipient
-from worker.cli.exits import CommandError
-from worker.cli.message import read_message, send_options, spool
+from worker.cli.message import STANDARD_INPUT, open_message, read_message, send_options, spool
 from worker.cli.options import config_choice, configured
 from worker.cli.order import (
     REQUEST_LIMIT,
-    STANDARD_INPUT,
     Order,
     OrderError,
     parse_order,
@@ -125,7 +121,7 @@ def command(  # click gives every option its argument
 
 def order_of_request(path: str) -> Order:
     """The order in a JSON file, or on standard input. Raises OrderError, CommandError."""
-    with _open_message(path) as file:
+    with open_message(path) as file:
         order = parse_order(file.read(REQUEST_LIMIT + 1))
     if path == STANDARD_INPUT and order.message == STANDARD_INPUT:
         raise OrderError("message: missing (standard input is the request)")
@@ -181,7 +177,7 @@ def run_order(order: Order, config: Config, log_format: LogFormat) -> list[Recip
 
     Raises CommandError (the message cannot be read), ConfigError.
     """
-    with _open_message(order.message) as file:
+    with open_message(order.message) as file:
         message = read_message(file)
         content, facts = spool(message.blocks())
     options = send_options(
@@ -359,13 +355,3 @@ def _interrupted(recipient: Recipient) -> RecipientOutcome:
         reason="delivery was interrupted -- message may be sent more than once",
         in_doubt=True,
     )
-
-
-def _open_message(path: str) -> BinaryIO:
-    """The file, or standard input. Raises CommandError."""
-    if path == STANDARD_INPUT:
-        return sys.stdin.buffer
-    try:
-        return Path(path).open("rb")
-    except OSError as exc:
-        raise CommandError(f"{path}: {exc.strerror}", os.EX_USAGE) from exc

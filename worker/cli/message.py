@@ -7,18 +7,23 @@ takes the message in.
 
 import os
 import re
+import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from email.utils import getaddresses
-from typing import BinaryIO, Final
+from itertools import chain
+from pathlib import Path
+from typing import BinaryIO, Final, Protocol
 
 from protocol.address import AddressError, needs_smtputf8, parse_mailbox
 from protocol.data import ContentFacts, ContentScanner
 from protocol.request import SendOptions
+from worker.cli.exits import CommandError
 from worker.content import BLOCK_SIZE, INLINE_LIMIT, Content, FileContent, InlineContent
 
 HEADER_LIMIT: Final = 1_048_576  # octets; beyond it nothing is taken for a header any more
+STANDARD_INPUT: Final = "-"
 RECIPIENT_FIELDS: Final = ("to", "cc", "bcc")
 
 _FIELD: Final = re.compile(rb"([!-9;-~]+)[ \t]*:", re.DOTALL)  # RFC 5322 section 2.2, obs-syntax
@@ -70,13 +75,42 @@ class Message:
         """Take out the fields of these names (lower case)."""
         self.fields = [field for field in self.fields if field.name not in names]
 
+    def add(self, field: Field) -> None:
+        """Append a field; the last one before it gets its line end if the message lacked it."""
+        if self.fields and not self.fields[-1].octets.endswith(b"\n"):
+            self.fields[-1] = Field(self.fields[-1].name, self.fields[-1].octets + b"\n")
+        self.fields.append(field)
+
+    def separate(self) -> None:
+        """Put an empty line between header and body if there is none."""
+        if not self.separated:
+            self.rest = chain([b"\n"], self.rest)
+            self.separated = True
+
     @property
     def eight_bit_header(self) -> bool:
         """Some field holds octets that are not ASCII."""
         return not all(field.octets.isascii() for field in self.fields)
 
 
-def read_message(file: BinaryIO) -> Message:
+def open_message(path: str) -> BinaryIO:
+    """The file of a message or of a request; "-": standard input. Raises CommandError."""
+    if path == STANDARD_INPUT:
+        return sys.stdin.buffer
+    try:
+        return Path(path).open("rb")
+    except OSError as exc:
+        raise CommandError(f"{path}: {exc.strerror}", os.EX_USAGE) from exc
+
+
+class Readable(Protocol):
+    """What a message is read from: a binary file, or what sendmail makes of one."""
+
+    def read(self, size: int, /) -> bytes:
+        """At least one octet, and about `size`; none at the end. May raise OSError."""
+
+
+def read_message(file: Readable) -> Message:
     """Read the header of a message; the body is read with Message.blocks(). Raises OSError."""
     octets, ended = _read_header(file)
     fields: list[Field] = []
@@ -156,7 +190,7 @@ def spool(blocks: Iterable[bytes]) -> tuple[Content, ContentFacts]:
         return FileContent(os.dup(file.fileno())), facts
 
 
-def _read_header(file: BinaryIO) -> tuple[bytes, bool]:
+def _read_header(file: Readable) -> tuple[bytes, bool]:
     """What was read until the header is in it as a whole; False: it is too long to be one."""
     octets = b""
     while True:
@@ -171,7 +205,7 @@ def _read_header(file: BinaryIO) -> tuple[bytes, bool]:
             return octets, False
 
 
-def _rest(first: bytes, file: BinaryIO) -> Iterator[bytes]:
+def _rest(first: bytes, file: Readable) -> Iterator[bytes]:
     if first:
         yield first
     while block := file.read(BLOCK_SIZE):

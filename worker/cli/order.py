@@ -12,6 +12,7 @@ from typing import Final, TypeVar
 
 from protocol.address import AddressError, parse_mailbox, parse_reverse_path
 from protocol.request import ClientFacts, Notify, Protocol, Recipient, Ret
+from worker.cli.message import STANDARD_INPUT
 
 REQUEST_LIMIT: Final = 16 * 1024 * 1024  # octets of JSON: some 100,000 recipients
 RECIPIENT_LIMIT: Final = 50_000
@@ -35,7 +36,6 @@ XFORWARD_FIELDS: Final[Mapping[str, str]] = {  # attribute of XFORWARD -> field 
     "ident": "ident",
 }
 LONGEST_AGE: Final = 1e9  # seconds: some thirty years
-STANDARD_INPUT: Final = "-"
 
 
 class OrderError(ValueError):

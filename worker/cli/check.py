@@ -1,0 +1,149 @@
+"""`postrio check`: what would be wrong if `postrio run` were started now. Changes nothing."""
+
+import os
+import resource
+import shutil
+import stat
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+import click
+
+from protocol.request import Protocol
+from worker.cli.exits import CommandError, complain
+from worker.cli.options import config_choice, configured
+from worker.config.config import Config
+from worker.config.problems import ConfigError
+from worker.delivery.settings import DeliverySettings
+from worker.network.network import DnsSettings, NetworkSettings
+from worker.queue.routing import Router
+from worker.queue.schema import DATABASE, check_database
+from worker.queue.settings import QueueSettings
+from worker.queue.store import StoreError
+
+RESOLV_CONF: Final = Path("/etc/resolv.conf")
+DESCRIPTORS_PER_SLOT: Final = 2  # the session, and the content of a large message
+EPILOG = """\b
+Examples:
+  postrio check
+  postrio check -c ./main.cf -o queue_directory=/var/tmp/queue
+
+\b
+Exit status: 0 nothing is wrong (there may be warnings); 78 something is.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """Something about this machine that an operator should know."""
+
+    text: str
+    fatal: bool  # `postrio run` would not start, or not work
+
+
+@click.command(epilog=EPILOG)
+@configured
+@click.pass_context
+def command(context: click.Context) -> int:
+    """Say what is wrong with configuration, queue and directories."""
+    config = config_choice(context).load()
+    for warning in config.warnings:
+        complain("postrio", f"warning: {warning}")
+    fatal = 0
+    for finding in findings(config):
+        fatal += finding.fatal
+        complain("postrio", finding.text if finding.fatal else f"warning: {finding.text}")
+    if fatal:
+        problems = "problem" if fatal == 1 else "problems"
+        raise CommandError(f"{fatal} {problems} found", os.EX_CONFIG)
+    click.echo("nothing is wrong")
+    return os.EX_OK
+
+
+def findings(config: Config) -> Iterator[Finding]:
+    """Everything found, part by part."""
+    yield from _parts(config)
+    yield from _queue(Path(config.text("queue_directory")), config)
+    yield from _log(config)
+    yield from _resolver(config)
+    yield from _descriptors(config)
+
+
+def _parts(config: Config) -> Iterator[Finding]:
+    """What only shows when the parts read their parameters: names that do not resolve, ports."""
+    parts: list[Callable[[], object]] = [
+        partial(DnsSettings.from_config, config),
+        partial(QueueSettings.from_config, config),
+        partial(Router.from_config, config),
+    ]
+    for protocol in Protocol:
+        parts.append(partial(DeliverySettings.from_config, config, protocol))
+        parts.append(partial(NetworkSettings.from_config, config, protocol))
+    said = set()
+    for part in parts:
+        try:
+            part()
+        except ConfigError as exc:
+            if str(exc) not in said:  # both protocols trip over the same line
+                said.add(str(exc))
+                yield Finding(str(exc), fatal=True)
+
+
+def _queue(directory: Path, config: Config) -> Iterator[Finding]:
+    where = f"queue_directory {directory}"
+    try:
+        status = directory.stat()
+    except FileNotFoundError:
+        parent = next(path for path in directory.absolute().parents if path.exists())
+        if os.access(parent, os.W_OK | os.X_OK):
+            yield Finding(f"{where} does not exist; 'postrio run' will make it", fatal=False)
+        else:
+            yield Finding(f"{where} does not exist, and {parent} is not writable", fatal=True)
+        return
+    except OSError as exc:
+        yield Finding(f"{where}: {exc.strerror}", fatal=True)
+        return
+    if not stat.S_ISDIR(status.st_mode):
+        yield Finding(f"{where} is not a directory", fatal=True)
+        return
+    if not os.access(directory, os.R_OK | os.W_OK | os.X_OK):
+        yield Finding(f"{where} is not readable and writable for this user", fatal=True)
+        return
+    if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        yield Finding(f"{where} is writable for other users", fatal=False)
+    try:
+        check_database(directory / DATABASE)
+    except StoreError as exc:
+        yield Finding(str(exc), fatal=True)
+    free = shutil.disk_usage(directory).free
+    if free < config.integer("queue_minfree"):
+        yield Finding(f"{where}: less than queue_minfree is free ({free} octets)", fatal=True)
+    elif free < 2 * config.integer("message_size_limit"):
+        yield Finding(f"{where}: there is room for hardly one large message", fatal=False)
+
+
+def _log(config: Config) -> Iterator[Finding]:
+    name = config.text("maillog_file")
+    if not name or name.startswith("/dev/"):
+        return
+    path = Path(name)
+    probe, what = (path, "writable") if path.exists() else (path.parent, "a writable directory")
+    if not os.access(probe, os.W_OK) or path.is_dir():
+        yield Finding(f"maillog_file: {probe} is not {what}", fatal=True)
+
+
+def _resolver(config: Config) -> Iterator[Finding]:
+    if not config.text("postrio_dns_server") and not RESOLV_CONF.exists():
+        text = f"{RESOLV_CONF} does not exist, and postrio_dns_server names no DNS server"
+        yield Finding(text, fatal=False)
+
+
+def _descriptors(config: Config) -> Iterator[Finding]:
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = DESCRIPTORS_PER_SLOT * config.integer("postrio_slot_limit")
+    if hard != resource.RLIM_INFINITY and hard < wanted:
+        text = f"only {hard} open files are allowed; {wanted} may be needed (postrio_slot_limit)"
+        yield Finding(text, fatal=False)

@@ -1,0 +1,88 @@
+"""`postrio run`: the queue process with its embedded queue, and its worker processes."""
+
+import os
+import sys
+import time
+from collections.abc import Callable
+
+import click
+import trio
+
+from worker.cli.daemon import ProcessLog, raise_descriptor_limit
+from worker.cli.options import config_choice, configured
+from worker.pool import Node, run_pool
+from worker.status.events import Emit
+from worker.status.sinks import LogFormat
+from worker.status.writer import fan_out
+
+EPILOG = """\b
+Examples:
+  postrio run
+  postrio run -o queue_directory=/var/tmp/queue -o relayhost='[mail.example.com]'
+  postrio run --workers 4 --log-format json
+
+\b
+The log goes to maillog_file, or to standard error where that is empty.
+SIGTERM and Ctrl-C end it in good order, a second one at once. SIGHUP has it read
+the configuration again and reopen its log.
+"""
+
+
+@click.command(epilog=EPILOG)
+@click.option("--workers", type=click.IntRange(1, 256), help="Worker processes.")
+@click.option(
+    "--log-format",
+    type=click.Choice([item.value for item in LogFormat]),
+    default=LogFormat.TEXT.value,
+    help="Postfix's lines (text), or one object for each event (json).",
+)
+@click.option("--live", is_flag=True, help="Show deliveries as a table, if on a terminal.")
+@configured
+@click.pass_context
+def command(context: click.Context, workers: int | None, log_format: str, *, live: bool) -> int:
+    """Run the queue and its worker processes until told to stop."""
+    choice = config_choice(context)
+    live = live and sys.stderr.isatty()
+    config = choice.load()
+    if live and not config.text("maillog_file"):
+        choice.overrides.append("maillog_file=/dev/null")  # the screen is the table's
+        config = choice.load()
+    raise_descriptor_limit()
+    log = ProcessLog(config, LogFormat(log_format))
+    count = workers or config.integer("postrio_worker_processes") or os.cpu_count() or 1
+
+    def node(emit: Emit) -> Node:
+        return Node(
+            load=choice.load,
+            arguments=[*choice.arguments(), "--log-format", log_format],
+            emit=emit,
+            wall=time.time,
+            reopen_log=log.reopen,
+        )
+
+    try:
+        trio.run(_run_live if live else _run, log, node, count)
+    finally:
+        log.writer.close()
+    return os.EX_OK
+
+
+MakeNode = Callable[[Emit], Node]
+
+
+async def _run(log: ProcessLog, node: MakeNode, workers: int) -> None:
+    async with trio.open_nursery() as nursery:
+        await nursery.start(log.writer.run)
+        await run_pool(node(log.writer.emit), workers)
+        nursery.cancel_scope.cancel()
+
+
+async def _run_live(log: ProcessLog, node: MakeNode, workers: int) -> None:
+    from worker.status.live import Deliveries, show_live  # rich, only when asked
+
+    deliveries = Deliveries()
+    async with trio.open_nursery() as nursery:
+        await nursery.start(log.writer.run)
+        await nursery.start(show_live, deliveries)
+        await run_pool(node(fan_out(log.writer.emit, deliveries.emit)), workers)
+        nursery.cancel_scope.cancel()

@@ -1,0 +1,321 @@
+"""`postrio-sendmail`: the sendmail command that other programs call, on top of our queue.
+
+Answers for sendmail's way of being told, for ending a message at a lone dot, and for the header
+fields that a submission program adds. Start at `invoke`.
+"""
+
+import os
+import pwd
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from email.header import Header
+from email.utils import formatdate, getaddresses, make_msgid
+from pathlib import Path
+from typing import BinaryIO, Final, NoReturn
+
+import click
+
+from protocol.address import quote
+from protocol.request import Notify, Ret
+from worker.cli import invoke as invoke_postrio
+from worker.cli import program_version
+from worker.cli.exits import CommandError, run_command
+from worker.cli.message import Field, Message, read_message
+from worker.cli.order import (
+    BODY_WORDS,
+    OrderError,
+    check_envelope_id,
+    parse_notify,
+    parse_recipient,
+    parse_ret,
+    parse_sender,
+)
+from worker.cli.submitting import (
+    completed,
+    login_name,
+    recipients_of,
+    submit_message,
+    take_recipients,
+)
+from worker.config.config import Config
+from worker.queue.records import Submission
+
+NAME: Final = "postrio-sendmail"
+WITH_VALUE: Final = "ABCFLNORVXbefhopr"  # flags followed by a value, attached or the next word
+WITHOUT_VALUE: Final = "GIUcimntvx"
+DROPPED: Final = ("bcc", "resent-bcc", "return-path", "content-length")
+USAGE: Final = """\
+Usage: postrio-sendmail [FLAGS] [RECIPIENT]...
+
+Put the message on standard input on postrio's queue.
+
+  -f ADDRESS, -r ADDRESS  sender; '' or '<>' is the null one
+  -F NAME                 full name for a missing From: field
+  -t                      recipients also from To, Cc and Bcc; Bcc is taken out
+  -i, -oi                 a line with a dot alone does not end the message
+  -B 7BIT|8BITMIME        the type of the body
+  -N WORDS                notify on success,failure,delay, or never
+  -R full|hdrs            what a notice returns
+  -V ENVID                envelope id for notices
+  -bp                     list the queue          -q   try deferred mail now
+  -C MAIN.CF              read this configuration
+  --version, --help
+
+Other flags of sendmail are taken and have no effect, except -bs, -bd and others
+that need a server: those are refused.
+
+Example:
+  printf 'Subject: hello\\n\\nHello.\\n' | postrio-sendmail -f a@here.example b@there.example
+"""
+
+_REFUSED_MODES: Final = {
+    "s": "SMTP on standard input (-bs)",
+    "d": "the SMTP server (-bd)",
+    "D": "the SMTP server (-bD)",
+    "l": "the SMTP server (-bl)",
+    "v": "verifying addresses (-bv)",
+    "t": "address tests (-bt)",
+    "h": "the host status (-bh)",
+    "H": "the host status (-bH)",
+    "i": "rebuilding aliases (-bi)",
+}
+
+
+@dataclass(slots=True)
+class Call:
+    """One call, taken apart. Addresses in internal form."""
+
+    mode: str = "m"  # -b: "m" submit, "p" list the queue; "q": -q
+    flush: str = ""  # what follows -q: "I" and a queue id, "R" or "S" and a domain
+    sender: str | None = None  # None: the caller
+    full_name: str = ""
+    from_header: bool = False
+    dot_ends: bool = True
+    encoding: str = ""
+    notify: Notify = Notify.UNSPECIFIED
+    ret: Ret = Ret.UNSPECIFIED
+    envelope_id: str = ""
+    config: Path | None = None
+    recipients: list[str] = field(default_factory=list)
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """The command `postrio-sendmail`: runs and ends the process."""
+    run_command(NAME, invoke, arguments)
+
+
+def invoke(arguments: Sequence[str]) -> int | None:
+    """Carry out one call; returns the exit status or raises."""
+    if "--help" in arguments:
+        click.echo(USAGE)
+        return os.EX_OK
+    if "--version" in arguments:
+        click.echo(f"{NAME} {program_version()}")
+        return os.EX_OK
+    try:
+        call = parse_arguments(arguments)
+    except OrderError as exc:
+        raise CommandError(f"{exc} ('{NAME} --help' says how it is used)", os.EX_USAGE) from exc
+    chosen = [] if call.config is None else ["-c", str(call.config)]
+    match call.mode:
+        case "p":
+            return invoke_postrio([*chosen, "queue", "list"])
+        case "q":
+            return invoke_postrio([*chosen, "queue", "flush", *_flush_arguments(call.flush)])
+    return _submit(call)
+
+
+def parse_arguments(arguments: Sequence[str]) -> Call:
+    """What the flags say. Raises OrderError."""
+    call = Call()
+    words = list(arguments)
+    while words and words[0].startswith("-") and words[0] != "-":
+        word = words.pop(0)
+        if word == "--":
+            break
+        letters = word[1:]
+        while letters:
+            flag, letters = letters[0], letters[1:]
+            if flag == "q":
+                call.mode, call.flush, letters = "q", letters, ""
+            elif flag in WITH_VALUE:
+                if not letters and not words:
+                    raise OrderError(f"-{flag} needs a value")
+                value, letters = letters or words.pop(0), ""
+                _take_value(call, flag, value)
+            elif flag in WITHOUT_VALUE:
+                _take_flag(call, flag)
+            else:
+                raise OrderError(f"unknown flag -{flag if flag.isprintable() else '?'}")
+    for word in words:
+        call.recipients += recipients_in(word)
+    return call
+
+
+def recipients_in(text: str) -> Iterator[str]:
+    """The addresses in one argument, which may be a list as in a header. Raises OrderError."""
+    for _, address in getaddresses([text]):
+        yield parse_recipient(address, "recipient")
+
+
+def _take_value(call: Call, flag: str, value: str) -> None:
+    match flag:
+        case "b":
+            mode = value[:1]
+            if mode in _REFUSED_MODES:
+                raise OrderError(f"{_REFUSED_MODES[mode]} is not offered")
+            if mode not in {"m", "p", "a"}:
+                raise OrderError(f"unknown mode -b{mode}")
+            call.mode = "p" if mode == "p" else "m"
+        case "f" | "r":
+            call.sender = parse_sender(value, f"-{flag}")
+        case "F":
+            call.full_name = value
+        case "B":
+            if value.lower() not in BODY_WORDS:
+                raise OrderError("-B: expected 7BIT or 8BITMIME")
+            call.encoding = BODY_WORDS[value.lower()]
+        case "N":
+            call.notify = parse_notify(value, "-N")
+        case "R":
+            call.ret = parse_ret(value, "-R")
+        case "V":
+            call.envelope_id = check_envelope_id(value, "-V")
+        case "C":
+            call.config = Path(value)
+        case "o" if value == "i":
+            call.dot_ends = False
+        case "O" if value.replace(" ", "").lower() == "ignoredots=true":
+            call.dot_ends = False
+
+
+def _take_flag(call: Call, flag: str) -> None:
+    match flag:
+        case "i":
+            call.dot_ends = False
+        case "t":
+            call.from_header = True
+        case "I":
+            raise OrderError("rebuilding aliases (-I) is not offered")
+
+
+def _flush_arguments(what: str) -> list[str]:
+    """The arguments of `postrio queue flush` for what follows -q; an interval means now."""
+    match what[:1]:
+        case "I":
+            return [what[1:]]
+        case "R" | "S":
+            return ["--domain", what[1:].lstrip("@")]
+    return []
+
+
+# --- submitting --------------------------------------------------------------------------------
+
+
+def _submit(call: Call) -> int:
+    config = Config.load(call.config)
+    message = read_message(SubmittedText(sys.stdin.buffer, dot_ends=call.dot_ends))
+    recipients = list(call.recipients)
+    if call.from_header:
+        recipients += take_recipients(message)
+    if not recipients:
+        raise CommandError("no recipient was given, and no -t", os.EX_USAGE)
+    sender = completed(login_name() if call.sender is None else call.sender, config)
+    complete_header(message, sender, call.full_name or gecos_name(), config, time.time())
+    submission = Submission(
+        sender=sender,
+        recipients=recipients_of(recipients, config, call.notify),
+        envelope_id=call.envelope_id,
+        ret=call.ret,
+        encoding=call.encoding,
+    )
+    submit_message(config, submission, message)
+    return os.EX_OK
+
+
+class SubmittedText:
+    """Standard input as sendmail reads it: to a lone dot, and without a mailbox's From line."""
+
+    def __init__(self, file: BinaryIO, *, dot_ends: bool) -> None:
+        self._file = file
+        self._dot_ends = dot_ends
+        self._begun = False
+        self._ended = False
+
+    def read(self, size: int) -> bytes:
+        """About `size` octets, at least one; none at the end."""
+        if self._ended:
+            return b""
+        lines = [] if self._begun else self._first_line()
+        if self._dot_ends and not self._ended:
+            octets = sum(map(len, lines))
+            while octets < size:
+                line = self._file.readline()
+                if not line or line.rstrip(b"\r\n") == b".":
+                    self._ended = True
+                    break
+                lines.append(line)
+                octets += len(line)
+            return b"".join(lines)
+        return b"".join(lines) or self._file.read(size)
+
+    def _first_line(self) -> list[bytes]:
+        self._begun = True
+        line = self._file.readline()
+        if line.startswith((b"From ", b">From ")):  # mbox's separator is no field
+            line = self._file.readline()
+        self._ended = not line or (self._dot_ends and line.rstrip(b"\r\n") == b".")
+        return [] if self._ended else [line]
+
+
+def complete_header(
+    message: Message, sender: str, full_name: str, config: Config, now: float
+) -> None:
+    """Add From, Date and Message-ID where they are missing, drop what must not be sent on.
+
+    A message that is sent on again (it has Resent- fields) gets Resent- ones.
+    """
+    message.remove(*DROPPED)
+    resent = any(field.name.startswith("resent-") for field in message.fields)
+    prefix = "Resent-" if resent else ""
+    author = sender or completed("MAILER-DAEMON", config)
+    host = config.text("myhostname")
+    for name, value in (
+        ("From", f"{_phrase(full_name)}<{quote(author)}>"),
+        ("Date", formatdate(now, localtime=True)),
+        ("Message-ID", make_msgid(domain=host)),
+    ):
+        if not message.has(f"{prefix}{name}".lower()):
+            octets = f"{prefix}{name}: {value}\n".encode("utf-8", "surrogateescape")
+            message.add(Field(f"{prefix}{name}".lower(), octets))
+    message.separate()
+
+
+def gecos_name() -> str:
+    """The caller's full name: NAME of the environment, else the system's; empty: none."""
+    if name := os.environ.get("NAME", ""):
+        return name
+    try:
+        entry = pwd.getpwuid(os.getuid())
+    except KeyError:
+        return ""
+    return entry.pw_gecos.partition(",")[0].replace("&", entry.pw_name.capitalize())
+
+
+def _phrase(name: str) -> str:
+    """A display name fit for a From: field, with the space after it; empty: none."""
+    name = "".join(char if char.isprintable() else " " for char in name).strip()
+    if not name:
+        return ""
+    if not name.isascii():
+        return Header(name, "utf-8", maxlinelen=10_000).encode() + " "
+    if all(char.isalnum() or char in " !#$%&'*+-/=?^_`{|}~" for char in name):
+        return name + " "
+    quoted = name.replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{quoted}" '
+
+
+if __name__ == "__main__":
+    main()
