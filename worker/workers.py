@@ -165,4 +165,4 @@ class CountedSlot:
 
 def worker_command(arguments: Sequence[str]) -> list[str]:
     """How a worker process is started: this interpreter, this package, `postrio worker`."""
-    return [sys.executable, "-m", "worker", *arguments]
+    return [sys.executable, "-m", "worker", "worker", *arguments]
