@@ -20,14 +20,29 @@ PAUSES: Final = (1.0, 4.0, 16.0)  # seconds before the attempts of one that fail
 class _Ask:
     """One slot's question, and its answer."""
 
-    __slots__ = ("abandoned", "answer", "answered", "entries", "error")
+    __slots__ = ("abandoned", "answer", "entries", "error", "task")
 
     def __init__(self, entries: list[Entry]) -> None:
         self.entries = entries
         self.answer: list[Content | None] = []
         self.error: StoreError | None = None
-        self.answered = trio.Event()
+        self.task: trio.lowlevel.Task | None = trio.lowlevel.current_task()
         self.abandoned = False
+
+    async def answered(self) -> None:
+        """Wait for the answer or the error. No trio.Event: this happens for every message."""
+
+        def abort(_: object) -> trio.lowlevel.Abort:
+            self.task = None
+            return trio.lowlevel.Abort.SUCCEEDED
+
+        await trio.lowlevel.wait_task_rescheduled(abort)
+
+    def wake(self) -> None:
+        """It is answered."""
+        if self.task is not None:
+            trio.lowlevel.reschedule(self.task)
+            self.task = None
 
 
 class Begins:
@@ -48,7 +63,7 @@ class Begins:
         self._asks.append(ask)
         self._asked.set()
         try:
-            await ask.answered.wait()
+            await ask.answered()
         except BaseException:  # cancelled: whoever holds the contents closes them
             ask.abandoned = True
             _close(ask.answer)
@@ -79,7 +94,7 @@ class Begins:
             ask.error = await self._try([ask])
             if ask.error is None:
                 return
-        ask.answered.set()
+        ask.wake()
 
     async def _try(self, asks: list[_Ask]) -> StoreError | None:
         """Answer all of them, or none and return why."""
@@ -100,7 +115,7 @@ class Begins:
                 _close(contents[place:end])
             else:
                 ask.answer = contents[place:end]
-                ask.answered.set()
+                ask.wake()
             place = end
         return None
 

@@ -6,7 +6,7 @@ The order is trivial-rewrite(8)'s for mail that leaves this host. What a worker 
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import Final
 from typing import Protocol as TypingProtocol
@@ -18,6 +18,7 @@ from worker.config.tables import TableError
 from worker.queue.settings import TRANSPORTS
 
 UNAVAILABLE: Final = "mail transport unavailable"
+_KNOWN_LIMIT: Final = 10_000  # domains
 _STATUS = re.compile(r"([245]\.\d{1,3}\.\d{1,3})(?:\s+|$)", re.ASCII)
 
 
@@ -59,7 +60,7 @@ class ParentDomains(Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Router:
-    """The routing of one configuration. Has no state: route() may run in any task."""
+    """The routing of one configuration. route() may run in any number of tasks."""
 
     tables: Lookup | None = None  # transport_maps; None: empty
     default_transport: str = "smtp"  # default_transport: transport or transport:nexthop
@@ -68,7 +69,9 @@ class Router:
     delimiter: str = ""  # recipient_delimiter
     empty_recipient: str = "MAILER-DAEMON"  # empty_address_recipient
     parents: ParentDomains = ParentDomains.DOTTED
-    transports: Mapping[str, Protocol] = TRANSPORTS
+    transports: Mapping[str, Protocol] = field(default_factory=lambda: TRANSPORTS)
+    # Routes without a table, by domain: the usual case, once per message.
+    _known: dict[str, Route] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @classmethod
     def from_config(cls, config: Config) -> "Router":
@@ -88,7 +91,13 @@ class Router:
     async def route(self, address: str) -> Route:
         """The route of a recipient (internal form). Trouble with a table is a deferral, 4.3.0."""
         if self.tables is None:
-            return self._default(self._domain(address))
+            domain = self._domain(address)
+            known = self._known.get(domain)
+            if known is None:
+                if len(self._known) >= _KNOWN_LIMIT:
+                    self._known.clear()
+                known = self._known[domain] = self._default(domain)
+            return known
         address = address or self.empty_recipient
         try:
             found = await self._look_up(self.tables, address)

@@ -352,7 +352,7 @@ class Scheduler:
                 self._suspended(destination)
         if destination.limits.rate_delay:
             destination.not_before = self._wall() + destination.limits.rate_delay
-        if destination.queue:
+        if destination.busy < destination.window:
             self._offer(destination, self._wall())
 
     def lost(self, destination: Destination, entries: list[Entry], reason: str) -> None:

@@ -1,0 +1,990 @@
+"""The scheduler with a store in memory and scripted workers, on the virtual clock.
+
+Deterministic: no thread, no real clock. `Node` puts one together; its run() plays until nothing is
+left to do before a time.
+"""
+
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from itertools import pairwise
+
+import pytest
+import trio
+from trio.testing import MockClock, trio_test
+
+from protocol.outcome import Action
+from protocol.request import DeliveryRequest, Notify, Protocol, Recipient
+from tests.cancel_everywhere import cancel_everywhere
+from tests.worker.memory_store import MemoryStore
+from tests.worker.scripted_slots import (
+    BOUNCED,
+    DEFERRED,
+    SENT,
+    Answer,
+    ScriptedWorkers,
+    site_failure,
+)
+from worker.config.config import Config
+from worker.content import Content
+from worker.queue.records import MessageState, NoticeDraft, Submission
+from worker.queue.routing import Router
+from worker.queue.scheduler import Scheduler
+from worker.queue.settings import Feedback, NoticeSettings, QueueSettings, TransportSettings
+from worker.queue.slot import Slot
+from worker.status.events import (
+    DeliveryInDoubt,
+    DestinationSuspended,
+    Event,
+    MessageExpired,
+    MessageRemoved,
+    NoticeQueued,
+    RecipientSettled,
+    UnexpectedError,
+    Warned,
+)
+
+EPOCH = 1_700_000_000.0
+HOUR = 3600.0
+DAY = 86_400.0
+CONTENT = b"Subject: hello\r\n\r\nbody\r\n"
+
+
+def wall() -> float:
+    """Wall-clock seconds that go with the virtual clock."""
+    return EPOCH + trio.current_time()
+
+
+class Node:
+    """A queue with its scheduler; `events` has everything that was said."""
+
+    def __init__(
+        self,
+        script: Callable[[DeliveryRequest], Answer] = lambda _: SENT,
+        settings: QueueSettings | None = None,
+        router: Router | None = None,
+        store: MemoryStore | None = None,
+    ) -> None:
+        self.store = store or MemoryStore(wall)
+        self.workers = ScriptedWorkers(script)
+        self.events: list[Event] = []
+        self._removed = trio.Event()
+        self.settings = settings or QueueSettings()
+        self.scheduler = Scheduler(
+            self.store,
+            self.workers,
+            self.settings,
+            router or Router(),
+            self.emit,
+            wall,
+        )
+
+    def emit(self, event: Event) -> None:
+        """Take an event down, and note the end of a message."""
+        self.events.append(event)
+        if isinstance(event, MessageRemoved):
+            self._removed.set()
+
+    def submit(self, *addresses: str, sender: str = "me@here.example", **fields: object) -> str:
+        """Queue a message at once; `notify` is for every recipient."""
+        notify = fields.get("notify", Notify.UNSPECIFIED)
+        assert isinstance(notify, Notify)
+        submission = Submission(
+            sender=sender,
+            recipients=tuple(Recipient(address=address, notify=notify) for address in addresses),
+        )
+        return self.store.put(submission, CONTENT, wall(), notice=bool(fields.get("notice")))
+
+    async def run(self, seconds: float = 10 * DAY) -> None:
+        """Let the scheduler work until this much time has passed, or nothing is queued."""
+        async with self.running():
+            with trio.move_on_after(seconds):
+                while self.store.messages:
+                    self._removed = trio.Event()
+                    await self._removed.wait()
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """The scheduler at work."""
+        async with trio.open_nursery() as nursery:
+            await nursery.start(self.scheduler.run)
+            yield
+            self.scheduler.stop()
+
+    def settled(self, address: str) -> list[RecipientSettled]:
+        """What was logged about a recipient."""
+        return [
+            event
+            for event in self.events
+            if isinstance(event, RecipientSettled) and event.outcome.recipient.address == address
+        ]
+
+    def of(self, kind: type[Event]) -> list[Event]:
+        """The events of a kind."""
+        return [event for event in self.events if isinstance(event, kind)]
+
+    def notices(self) -> list[tuple[str, str, str]]:
+        """(sender, recipient, content) of all requests from the null or double-bounce sender."""
+        return [
+            (request.sender, request.recipients[0].address, request.queue_id)
+            for request in self.workers.requests
+            if not request.sender or request.sender.startswith("double-bounce")
+        ]
+
+
+def transports(**changes: object) -> dict[str, TransportSettings]:
+    """All transports with other limits than the usual ones."""
+    usual = QueueSettings().transports
+    return {name: replace(settings, **changes) for name, settings in usual.items()}  # type: ignore[arg-type]  # a test's keywords
+
+
+# --- the usual way -------------------------------------------------------------------------------
+
+
+@trio_test
+async def test_a_message_is_sent_logged_and_removed(autojump_clock: MockClock) -> None:
+    node = Node()
+    queue_id = node.submit("a@one.example")
+    await node.run()
+    [request] = node.workers.requests
+    assert (request.queue_id, request.nexthop, request.transport) == (
+        queue_id,
+        "one.example",
+        "smtp",
+    )
+    assert [type(event).__name__ for event in node.events] == [
+        "MessageActive",
+        "RecipientSettled",
+        "MessageRemoved",
+    ]
+    assert not node.store.messages
+    assert not node.store.open_contents
+
+
+@trio_test
+async def test_a_message_sent_to_one_recipient_costs_one_begin_and_one_settle(
+    autojump_clock: MockClock,
+) -> None:
+    node = Node()
+    node.submit("a@one.example")
+    await node.run()
+    assert node.store.calls["begin"] == 1
+    assert node.store.calls["settle"] == 1
+
+
+@trio_test
+async def test_slots_that_ask_in_the_same_tick_share_one_begin(autojump_clock: MockClock) -> None:
+    node = Node()
+    for number in range(30):
+        node.submit(f"a@d{number}.example")
+    await node.run()
+    assert node.store.calls["begin"] == 1
+
+
+@trio_test
+async def test_a_message_is_logged_as_sent_only_after_that_is_durable(
+    autojump_clock: MockClock,
+) -> None:
+    node = Node(store=MemoryStore(wall, commit_time=5.0))
+    node.submit("a@one.example")
+    times: list[float] = []
+
+    def emit(event: Event) -> None:
+        times.append(trio.current_time())
+        node.emit(event)
+
+    node.scheduler._books._emit = emit
+    await node.run()
+    # claim 5 s, begin 5 s, delivery 0.1 s, settle 5 s
+    assert times[0] == pytest.approx(15.1 + 5.0)  # in_doubt() at the start is a call, too
+
+
+@trio_test
+async def test_recipients_are_grouped_by_destination_and_recipient_limit(
+    autojump_clock: MockClock,
+) -> None:
+    node = Node()
+    node.submit(*(f"u{number}@one.example" for number in range(120)), "x@two.example")
+    await node.run()
+    sizes = sorted(
+        len(request.recipients)
+        for request in node.workers.requests
+        if request.nexthop == "one.example"
+    )
+    assert sizes == [20, 50, 50]
+    assert len(node.of(MessageRemoved)) == 1
+
+
+@trio_test
+async def test_a_recipient_limit_of_one_makes_each_recipient_a_destination(
+    autojump_clock: MockClock,
+) -> None:
+    settings = QueueSettings(transports=transports(recipient_limit=1, concurrency_limit=1))
+    node = Node(settings=settings)
+    node.submit(*(f"u{number}@one.example" for number in range(12)))
+    await node.run()
+    assert [len(request.recipients) for request in node.workers.requests] == [1] * 12
+    assert node.workers.busiest["one.example"] == 12  # one each, but all at once
+
+
+@trio_test
+async def test_five_thousand_messages_for_fifty_destinations_are_each_sent_once(
+    autojump_clock: MockClock,
+) -> None:
+    node = Node(store=MemoryStore(wall, commit_time=0.01))
+    for number in range(5000):
+        node.submit(f"u{number}@d{number % 50}.example")
+    await node.run(600.0)
+    assert not node.store.messages
+    assert len(node.workers.accepted) == 5000
+    assert set(node.workers.accepted.values()) == {1}
+    assert max(node.workers.busiest.values()) <= 20
+    assert node.workers.deepest == 2
+    assert not node.store.open_contents
+    assert len(node.of(MessageRemoved)) == 5000
+    assert len(node.scheduler._destinations) == 0  # nothing to remember
+
+
+@trio_test
+async def test_a_new_message_is_delivered_when_wake_is_called(autojump_clock: MockClock) -> None:
+    node = Node()
+    async with node.running():
+        await trio.sleep(1000.0)
+        node.submit("a@one.example")
+        node.scheduler.wake()
+        await trio.sleep(1.0)
+        assert not node.store.messages
+
+
+@trio_test
+async def test_a_held_message_stays_until_it_is_released(autojump_clock: MockClock) -> None:
+    node = Node()
+    node.store.put(
+        Submission(sender="", recipients=(Recipient(address="a@one.example"),), held=True),
+        CONTENT,
+        wall(),
+    )
+    async with node.running():
+        await trio.sleep(5 * DAY)
+        assert not node.workers.requests
+        await node.store.release(None, wall())
+        node.scheduler.wake()
+        await trio.sleep(1.0)
+    assert not node.store.messages
+
+
+# --- concurrency ---------------------------------------------------------------------------------
+
+
+@trio_test
+async def test_the_first_wave_is_five_and_no_more_than_twenty_go_at_a_time(
+    autojump_clock: MockClock,
+) -> None:
+    node = Node()
+    for number in range(200):
+        node.submit(f"u{number}@one.example")
+    await node.run()
+    assert node.workers.times[5] > node.workers.times[4] == 0.0
+    assert node.workers.busiest["one.example"] == 20
+
+
+@trio_test
+async def test_a_slot_has_two_requests_under_way_only_while_its_session_is_kept(
+    autojump_clock: MockClock,
+) -> None:
+    for kept, depth in ((True, 2), (False, 1)):
+        node = Node(lambda _, kept=kept: Answer(session_kept=kept))  # type: ignore[misc]  # bound now
+        for number in range(50):
+            node.submit(f"u{number}@one.example")
+        await node.run()
+        assert node.workers.deepest == depth
+
+
+@trio_test
+async def test_slots_together_stay_below_their_limit_and_every_destination_gets_its_turn(
+    autojump_clock: MockClock,
+) -> None:
+    node = Node(settings=QueueSettings(slot_limit=4))
+    for _ in range(500):
+        node.submit("u@busy.example")
+    for number in range(10):
+        node.submit(f"u@d{number}.example")
+    await node.run()
+    assert node.workers.most_slots <= 4
+    last = max(
+        place
+        for place, request in enumerate(node.workers.requests)
+        if request.nexthop != "busy.example"
+    )
+    assert last < 200  # not after all 500 of the busy one
+
+
+@trio_test
+async def test_a_letter_does_not_wait_for_all_of_a_mailing_list(autojump_clock: MockClock) -> None:
+    node = Node()
+    node.submit(*(f"u{number}@one.example" for number in range(2000)), sender="list@here.example")
+    node.submit("friend@one.example")
+    await node.run()
+    senders = [request.sender for request in node.workers.requests]
+    assert senders.index("me@here.example") <= 5  # the first wave is of five
+
+
+@trio_test
+async def test_rate_delay_spaces_deliveries_to_a_destination(autojump_clock: MockClock) -> None:
+    node = Node(settings=QueueSettings(transports=transports(rate_delay=10.0)))
+    for _ in range(5):
+        node.submit("u@one.example")
+    node.submit("u@two.example")
+    await node.run()
+    times = [
+        time
+        for time, request in zip(node.workers.times, node.workers.requests, strict=True)
+        if request.nexthop == "one.example"
+    ]
+    gaps = [later - earlier for earlier, later in pairwise(times)]
+    assert gaps == pytest.approx([10.1] * 4)
+
+
+@trio_test
+async def test_the_active_set_is_bounded_and_refilled(autojump_clock: MockClock) -> None:
+    node = Node(settings=QueueSettings(active_limit=10))
+    most = 0
+
+    def script(_request: DeliveryRequest) -> Answer:
+        nonlocal most
+        most = max(most, node.scheduler.active_messages)
+        return SENT
+
+    node.workers.script = script
+    for number in range(200):
+        node.submit(f"u@d{number}.example")
+    await node.run(60.0)
+    assert not node.store.messages
+    assert most == 10
+
+
+@trio_test
+async def test_a_message_with_more_recipients_than_fit_is_delivered_in_parts(
+    autojump_clock: MockClock,
+) -> None:
+    node = Node(settings=QueueSettings(recipient_limit=100))
+    node.submit(*(f"u{number}@one.example" for number in range(250)))
+    await node.run(60.0)
+    assert not node.store.messages
+    assert len(node.workers.accepted) == 250
+    assert len(node.of(MessageRemoved)) == 1
+
+
+# --- dead destinations ---------------------------------------------------------------------------
+
+
+@trio_test
+async def test_a_destination_that_fails_is_suspended_and_its_queue_deferred_at_once(
+    autojump_clock: MockClock,
+) -> None:
+    node = Node(lambda _: site_failure())
+    for number in range(100):
+        node.submit(f"u{number}@one.example")
+    node.submit("x@two.example")
+    await node.run(10.0)
+    [suspended] = [
+        event
+        for event in node.of(DestinationSuspended)
+        if isinstance(event, DestinationSuspended) and event.nexthop == "one.example"
+    ]
+    assert suspended.reason == "connect: refused"
+    assert suspended.until == pytest.approx(wall() - 10.0 + 300.0, abs=5.0)
+    tried = sum(request.nexthop == "one.example" for request in node.workers.requests)
+    assert tried == 5
+    reasons = Counter(node.settled(f"u{n}@one.example")[0].outcome.reason for n in range(100))
+    assert reasons == {
+        "connect: refused": 5,
+        "delivery temporarily suspended: connect: refused": 95,
+    }
+    assert {node.settled(f"u{n}@one.example")[0].outcome.dsn for n in range(100)} == {"4.4.1"}
+
+
+@trio_test
+async def test_mail_for_a_dead_destination_is_deferred_on_arrival_until_its_time_is_over(
+    autojump_clock: MockClock,
+) -> None:
+    failing = True
+    node = Node(lambda _: site_failure() if failing else SENT)
+    for number in range(5):
+        node.submit(f"u{number}@one.example")
+    async with node.running():
+        await trio.sleep(100.0)
+        failing = False
+        node.submit("late@one.example")
+        node.scheduler.wake()
+        await trio.sleep(1.0)
+        [late] = node.settled("late@one.example")
+        assert late.outcome.reason == "delivery temporarily suspended: connect: refused"
+        assert len(node.workers.requests) == 5
+        await trio.sleep(1000.0)
+        assert not node.store.messages
+
+
+@trio_test
+async def test_a_recovered_destination_starts_again_at_the_initial_concurrency(
+    autojump_clock: MockClock,
+) -> None:
+    down_until = 200.0
+    node = Node(lambda _: site_failure() if trio.current_time() < down_until else SENT)
+    for number in range(60):
+        node.submit(f"u{number}@one.example")
+    await node.run(2000.0)
+    assert not node.store.messages
+    again = [time for time in node.workers.times if time >= down_until]
+    assert again[4] == again[0] < again[5]
+
+
+@trio_test
+async def test_flush_revives_dead_destinations(autojump_clock: MockClock) -> None:
+    failing = True
+    node = Node(lambda _: site_failure() if failing else SENT)
+    for number in range(5):
+        node.submit(f"u{number}@one.example")
+    async with node.running():
+        await trio.sleep(10.0)
+        failing = False
+        await node.store.make_due(None, wall())
+        node.scheduler.flush()
+        await trio.sleep(1.0)
+        assert not node.store.messages
+
+
+@trio_test
+async def test_a_refused_recipient_does_not_slow_its_destination(autojump_clock: MockClock) -> None:
+    node = Node(lambda _: DEFERRED)
+    for number in range(100):
+        node.submit(f"u{number}@one.example")
+    await node.run(60.0)
+    assert not node.of(DestinationSuspended)
+    assert len(node.workers.requests) == 100
+
+
+# --- retry and expiry ----------------------------------------------------------------------------
+
+
+@trio_test
+async def test_retry_times_double_between_the_backoff_limits(autojump_clock: MockClock) -> None:
+    node = Node(lambda _: replace(DEFERRED, delay=0.0))
+    node.submit("a@one.example")
+    await node.run(4 * HOUR)
+    gaps = [later - earlier for earlier, later in pairwise(node.workers.times)]
+    assert gaps == pytest.approx([300.0, 300.0, 600.0, 1200.0, 2400.0, 4000.0, 4000.0], abs=0.01)
+
+
+@trio_test
+async def test_a_retry_earlier_than_queue_run_delay_is_not_slept_through(
+    autojump_clock: MockClock,
+) -> None:
+    settings = QueueSettings(minimal_backoff=10.0, maximal_backoff=10.0)
+    node = Node(lambda _: DEFERRED if len(node.workers.requests) < 4 else SENT, settings)
+    node.submit("a@one.example")
+    await node.run(35.0)
+    assert not node.store.messages
+
+
+@trio_test
+async def test_after_its_lifetime_a_message_goes_back_with_its_last_reason(
+    autojump_clock: MockClock,
+) -> None:
+    node = Node(lambda request: DEFERRED if request.sender else SENT)
+    queue_id = node.submit("a@one.example")
+    await node.run()
+    [expired] = node.of(MessageExpired)
+    assert expired == MessageExpired(queue_id, "me@here.example")
+    assert 5 * DAY <= trio.current_time() < 5 * DAY + 2 * HOUR
+    [(sender, recipient, _)] = node.notices()
+    assert (sender, recipient) == ("", "me@here.example")
+    assert not node.store.messages
+
+
+@trio_test
+async def test_a_lifetime_of_zero_means_one_attempt(autojump_clock: MockClock) -> None:
+    node = Node(
+        lambda request: DEFERRED if request.sender else SENT, QueueSettings(queue_lifetime=0.0)
+    )
+    node.submit("a@one.example")
+    await node.run(10.0)
+    assert not node.store.messages
+    assert len(node.workers.requests) == 2
+
+
+@trio_test
+async def test_the_sender_is_told_of_a_delay_once(autojump_clock: MockClock) -> None:
+    node = Node(
+        lambda request: DEFERRED if request.sender else SENT, QueueSettings(delay_warning=4 * HOUR)
+    )
+    node.submit("a@one.example")
+    await node.run(3 * DAY)
+    kinds = [event.kind for event in node.of(NoticeQueued) if isinstance(event, NoticeQueued)]
+    assert kinds == ["sender delay notification"]
+
+
+@trio_test
+async def test_notify_without_delay_suppresses_the_warning(autojump_clock: MockClock) -> None:
+    node = Node(lambda _: DEFERRED, QueueSettings(delay_warning=4 * HOUR))
+    node.submit("a@one.example", notify=Notify.FAILURE)
+    await node.run(DAY)
+    assert not node.of(NoticeQueued)
+
+
+# --- notices -------------------------------------------------------------------------------------
+
+
+@trio_test
+async def test_failed_recipients_are_reported_together_while_the_others_are_kept(
+    autojump_clock: MockClock,
+) -> None:
+    answer = Answer(
+        per_recipient={
+            "bad@one.example": Action.BOUNCED,
+            "worse@one.example": Action.BOUNCED,
+            "later@one.example": Action.DEFERRED,
+        }
+    )
+    node = Node(lambda request: answer if request.sender else SENT)
+    node.submit("good@one.example", "bad@one.example", "worse@one.example", "later@one.example")
+    await node.run(10.0)
+    [message] = node.store.messages.values()
+    assert [row.recipient.address for row in message.rows.values()] == ["later@one.example"]
+    assert message.state is MessageState.DEFERRED
+    assert len(node.notices()) == 1
+
+
+@trio_test
+async def test_a_bounce_names_the_recipient_and_returns_the_message(
+    autojump_clock: MockClock,
+) -> None:
+    node = Node(lambda request: BOUNCED if request.sender else DEFERRED)
+    node.submit("a@one.example")
+    await node.run(10.0)
+    [notice] = node.store.messages.values()
+    assert notice.notice
+    assert notice.submission.recipients[0].address == "me@here.example"
+    assert b"Final-Recipient: rfc822; a@one.example" in notice.content
+    assert b"Status: 5.1.1" in notice.content
+    assert b"\r\nSubject: hello\r\n\r\nbody\r\n" in notice.content
+
+
+@pytest.mark.parametrize(
+    ("sender", "notify"),
+    [
+        ("", Notify.UNSPECIFIED),
+        ("me@here.example", Notify.NEVER),
+        ("me@here.example", Notify.SUCCESS),
+    ],
+)
+def test_nobody_is_told_of_a_failure(sender: str, notify: Notify) -> None:
+    node = Node(lambda _: BOUNCED)
+
+    async def main() -> None:
+        node.submit("a@one.example", sender=sender, notify=notify)
+        await node.run(10.0)
+
+    trio.run(main, clock=MockClock(autojump_threshold=0))
+    assert not node.store.messages
+    assert len(node.workers.requests) == 1
+    assert not node.of(NoticeQueued)
+
+
+@trio_test
+async def test_a_bounce_that_bounces_goes_to_the_postmaster_and_there_it_ends(
+    autojump_clock: MockClock,
+) -> None:
+    node = Node(lambda _: BOUNCED)
+    node.submit("a@one.example")
+    await node.run(60.0)
+    assert [(sender, recipient) for sender, recipient, _ in node.notices()] == [
+        ("", "me@here.example"),
+        ("double-bounce@localhost", "postmaster@localhost"),
+    ]
+    assert not node.store.messages
+    [warning] = node.of(Warned)
+    assert isinstance(warning, Warned)
+    assert "postmaster" in warning.text
+
+
+@trio_test
+async def test_without_2bounce_a_bounce_that_bounces_is_dropped_with_a_warning(
+    autojump_clock: MockClock,
+) -> None:
+    settings = QueueSettings(notices=NoticeSettings(classes=frozenset()))
+    node = Node(lambda _: BOUNCED, settings)
+    node.submit("a@one.example")
+    await node.run(60.0)
+    assert len(node.notices()) == 1
+    assert len(node.of(Warned)) == 1
+    assert not node.store.messages
+
+
+@trio_test
+async def test_success_is_reported_where_asked_for_and_not_taken_over_by_the_server(
+    autojump_clock: MockClock,
+) -> None:
+    node = Node(
+        lambda request: (
+            replace(SENT, dsn_announced=request.nexthop == "knows.example")
+            if request.sender
+            else DEFERRED
+        )
+    )
+    node.submit("a@plain.example", "b@knows.example", notify=Notify.SUCCESS)
+    await node.run(10.0)
+    [notice] = node.store.messages.values()
+    assert b"Action: relayed" in notice.content
+    assert b"a@plain.example" in notice.content
+    assert b"b@knows.example" not in notice.content
+
+
+@trio_test
+async def test_success_over_lmtp_is_reported_as_delivered(autojump_clock: MockClock) -> None:
+    node = Node(
+        lambda request: SENT if request.sender else DEFERRED,
+        router=Router(default_transport="lmtp:unix:/run/lmtp"),
+    )
+    node.submit("a@plain.example", notify=Notify.SUCCESS)
+    await node.run(10.0)
+    [notice] = node.store.messages.values()
+    assert b"Action: delivered" in notice.content
+    assert node.workers.requests[0].protocol is Protocol.LMTP
+
+
+@trio_test
+async def test_soft_bounce_keeps_what_would_be_returned(autojump_clock: MockClock) -> None:
+    node = Node(lambda _: BOUNCED, QueueSettings(soft_bounce=True))
+    node.submit("a@one.example")
+    await node.run(10.0)
+    [event] = node.settled("a@one.example")
+    assert (event.outcome.action, event.outcome.dsn) == (Action.DEFERRED, "4.1.1")
+    assert len(node.store.messages) == 1
+
+
+@trio_test
+async def test_a_mistake_in_writing_a_notice_keeps_the_failure_for_later(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node = Node(lambda request: BOUNCED if request.sender else SENT)
+    node.submit("a@one.example")
+
+    def broken(*_: object) -> list[NoticeDraft]:
+        raise RuntimeError("bug")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("worker.queue.books.write_notices", broken)
+        await node.run(10.0)
+    assert len(node.of(UnexpectedError)) == 1
+    [message] = node.store.messages.values()
+    assert [row.settled for row in message.rows.values()] == [True]
+    again = Node(store=node.store.reopened())
+    await again.run(2 * HOUR)
+    assert [recipient for _, recipient, _ in again.notices()] == ["me@here.example"]
+    assert not again.store.messages
+
+
+# --- routing -------------------------------------------------------------------------------------
+
+
+@trio_test
+async def test_error_retry_and_discard_are_settled_without_a_worker(
+    autojump_clock: MockClock,
+) -> None:
+    config = Config.from_mapping(
+        {
+            "transport_maps": "inline:{ {gone.example=error:5.1.6 moved away},"
+            " {slow.example=retry:4.3.2 not today}, {void.example=discard:},"
+            " {odd.example=uucp:odd} }"
+        }
+    )
+    node = Node(settings=QueueSettings.from_config(config), router=Router.from_config(config))
+    node.submit(*(f"a@{name}.example" for name in ("gone", "slow", "void", "odd")), sender="")
+    await node.run(10.0)
+    assert not node.workers.requests
+    seen = {
+        event.outcome.recipient.address: (event.protocol, event.outcome.dsn, event.outcome.reason)
+        for event in node.events
+        if isinstance(event, RecipientSettled)
+    }
+    assert seen == {
+        "a@gone.example": ("error", "5.1.6", "moved away"),
+        "a@slow.example": ("error", "4.3.2", "not today"),
+        "a@void.example": ("discard", "2.0.0", "thrown away as configured"),
+        "a@odd.example": ("error", "4.3.0", "mail transport unavailable"),
+    }
+
+
+@trio_test
+async def test_reload_changes_routes_and_limits_of_what_comes_next(
+    autojump_clock: MockClock,
+) -> None:
+    node = Node()
+    async with node.running():
+        node.submit("a@one.example")
+        node.scheduler.wake()
+        await trio.sleep(1.0)
+        limits = transports(initial_concurrency=1, concurrency_limit=1)
+        node.scheduler.reload(QueueSettings(transports=limits), Router(relayhost="[hub.example]"))
+        for _ in range(10):
+            node.submit("a@one.example")
+        node.scheduler.wake()
+        await trio.sleep(10.0)
+    assert {request.nexthop for request in node.workers.requests[1:]} == {"[hub.example]"}
+    assert node.workers.busiest["[hub.example]"] == 1
+
+
+# --- trouble -------------------------------------------------------------------------------------
+
+
+@trio_test
+async def test_what_was_in_flight_in_a_lost_worker_is_deferred_in_doubt(
+    autojump_clock: MockClock,
+) -> None:
+    died = False
+
+    def script(_request: DeliveryRequest) -> Answer:
+        nonlocal died
+        if len(node.workers.requests) == 3 and not died:
+            died = True
+            return replace(SENT, lost=True)
+        return SENT
+
+    settings = QueueSettings(transports=transports(concurrency_limit=1))
+    node = Node(script, settings)
+    for number in range(10):
+        node.submit(f"u{number}@one.example")
+    await node.run(30.0)
+    lost = [
+        event.outcome
+        for event in node.events
+        if isinstance(event, RecipientSettled) and event.outcome.action is Action.DEFERRED
+    ]
+    addresses = sorted(outcome.recipient.address for outcome in lost)
+    assert addresses == ["u2@one.example", "u3@one.example"]
+    assert all(outcome.in_doubt and outcome.dsn == "4.3.0" for outcome in lost)
+    assert "more than once" in lost[0].reason
+    assert sum(row.doubts for m in node.store.messages.values() for row in m.rows.values()) == 2
+    await trio.lowlevel.checkpoint()
+    assert len(node.workers.accepted) == 9  # u2 was accepted before the worker died, u3 was not
+
+
+@trio_test
+async def test_mail_waits_while_no_worker_can_be_reached_for_a_moment(
+    autojump_clock: MockClock,
+) -> None:
+    node = Node()
+    node.workers.unreachable = 7
+    node.submit("a@one.example")
+    await node.run(20.0)
+    assert not node.store.messages
+
+
+@trio_test
+async def test_mail_is_deferred_when_no_worker_can_be_reached_for_long(
+    autojump_clock: MockClock,
+) -> None:
+    node = Node()
+    node.workers.unreachable = 65
+    node.submit("a@one.example")
+    await node.run(100.0)
+    [event] = node.settled("a@one.example")
+    assert "mail transport unavailable" in event.outcome.reason
+    assert event.outcome.action is Action.DEFERRED
+
+
+@trio_test
+async def test_a_bug_in_a_slot_defers_its_mail_and_the_scheduler_lives(
+    autojump_clock: MockClock,
+) -> None:
+    node = Node()
+
+    class BrokenSlot:
+        async def send(self, request: DeliveryRequest, content: Content) -> None:
+            content.close()
+            raise RuntimeError("bug")
+
+        async def receive(self) -> object:
+            raise AssertionError
+
+        async def aclose(self) -> None:
+            await trio.lowlevel.checkpoint()
+
+    usual = node.workers.open_slot
+
+    async def open_slot() -> Slot:
+        node.workers.open_slot = usual  # type: ignore[method-assign]  # once only
+        return BrokenSlot()  # type: ignore[return-value]  # its receive() is never called
+
+    node.workers.open_slot = open_slot  # type: ignore[method-assign]  # a fault injected
+    node.submit("a@one.example")
+    node.submit("b@two.example")
+    await node.run(10.0)
+    [bug] = node.of(UnexpectedError)
+    assert isinstance(bug, UnexpectedError)
+    assert "RuntimeError: bug" in bug.traceback
+    assert len(node.workers.accepted) == 1
+    [event] = [
+        event
+        for event in node.events
+        if isinstance(event, RecipientSettled) and event.outcome.action is Action.DEFERRED
+    ]
+    assert event.outcome.in_doubt
+    assert not node.store.open_contents
+
+
+@trio_test
+async def test_a_result_without_an_outcome_for_each_recipient_is_a_bug_and_loses_nobody(
+    autojump_clock: MockClock,
+) -> None:
+    node = Node()
+    node.submit("a@one.example", "b@one.example")
+    usual = node.workers.open_slot
+
+    async def open_slot() -> Slot:
+        slot = await usual()
+        receive = slot.receive
+
+        async def short() -> object:
+            result = await receive()
+            return replace(result, outcomes=result.outcomes[:1])
+
+        slot.receive = short  # type: ignore[method-assign,assignment]  # a fault injected
+        return slot
+
+    node.workers.open_slot = open_slot  # type: ignore[method-assign]  # a fault injected
+    await node.run(10.0)
+    assert len(node.of(UnexpectedError)) == 1
+    [message] = node.store.messages.values()
+    assert len(message.rows) == 2
+
+
+@trio_test
+async def test_trouble_with_the_store_is_waited_out_and_nothing_is_lost(
+    autojump_clock: MockClock,
+) -> None:
+    node = Node()
+    for number in range(20):
+        node.submit(f"u{number}@d{number % 4}.example")
+    node.store.trouble = 25
+    await node.run(2 * HOUR)
+    assert not node.store.messages
+    assert len(node.workers.accepted) == 20
+    assert node.of(Warned)
+    assert not node.of(UnexpectedError)
+
+
+@trio_test
+async def test_a_message_deleted_while_it_is_active_is_forgotten(autojump_clock: MockClock) -> None:
+    node = Node(lambda _: replace(SENT, delay=10.0, session_kept=False))
+    for number in range(10):
+        node.submit(f"u{number}@one.example")
+    async with node.running():
+        await trio.sleep(5.0)
+        await node.store.delete(None)
+        await trio.sleep(100.0)
+        assert node.scheduler.active_messages == 0
+        assert node.scheduler.open_slots == 0
+    assert len(node.workers.requests) == 5
+
+
+@trio_test
+async def test_attempts_found_in_doubt_at_the_start_are_reported(autojump_clock: MockClock) -> None:
+    node = Node(lambda _: replace(SENT, delay=100.0))
+    queue_id = node.submit("a@one.example")
+    async with trio.open_nursery() as nursery:
+        await nursery.start(node.scheduler.run)
+        await trio.sleep(50.0)
+        nursery.cancel_scope.cancel()
+    again = Node(store=node.store.reopened())
+    await again.run(10.0)
+    assert again.of(DeliveryInDoubt) == [DeliveryInDoubt(queue_id, "a@one.example")]
+    assert not again.store.messages
+
+
+# --- stopping ------------------------------------------------------------------------------------
+
+
+@trio_test
+async def test_stop_lets_deliveries_under_way_finish_and_begins_no_others(
+    autojump_clock: MockClock,
+) -> None:
+    node = Node(lambda _: replace(SENT, delay=5.0))
+    for number in range(50):
+        node.submit(f"u{number}@one.example")
+    async with node.running():
+        await trio.sleep(1.0)
+    assert trio.current_time() == pytest.approx(5.0)
+    assert len(node.workers.accepted) == 5
+    assert len(node.store.messages) == 45
+    again = node.store.reopened()
+    assert await again.in_doubt() == []
+
+
+@trio_test
+async def test_stop_cuts_what_takes_longer_than_the_shutdown_timeout(
+    autojump_clock: MockClock,
+) -> None:
+    node = Node(lambda _: replace(SENT, delay=1000.0))
+    node.submit("a@one.example")
+    async with node.running():
+        await trio.sleep(1.0)
+    assert trio.current_time() == pytest.approx(11.0)
+    assert await node.store.reopened().in_doubt() == [("Q1", "a@one.example")]
+
+
+def test_cancellation_at_any_step_loses_no_recipient_and_leaks_no_content(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("worker.queue.books.BOOKKEEPERS", 3)  # the idle ones only cost steps
+
+    def make_world() -> Node:
+        script = {"a@one.example": SENT, "b@two.example": BOUNCED, "c@three.example": DEFERRED}
+        return Node(lambda request: script.get(request.recipients[0].address, SENT))
+
+    async def scenario(node: Node) -> None:
+        node.store = node.scheduler._store = MemoryStore(wall)
+        node.scheduler._begins._store = node.scheduler._books._store = node.store
+        node.submit("a@one.example", "b@two.example", "c@three.example")
+        node.submit("d@one.example")
+        async with node.running():
+            await trio.sleep(5.0)
+
+    steps = 0
+    for run in cancel_everywhere(make_world, scenario):
+        steps = run.step
+        node = run.world
+        assert not node.store.open_contents, f"content leaked at step {run.step}"
+        assert not node.of(UnexpectedError), f"bug at step {run.step}"
+        assert node.workers.open_slots == 0, f"slot leaked at step {run.step}"
+        store = node.store.reopened() if node.store.messages else node.store
+        left = {
+            row.recipient.address: row
+            for message in store.messages.values()
+            for row in message.rows.values()
+        }
+        for (_, address), times in node.workers.accepted.items():
+            assert times == 1
+            if address in left and address.endswith("one.example"):
+                assert left[address].doubts, f"{address} silently again at step {run.step}"
+        assert "c@three.example" in left or not node.events
+        reported = [row for row in left if row == "me@here.example"]
+        bounced = [
+            event
+            for event in node.settled("b@two.example")
+            if event.outcome.action is Action.BOUNCED
+        ]
+        assert len(reported) <= 1
+        if bounced and "b@two.example" not in left:
+            sent = any(address == "me@here.example" for _, address in node.workers.accepted)
+            assert reported or sent, f"bounce lost at step {run.step}"
+    assert steps > 50
+
+
+def test_feedback_forms_are_understood() -> None:
+    assert Feedback.parse("0.5").at(4) == 0.5
+    assert Feedback.parse("1/5").at(4) == 0.2
+    assert Feedback.parse("2 / concurrency").at(4) == 0.5
+    assert Feedback.parse("1/sqrt_concurrency").at(4) == 0.5
