@@ -68,7 +68,7 @@ class Zone:
 
     def _add(self, words: list[str]) -> None:
         """One line of the zone."""
-        name = dns.name.from_text(words.pop(0)).canonicalize()
+        name = dns.name.from_text(words.pop(0))  # compares in any letter case
         ttl = int(words.pop(0)) if words[0].isdigit() else DEFAULT_TTL
         kind = words.pop(0).upper()
         if kind in FAILURES:

@@ -23,6 +23,7 @@ from bench.behaviour import Behaviour, BehaviourError, Phase, parse_behaviour, s
 from bench.sink import Listen, RecordFile, parse_listen, serve_sinks
 from bench.sink_session import ContentReceiver, Received, Sink
 
+HUNG = 10_000.0  # virtual seconds: whoever waits so long waits for ever
 EHLO = b"EHLO client.example\r\n"
 ENVELOPE = b"MAIL FROM:<a@example.com>\r\nRCPT TO:<b@example.com>\r\nDATA\r\n"
 
@@ -67,10 +68,11 @@ async def talk(behaviour: Behaviour) -> AsyncIterator[tuple[Client, Sink, list[R
     client_end, server_end = memory_stream_pair()
     taken: list[Received] = []
     sink = Sink(behaviour=behaviour, take=taken.append, keep=True)
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(sink.serve, server_end)
-        yield Client(client_end), sink, taken
-        nursery.cancel_scope.cancel()
+    with trio.fail_after(HUNG):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(sink.serve, server_end)
+            yield Client(client_end), sink, taken
+            nursery.cancel_scope.cancel()
 
 
 async def greet(client: Client) -> None:
@@ -130,7 +132,7 @@ def test_only_crlf_dot_crlf_ends_the_content(end: bytes) -> None:
 
 
 @trio_test
-async def test_a_pipelined_session_gets_its_replies_in_order() -> None:
+async def test_a_pipelined_session_gets_its_replies_in_order(autojump_clock: MockClock) -> None:
     async with talk(Behaviour()) as (client, sink, taken):
         await greet(client)
         await client.send(ENVELOPE)
@@ -145,7 +147,7 @@ async def test_a_pipelined_session_gets_its_replies_in_order() -> None:
 
 
 @trio_test
-async def test_one_octet_at_a_time_is_understood() -> None:
+async def test_one_octet_at_a_time_is_understood(autojump_clock: MockClock) -> None:
     async with talk(Behaviour()) as (client, _, taken):
         await greet(client)
         for octet in ENVELOPE + b"..\r\n.\r\n":
@@ -155,7 +157,7 @@ async def test_one_octet_at_a_time_is_understood() -> None:
 
 
 @trio_test
-async def test_the_digest_is_of_the_content_as_submitted() -> None:
+async def test_the_digest_is_of_the_content_as_submitted(autojump_clock: MockClock) -> None:
     content = b"Subject: dots\r\n\r\n.one\r\n..two\r\n\0 \xe9 bare\rCR and\nLF\r\n"
     async with talk(Behaviour()) as (client, _, taken):
         await greet(client)
@@ -166,7 +168,7 @@ async def test_the_digest_is_of_the_content_as_submitted() -> None:
 
 
 @trio_test
-async def test_lmtp_answers_for_each_accepted_recipient() -> None:
+async def test_lmtp_answers_for_each_accepted_recipient(autojump_clock: MockClock) -> None:
     behaviour = parse_behaviour(
         ["lmtp", "to:no@x=550 5.1.1 no", "mailbox:full@x=452 4.2.2 mailbox full"]
     )
@@ -202,7 +204,7 @@ async def test_greylisting_accepts_a_pair_after_its_time(autojump_clock: MockClo
 
 
 @trio_test
-async def test_refused_recipients_leave_no_transaction_to_send() -> None:
+async def test_refused_recipients_leave_no_transaction_to_send(autojump_clock: MockClock) -> None:
     async with talk(parse_behaviour(["refuse"])) as (client, sink, taken):
         await greet(client)
         await client.send(ENVELOPE)
@@ -212,13 +214,13 @@ async def test_refused_recipients_leave_no_transaction_to_send() -> None:
 
 
 @trio_test
-async def test_a_refused_greeting_closes_the_connection() -> None:
+async def test_a_refused_greeting_closes_the_connection(autojump_clock: MockClock) -> None:
     async with talk(parse_behaviour(["connect=554 5.3.2 no mail here"])) as (client, _, _taken):
         assert await client.rest() == b"554 5.3.2 no mail here\r\n"
 
 
 @trio_test
-async def test_nothing_follows_a_421() -> None:
+async def test_nothing_follows_a_421(autojump_clock: MockClock) -> None:
     async with talk(parse_behaviour(["rcpt=421 4.3.2 shutting down"])) as (client, _, _taken):
         await greet(client)
         await client.send(ENVELOPE)
@@ -227,7 +229,9 @@ async def test_nothing_follows_a_421() -> None:
 
 @pytest.mark.parametrize("phase", list(Phase))
 @trio_test
-async def test_a_cut_closes_the_connection_in_its_phase(phase: Phase) -> None:
+async def test_a_cut_closes_the_connection_in_its_phase(
+    autojump_clock: MockClock, phase: Phase
+) -> None:
     async with talk(Behaviour(cut=phase)) as (client, _, taken):
         await client.send(EHLO + ENVELOPE + b"x\r\n.\r\nRSET\r\nQUIT\r\n")
         replies = (await client.rest()).count(b"\r\n")
@@ -248,7 +252,7 @@ async def test_a_cut_closes_the_connection_in_its_phase(phase: Phase) -> None:
 
 
 @trio_test
-async def test_a_cut_after_octets_answers_what_came_before() -> None:
+async def test_a_cut_after_octets_answers_what_came_before(autojump_clock: MockClock) -> None:
     async with talk(Behaviour(cut_after=len(EHLO) + 10)) as (client, _, _taken):
         await client.send(EHLO + ENVELOPE)
         assert (await client.rest()).endswith(b"250 ENHANCEDSTATUSCODES\r\n")
@@ -297,7 +301,7 @@ async def test_each_reply_takes_its_latency(autojump_clock: MockClock) -> None:
 )
 @trio_test
 async def test_commands_are_judged_by_what_was_announced(
-    words: list[str], command: str, code: int
+    autojump_clock: MockClock, words: list[str], command: str, code: int
 ) -> None:
     async with talk(parse_behaviour(words)) as (client, _, _taken):
         await client.lines(1)
@@ -306,7 +310,9 @@ async def test_commands_are_judged_by_what_was_announced(
 
 
 @trio_test
-async def test_a_message_beyond_the_size_limit_is_refused_after_the_dot() -> None:
+async def test_a_message_beyond_the_size_limit_is_refused_after_the_dot(
+    autojump_clock: MockClock,
+) -> None:
     async with talk(Behaviour(size_limit=10)) as (client, _, taken):
         await greet(client)
         await client.send(ENVELOPE + b"0123456789\r\n.\r\n")
