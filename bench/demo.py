@@ -99,6 +99,7 @@ async def demonstrate(demo: Demonstration, *, limit: float | None) -> None:
                     await demo.settled.wait()
                 if limit is None:
                     _say_what_next(demo, command, main_cf)
+                    demo.say("Ctrl-C ends it.")
                     await trio.sleep_forever()
             nursery.cancel_scope.cancel()
         world.cancel_scope.cancel()
@@ -107,6 +108,8 @@ async def demonstrate(demo: Demonstration, *, limit: float | None) -> None:
     if not demo.settled.is_set() and limit is not None:
         left = ", ".join(demo.deliveries.unsettled)
         raise DemoError(f"not settled, or interrupted, after at most {limit:.0f} s: {left}")
+    if limit is not None:
+        _say_what_next(demo, command, main_cf)
 
 
 async def _submit_all(demo: Demonstration, command: str, main_cf: Path) -> None:
@@ -210,17 +213,16 @@ def _say_what_next(demo: Demonstration, command: str, main_cf: Path) -> None:
     """Where the queue is, and what to type next."""
     tool = os.path.relpath(command)
     config = os.path.relpath(main_cf)
-    demo.say(demo.deliveries.summary())
     demo.say(f"The queue is in {os.path.relpath(demo.var / 'queue')}; look into it with")
     demo.say(f"  {tool} queue list -c {config}")
-    demo.say("and send another message, from a second terminal, with")
+    demo.say("and put another message on it with")
     demo.say(
         f"  printf 'Subject: hello\\n\\nHello.\\n' | "
         f"{tool} send -c {config} --sender me@landlord.example you@tenants.example"
     )
     demo.say(
-        "Other domains to try: court.example (greylists), refuses.example, twin.example, "
-        "mailbox.example (LMTP), nomail.example. Ctrl-C ends it."
+        "which is delivered while this runs, or by the next `make run`. Other domains to try: "
+        "court.example (greylists), refuses.example, twin.example, mailbox.example (LMTP)."
     )
 
 
