@@ -5,7 +5,7 @@ message as a whole.
 """
 
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from typing import Final
 
@@ -21,7 +21,7 @@ class InlineContent:
 
     data: bytes
 
-    async def blocks(self) -> AsyncIterator[bytes]:
+    async def blocks(self) -> AsyncGenerator[bytes, None]:
         """The content, in one block."""
         yield self.data
 
@@ -35,8 +35,10 @@ class FileContent:
 
     fd: int
 
-    async def blocks(self) -> AsyncIterator[bytes]:
+    async def blocks(self) -> AsyncGenerator[bytes, None]:
         """The content in blocks of at most BLOCK_SIZE octets; OSError if it cannot be read.
+
+        Who stops early closes the generator (`contextlib.aclosing`).
 
         Reads happen in a thread (a slow disk must not stall other deliveries) and by offset, so
         that several readers can share one file.

@@ -30,6 +30,9 @@ _LENGTHS: Final = struct.Struct("!II")  # octets of payload; octets of inline co
 _DESCRIPTOR: Final = 0xFFFF_FFFF  # instead of a content length: the content is a descriptor
 PAYLOAD_LIMIT: Final = 16 * 1024 * 1024  # some ten thousand recipients; a request has fewer
 _RECEIVE_SIZE: Final = 131_072
+# Descriptors that no frame has claimed yet. One may arrive with the octets before its frame, and a
+# caller keeps at most two requests unanswered: more is not our queue process.
+_UNCLAIMED_LIMIT: Final = 4
 _ANCILLARY: Final = socket.CMSG_SPACE(4 * array("i").itemsize)
 
 
@@ -97,7 +100,7 @@ class FrameStream:
                     received = array("i")
                     received.frombytes(rights[: len(rights) - len(rights) % received.itemsize])
                     self._descriptors.extend(received)
-            if flags & socket.MSG_CTRUNC:
+            if flags & socket.MSG_CTRUNC or len(self._descriptors) > _UNCLAIMED_LIMIT:
                 raise RemoteProtocolError("too many descriptors in a slot frame")
             if not data:
                 if self._buffer:
@@ -136,10 +139,14 @@ class StreamSlot:
         return cls(FrameStream(sock))
 
     async def send(self, request: DeliveryRequest, content: Content) -> None:
-        """Hand over a request; see `Slot.send`."""
+        """Hand over a request; see `Slot.send`.
+
+        Raises LocalProtocolError, and sends nothing, for a request that must not be sent.
+        """
         try:
+            payload = encode_request(request)
             self._unanswered.append(request)
-            await self._frames.send(encode_request(request), content)
+            await self._frames.send(payload, content)
         except (OSError, trio.ClosedResourceError) as exc:
             raise WorkerLost(f"worker went away: {exc}") from exc
         finally:
@@ -151,7 +158,11 @@ class StreamSlot:
             frame = await self._frames.receive()
             if frame is None:
                 raise WorkerLost("worker closed the slot")
-            return decode_result(frame[0], self._unanswered.popleft())
+            payload, content = frame
+            content.close()  # a result has none; a descriptor that came all the same ends here
+            if not self._unanswered:
+                raise WorkerLost("worker answered what it was not asked")
+            return decode_result(payload, self._unanswered.popleft())
         except (OSError, trio.ClosedResourceError, RemoteProtocolError) as exc:
             raise WorkerLost(f"worker went away: {exc}") from exc
 

@@ -19,12 +19,15 @@ from typing import Final
 import trio
 
 from protocol.errors import RemoteProtocolError
+from protocol.request import DeliveryRequest
+from worker.content import Content
 from worker.delivery.deliver import Environment, deliver
 from worker.delivery.slot import DeliverySlot
 from worker.slots import FrameStream, RequestStream
 from worker.status.events import Emit, Noted, UnexpectedError, Warned
 
 ACCEPT_PAUSE: Final = 0.1  # seconds to wait when no descriptor is left for another slot
+STOP_PAUSE: Final = 1.0  # seconds in which a request that was on its way may still arrive
 
 
 class Worker:
@@ -35,18 +38,24 @@ class Worker:
         self._environment = load()
         self._emit = emit
         self._slots: set[DeliverySlot] = set()
+        self._idle: set[trio.CancelScope] = set()  # of slots that wait for a request
+        self._accepting = trio.CancelScope()
         self._stopping = False
 
     async def serve(self, listener: trio.socket.SocketType, stop_limit: float) -> None:
-        """Accept slots until stop(); then wait at most `stop_limit` seconds for them."""
+        """Accept slots until stop(); then wait at most `stop_limit` seconds for them. Once.
+
+        Closes `listener`.
+        """
         async with trio.open_nursery() as nursery:
-            self._accepting = trio.CancelScope()
-            with self._accepting:
+            with listener, self._accepting:
                 await self._accept(listener, nursery)
-            listener.close()
+            now = trio.current_time()
+            nursery.cancel_scope.deadline = now + stop_limit
+            for waiting in self._idle:
+                waiting.deadline = now + STOP_PAUSE
             for slot in self._slots:
                 slot.stop()
-            nursery.cancel_scope.deadline = trio.current_time() + stop_limit
 
     def stop(self) -> None:
         """Take no more work; see serve()."""
@@ -63,13 +72,17 @@ class Worker:
             self._emit(Noted("configuration reloaded"))
 
     async def _accept(self, listener: trio.socket.SocketType, nursery: trio.Nursery) -> None:
+        trouble = 0  # told once, however often it comes before the next slot
         while True:
             try:
                 sock, _ = await listener.accept()
             except OSError as exc:
-                self._emit(Warned(f"cannot accept a slot: {exc.strerror}"))
+                if exc.errno != trouble:
+                    self._emit(Warned(f"cannot accept a slot: {exc.strerror}"))
+                trouble = exc.errno or 0
                 await trio.sleep(ACCEPT_PAUSE)
                 continue
+            trouble = 0
             nursery.start_soon(self._serve_slot, sock)
 
     async def _serve_slot(self, sock: trio.socket.SocketType) -> None:
@@ -92,15 +105,29 @@ class Worker:
             await slot.aclose()
 
     async def _serve_requests(self, stream: RequestStream, slot: DeliverySlot) -> None:
-        while (received := await stream.next_request()) is not None:
+        while (received := await self._next_request(stream)) is not None:
             request, content = received
             try:
                 result = await deliver(request, content, self._environment, slot)
             finally:
                 content.close()
-            # When stopping too: what is still read is answered as stopped, so that the queue
-            # process knows that it was never tried, and closes the slot.
             await stream.send_result(result)
+
+    async def _next_request(self, stream: RequestStream) -> tuple[DeliveryRequest, Content] | None:
+        """The next request; None: no more will come, or we are stopping.
+
+        When stopping, what was on its way to us is still read and answered as stopped: the queue
+        process knows then that it was never tried. Without an answer it would be in doubt.
+        """
+        with trio.CancelScope() as waiting:
+            if self._stopping:
+                waiting.deadline = trio.current_time() + STOP_PAUSE
+            self._idle.add(waiting)
+            try:
+                return await stream.next_request()
+            finally:
+                self._idle.discard(waiting)
+        return None
 
 
 async def run_worker(

@@ -27,7 +27,6 @@ from worker.delivery.session import Session, SessionKey
 from worker.delivery.settings import DeliverySettings
 from worker.delivery.slot import DeliverySlot
 from worker.delivery.transaction import ContentUnreadable, StaleSession, transfer
-from worker.delivery.xforward import forward_client
 from worker.errors import ConnectError, DeliveryError, ResolveError, SessionError, SiteError
 from worker.network.address import Endpoint
 from worker.network.network import Network
@@ -79,14 +78,12 @@ async def deliver(
         )
         unexplained = DeliveryError("4.3.0", f"internal error: {type(exc).__name__}")
         delivery.outcomes.postponed(unexplained, SessionFacts())
-    stopped = scope.cancelled_caught and bool(delivery.outcomes.undecided)
-    if stopped:
+    kept = delivery.slot.holds_session
+    if scope.cancelled_caught and delivery.outcomes.undecided:
+        # What is left was not given a fair try: that is nobody's failure but ours.
         delivery.outcomes.postponed(STOPPED, SessionFacts())
-    return replace(
-        delivery.result(unexplained),
-        session_kept=delivery.slot.holds_session,
-        stopped=stopped,
-    )
+        return replace(delivery.result(STOPPED), session_kept=kept, stopped=True, site_failure=None)
+    return replace(delivery.result(unexplained), session_kept=kept)
 
 
 class _Delivery:
@@ -111,6 +108,7 @@ class _Delivery:
         self._sessions = 0  # that got as far as taking mail (smtp_mx_session_limit)
         self._site_failure: SiteFailure | None = None
         self._served = False  # some session came to the end of a transaction
+        self._served_by: Endpoint | None = None  # by the parked session
         self._passed_over: list[str] = []  # reasons to log once another endpoint is tried
         self.slot = slot
         self.outcomes = Outcomes(request, environment.wall(), self._started)
@@ -134,7 +132,9 @@ class _Delivery:
             self._failed(exc, SessionFacts())
             self.outcomes.postponed(exc, SessionFacts())
             return
-        for _, equals in groupby(endpoints, key=lambda endpoint: endpoint.preference):
+        # Who has just had its say on a parked session is not asked again.
+        fresh = [endpoint for endpoint in endpoints if not self._has_served(endpoint)]
+        for _, equals in groupby(fresh, key=lambda endpoint: endpoint.preference):
             await self._try_equals(list(equals))
 
     @property
@@ -150,9 +150,15 @@ class _Delivery:
         session = await self.slot.take(self._key)
         if session is None:
             return
-        self._environment.emit(SessionReused(session.endpoint.relay, session.uses + 1))
         with suppress(StaleSession):  # it died while it was idle: nothing was sent, no blame
-            await self._use(session)
+            await self._use(session, SessionReused(session.endpoint.relay, session.uses + 1))
+            self._sessions += 1
+            if self._served:
+                self._served_by = session.endpoint
+
+    def _has_served(self, endpoint: Endpoint) -> bool:
+        by = self._served_by
+        return by is not None and (by.address, by.port) == (endpoint.address, endpoint.port)
 
     async def _try_equals(self, endpoints: list[Endpoint]) -> None:
         """Endpoints of one preference: one after another, or whichever connects first."""
@@ -176,9 +182,7 @@ class _Delivery:
         """From a fresh connection to outcomes; takes over `stream`."""
         emit = self._environment.emit
         try:
-            session = await introduce(
-                endpoint, stream, self._settings, emit, self._request.queue_id
-            )
+            session = await introduce(endpoint, stream, self._settings, emit, self._request)
         except (SiteError, SessionError) as exc:
             facts = self._facts(endpoint.relay)
             self._failed(exc, facts)
@@ -186,13 +190,12 @@ class _Delivery:
             return
         session.born = connected_since
         self._sessions += 1
-        emit(SessionOpened(endpoint.relay))
-        await self._use(session)
+        await self._use(session, SessionOpened(endpoint.relay))
 
     # --- one session -------------------------------------------------------------------------
 
-    async def _use(self, session: Session) -> None:
-        """Transfer the message; then park the session, end it, or close it.
+    async def _use(self, session: Session, news: SessionOpened | SessionReused) -> None:
+        """Transfer the message; then park the session, end it, or close it. Owns the session.
 
         Raises StaleSession, and concludes nothing, if a reused session was dead.
         """
@@ -202,8 +205,7 @@ class _Delivery:
             dsn_announced=session.capabilities.dsn,
         )
         try:
-            if self._settings.send_xforward:
-                await forward_client(session, self._request, self._environment.emit)
+            self._environment.emit(news)
             clean = await transfer(
                 session,
                 self._request,
@@ -211,9 +213,11 @@ class _Delivery:
                 self.outcomes,
                 facts,
                 self.slot,
+                self._environment.emit,
                 last=not self._keep,
             )
             self._served = True
+            self._passed_over += self.outcomes.reasons()
             if clean is not None and self._keep:
                 self.slot.park(self._key, clean)
             else:
@@ -252,7 +256,7 @@ class _Delivery:
     def _connect_failed(self, error: ConnectError) -> None:
         for failure in error.failures or (error,):
             if (endpoint := failure.endpoint) is not None:
-                why = failure.reason.rpartition(": ")[2]
+                why = failure.reason.removeprefix(f"connect to {endpoint.relay}: ")
                 self._environment.emit(
                     ConnectFailed(endpoint.host, endpoint.address, endpoint.port, why)
                 )

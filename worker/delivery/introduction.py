@@ -11,7 +11,8 @@ from protocol import phrases
 from protocol.capabilities import Capabilities
 from protocol.command import Ehlo, Helo, Lhlo
 from protocol.reply import Reply
-from protocol.request import Protocol
+from protocol.request import DeliveryRequest, Protocol
+from worker.config.tables import TableError
 from worker.delivery.session import Conversation, Session
 from worker.delivery.settings import DeliverySettings
 from worker.errors import SiteError
@@ -28,11 +29,12 @@ async def introduce(
     stream: trio.abc.Stream,
     settings: DeliverySettings,
     emit: Emit,
-    queue_id: str,
+    request: DeliveryRequest,
 ) -> Session:
     """Read the greeting, say who we are, and return the session, which then owns `stream`.
 
-    Raises SessionError (lost, timed out) or SiteError (refused); the stream is closed then.
+    `request`: the one that the session is opened for, named in events and reasons. Raises
+    SessionError (lost, timed out) or SiteError (refused); the stream is closed then.
     """
     session = Session(endpoint, stream, settings)
     try:
@@ -41,7 +43,14 @@ async def introduce(
             greeting = await talk.reply()
             session.dialogue.receive_greeting(greeting)
             _check_greeting(session, greeting, emit)
-            await _introduce(session, talk, greeting, emit, queue_id)
+            discard = await _unwanted_keywords(endpoint, settings)
+            reply = await _introduce(session, talk, greeting)
+        if reply is not None:
+            session.capabilities = Capabilities.from_reply(reply, discard)
+            dropped = session.capabilities.discarded
+            if dropped and SILENT_DISCARD not in discard:
+                emit(EhloKeywordsDiscarded(request.queue_id, dropped))
+            _check_loop(session, request.nexthop)
     except SiteError:
         await _leave(session)
         raise
@@ -72,29 +81,25 @@ def _check_greeting(session: Session, greeting: Reply, emit: Emit) -> None:
     raise SiteError(dsn, phrases.refused_to_talk(session.peer, greeting), greeting, session.peer)
 
 
-async def _introduce(
-    session: Session, talk: Conversation, greeting: Reply, emit: Emit, queue_id: str
-) -> None:
+async def _introduce(session: Session, talk: Conversation, greeting: Reply) -> Reply | None:
+    """Say who we are; the reply that lists extensions, None after HELO. Raises SiteError."""
     settings = session.settings
     name, limit = settings.helo_name, settings.limits.helo
     if settings.protocol is Protocol.LMTP:
         reply = await talk.ask(Lhlo(name), phrases.LHLO, limit)
         _must_accept(session, reply)
-        session.capabilities = _capabilities(session, reply, emit, queue_id)
-        return
+        return reply
     extended = not settings.never_send_ehlo and (
-        settings.always_send_ehlo or "ESMTP" in greeting.text.upper()
+        settings.always_send_ehlo or "ESMTP" in greeting.text.upper().split()
     )
     if extended:
         reply = await talk.ask(Ehlo(name), phrases.EHLO, limit)
         if reply.positive:
-            session.capabilities = _capabilities(session, reply, emit, queue_id)
-            _check_loop(session)
-            return
+            return reply
         if reply.code == SERVICE_CLOSING:
             _must_accept(session, reply)
-    reply = await talk.ask(Helo(name), phrases.HELO, limit)
-    _must_accept(session, reply)
+    _must_accept(session, await talk.ask(Helo(name), phrases.HELO, limit))
+    return None
 
 
 def _must_accept(session: Session, reply: Reply) -> None:
@@ -107,19 +112,27 @@ def _must_accept(session: Session, reply: Reply) -> None:
     raise SiteError(dsn, phrases.refused_to_talk(session.peer, reply), reply, session.peer)
 
 
-def _capabilities(session: Session, reply: Reply, emit: Emit, queue_id: str) -> Capabilities:
-    discard = session.settings.discard_keywords
-    capabilities = Capabilities.from_reply(reply, discard)
-    if capabilities.discarded and SILENT_DISCARD not in discard:
-        emit(EhloKeywordsDiscarded(queue_id, capabilities.discarded))
-    return capabilities
+async def _unwanted_keywords(endpoint: Endpoint, settings: DeliverySettings) -> tuple[str, ...]:
+    """The extensions to overlook, lower case: those of the server's address, or of everybody.
+
+    By address and never by name (S062): a server's name is what DNS says. Raises SiteError.
+    """
+    try:
+        listed = await settings.discard_maps.find(endpoint.address)
+    except TableError as exc:
+        # Without the list we might use just what this server cannot do: wait until it is there.
+        reason = f"local data error while talking to {endpoint.name_and_address}: {exc}"
+        raise SiteError("4.3.0", reason) from exc
+    if listed is None:
+        return settings.discard_keywords
+    return tuple(listed.lower().replace(",", " ").split())
 
 
-def _check_loop(session: Session) -> None:
+def _check_loop(session: Session, nexthop: str) -> None:
     """A server that introduces itself with our own name is ourselves (S019).
 
     Only on the mail port: behind another port the same host may well run another server.
     """
     name = session.capabilities.greeting_name.lower()
     if session.endpoint.port == SMTP_PORT and name == session.settings.hostname.lower():
-        raise SiteError("5.4.6", f"mail for {session.endpoint.host} loops back to myself")
+        raise SiteError("5.4.6", f"mail for {nexthop} loops back to myself")

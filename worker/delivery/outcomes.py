@@ -81,9 +81,18 @@ class Outcomes:
             )
 
     def postponed(self, error: DeliveryError, facts: SessionFacts) -> None:
-        """Whatever its class, `error` counts for the undecided only if nothing better comes."""
+        """Whatever its class, `error` counts for the undecided only if nothing better comes.
+
+        A hard one does not make up for a soft one: what failed for now may work later.
+        """
         for recipient in self.undecided:
-            self._last[recipient] = (error, facts)
+            if not (error.hard and recipient in self._last and not self._last[recipient][0].hard):
+                self._last[recipient] = (error, facts)
+
+    def reasons(self) -> list[str]:
+        """Why the undecided are undecided, each reason once."""
+        last = [self._last[recipient] for recipient in self.undecided if recipient in self._last]
+        return list(dict.fromkeys(error.reason for error, _ in last))
 
     def result(self, now: float, unexplained: DeliveryError) -> DeliveryResult:
         """Decide the undecided by what happened to them last, or by `unexplained`."""

@@ -30,8 +30,9 @@ from worker.network.address import Endpoint
 # commands always fit into the kernel's send buffer if at most this many octets of them are
 # unanswered. A nursery with a concurrent reader was turned down: it costs more than the flight.
 PIPELINE_WINDOW: Final = 4096
-# One piece of content between two looks at the clock (see Conversation.send).
-PIECE: Final = 65_536
+# Octets of content between two looks at the clock. Small enough for a reader that takes 100 octets
+# a second to show progress within smtp_data_xfer_timeout; large enough not to cost anything.
+PIECE: Final = 16_384
 RECEIVE_SIZE: Final = 16_384
 
 
@@ -57,8 +58,10 @@ class Session:
         self.dialogue = Dialogue()
         self.capabilities = Capabilities()
         self.born = trio.current_time()  # seconds; reuse ends by age, not by count
-        self.uses = 0  # mail transactions begun
-        self.needs_reset = False  # a transaction was left unfinished: RSET goes first
+        self.uses = 0  # requests it was used for
+        self.idle_since = self.born  # parked then; seconds
+        # RSET goes first: a transaction was left unfinished, or is the peer still there?
+        self.needs_reset = False
         self.broken = False  # nothing may be said any more
         self.unwanted = False  # may be ended politely, but not be used again
 
@@ -76,7 +79,8 @@ class Session:
             or self.unwanted
             or not self.dialogue.in_step
             or self.replies.unread
-            or trio.current_time() - self.born > settings.reuse_time_limit
+            or trio.current_time() - self.born >= settings.reuse_time_limit
+            # The limit counts reuses: the first use is none.
             or (settings.reuse_count_limit and self.uses > settings.reuse_count_limit)
         )
 
@@ -88,7 +92,7 @@ class Session:
         if self.replies.unread:
             return False
         if not isinstance(self.stream, trio.SocketStream):
-            return True  # an in-memory stream of a test: the first phase will find out
+            return True  # an in-memory stream of a test: the next read will find out
         poll = select.poll()
         poll.register(self.stream.socket.fileno(), select.POLLIN)
         return not poll.poll(0)

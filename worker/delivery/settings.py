@@ -1,10 +1,14 @@
 """What the configuration says about delivering: parsed once, the same for SMTP and LMTP."""
 
 from dataclasses import dataclass
-from typing import Self
+from typing import Final, Self
 
 from protocol.request import Protocol
 from worker.config.config import Config
+from worker.config.tables import Maps
+
+# One object for all: tables are equal only if they are the same, and settings are compared.
+NO_TABLES: Final = Maps()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +43,7 @@ class DeliverySettings:
     quote_envelope: bool = True  # smtp_quote_rfc821_envelope
     mx_session_limit: int = 2  # smtp_mx_session_limit; 0: no limit
     discard_keywords: tuple[str, ...] = ()  # smtp_discard_ehlo_keywords, lower case
+    discard_maps: Maps = NO_TABLES  # smtp_discard_ehlo_keyword_address_maps, by server address
     send_xforward: bool = False  # smtp_send_xforward_command
     reuse_time_limit: float = 300.0  # smtp_connection_reuse_time_limit, seconds
     reuse_count_limit: int = 0  # smtp_connection_reuse_count_limit; 0: no limit
@@ -80,6 +85,7 @@ class DeliverySettings:
             discard_keywords=tuple(
                 word.lower() for word in config.words(name("smtp_discard_ehlo_keywords"))
             ),
+            discard_maps=config.maps(name("smtp_discard_ehlo_keyword_address_maps")) or NO_TABLES,
             send_xforward=config.boolean(name("smtp_send_xforward_command")),
             reuse_time_limit=seconds("smtp_connection_reuse_time_limit"),
             reuse_count_limit=config.integer(name("smtp_connection_reuse_count_limit")),

@@ -11,6 +11,7 @@ was read and the session is sound; any other way out leaves a session to be quit
 import typing
 from collections import deque
 from collections.abc import Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Final
 
@@ -18,10 +19,10 @@ import trio
 
 from protocol import phrases
 from protocol.address import AddressError, to_ascii
-from protocol.command import Command, Data, EndOfData, Mail, Quit, Rcpt, Rset
+from protocol.command import Command, Data, EndOfData, Mail, Quit, Rcpt, Rset, Xforward
 from protocol.data import DataEncoder
-from protocol.envelope_parameters import mail_parameters, rcpt_parameters
-from protocol.errors import LocalProtocolError
+from protocol.envelope_parameters import mail_parameters, rcpt_parameters, xforward_commands
+from protocol.errors import LocalProtocolError, RemoteProtocolError
 from protocol.reply import Reply
 from protocol.request import DeliveryRequest, Protocol, Recipient
 from worker.content import Content, FileContent, InlineContent
@@ -29,10 +30,14 @@ from worker.delivery.introduction import SERVICE_CLOSING
 from worker.delivery.outcomes import Outcomes, SessionFacts
 from worker.delivery.session import PIPELINE_WINDOW, Conversation, Session
 from worker.errors import DeliveryError, MessageRefused, SessionError
+from worker.status.events import Emit, Warned
 
 # How long to look for the reason after the peer has cut the connection in mid content (S038).
 EARLY_REPLY_LIMIT: Final = 5.0
 SYNTAX_ERRORS: Final = range(500, 510)
+PIPELINING_ADVICE: Final = (
+    "if this comes again, list pipelining for this server in smtp_discard_ehlo_keyword_address_maps"
+)
 
 
 class Commitment(typing.Protocol):
@@ -42,7 +47,7 @@ class Commitment(typing.Protocol):
         """Content is about to be sent."""
 
     def settle(self) -> None:
-        """Every reply to it was read."""
+        """Every reply to it was read, or none will be."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +72,7 @@ async def transfer(
     outcomes: Outcomes,
     facts: SessionFacts,
     commitment: Commitment,
+    emit: Emit,
     *,
     last: bool,
 ) -> CleanSession | None:
@@ -76,7 +82,8 @@ async def transfer(
     where the configuration lets it. Raises SessionError if the session broke: every recipient that
     was not decided by then still is undecided. Raises ContentUnreadable.
     """
-    transaction = _Transaction(session, request, outcomes, facts, commitment, last=last)
+    session.uses += 1
+    transaction = _Transaction(session, request, outcomes, facts, commitment, emit, last=last)
     try:
         with session.conversation() as talk:
             await transaction.run(talk, content)
@@ -90,6 +97,8 @@ async def transfer(
         reason = phrases.lost_connection(session.peer, phrases.END_OF_DATA)
         transaction.leave_in_doubt(SessionError("4.4.2", reason))
         raise
+    finally:
+        commitment.settle()
     return CleanSession(session) if session.reusable else None
 
 
@@ -103,6 +112,7 @@ class _Transaction:
         outcomes: Outcomes,
         facts: SessionFacts,
         commitment: Commitment,
+        emit: Emit,
         *,
         last: bool,
     ) -> None:
@@ -111,10 +121,14 @@ class _Transaction:
         self._outcomes = outcomes
         self._facts = facts
         self._commitment = commitment
+        self._emit = emit
         self._last = last
+        self._limits = session.settings.limits
+        self._lmtp = session.settings.protocol is Protocol.LMTP
+        self._mail_refused = False
         self._accepted: list[Recipient] = []
         self._unanswered: list[Recipient] = []  # the final dot was sent for them
-        self._limits = session.settings.limits
+        self._garbled = False  # after a malformed reply others were due: they may be mispaired
         self.heard = False  # the server has answered a command of this transaction, not with 421
 
     def leave_in_doubt(self, error: SessionError) -> None:
@@ -125,7 +139,8 @@ class _Transaction:
 
     async def run(self, talk: Conversation, content: Content) -> None:
         """The whole transaction; failures of the message are recorded, not raised."""
-        session = self._session
+        if self._session.replies.unread:
+            raise RemoteProtocolError("the server answers what it was not asked")
         try:
             if self._lacks_smtputf8():
                 return
@@ -136,9 +151,11 @@ class _Transaction:
             return
         if not self._outcomes.undecided:
             return  # no recipient's address can be sent: nothing to ask the server
-        session.uses += 1
-        go_ahead = await self._talk_envelope(talk, commands)
-        if go_ahead is None:
+        if self._session.settings.send_xforward:
+            await self._forward_client(talk)
+        if self._session.needs_reset:
+            commands.insert(0, Rset())
+        if not await self._talk_envelope(talk, commands):
             return
         if not self._accepted:
             await self._abandon_data(talk)
@@ -146,7 +163,6 @@ class _Transaction:
         self._commitment.commit()
         if await self._send_content(talk, content):
             await self._read_final_replies(talk)
-        self._commitment.settle()
 
     # --- before anything is sent -------------------------------------------------------------
 
@@ -166,18 +182,17 @@ class _Transaction:
             raise MessageRefused("5.3.4", phrases.size_exceeded(size, limit, self._session.peer))
 
     def _envelope(self) -> list[Command]:
-        """[RSET,] MAIL and the RCPTs of all undecided recipients whose address can be sent."""
+        """MAIL and the RCPTs of all undecided recipients whose address can be sent."""
         session, request = self._session, self._request
         announced, quote = session.capabilities, session.settings.quote_envelope
         utf8 = request.options.requires_smtputf8
-        commands: list[Command] = [Rset()] if session.needs_reset else []
         try:
             sender = request.sender if utf8 else to_ascii(request.sender)
             mail = Mail(sender, mail_parameters(request, announced), quote)
             mail.to_wire()
         except (AddressError, LocalProtocolError) as exc:
             raise MessageRefused("5.1.7", f"bad sender address: {exc}") from exc
-        commands.append(mail)
+        commands: list[Command] = [mail]
         for recipient in list(self._outcomes.undecided):
             try:
                 address = recipient.address if utf8 else to_ascii(recipient.address)
@@ -190,52 +205,64 @@ class _Transaction:
             commands.append(rcpt)
         return commands
 
+    async def _forward_client(self, talk: Conversation) -> None:
+        """XFORWARD: tell a content filter where the message came from (S048, S075).
+
+        A refusal only warns. In lock-step: the extension does not say that it may be pipelined.
+        """
+        commands = xforward_commands(self._request.client, self._session.capabilities)
+        introduction: list[Command] = [Rset()] if commands and self._session.needs_reset else []
+        for command in (*introduction, *commands):
+            octets = self._session.dialogue.send(command)
+            self._await_phase(talk)
+            await talk.send(octets)
+            _, reply = await self._answer(talk)
+            if not reply.positive:
+                text = phrases.said(self._session.peer, reply, command.phrase)
+                self._emit(Warned(text, self._request.queue_id))
+
     # --- envelope ----------------------------------------------------------------------------
 
-    async def _talk_envelope(self, talk: Conversation, commands: list[Command]) -> Reply | None:
-        """Ask MAIL, RCPT and DATA; the go-ahead (354), or None when it is over."""
+    async def _talk_envelope(self, talk: Conversation, commands: list[Command]) -> bool:
+        """Ask MAIL, RCPT and DATA; True: the server waits for content."""
         recipients = iter(list(self._outcomes.undecided))
-        pipelining = self._session.capabilities.pipelining
-        dialogue = self._session.dialogue
-        waiting = deque(commands)
-        waiting.append(Data())
-        refused: DeliveryError | None = None
-        while waiting or not dialogue.in_step:
-            flight = bytearray()
-            while waiting and (
-                dialogue.in_step or (pipelining and dialogue.unanswered_octets < PIPELINE_WINDOW)
-            ):
-                flight += dialogue.send(waiting.popleft())
+        waiting = deque([*commands, Data()])
+        while waiting or not self._session.dialogue.in_step:
+            flight = self._flight(waiting)
             self._await_phase(talk)
             if flight:
                 await talk.send(flight)
-            command, reply = dialogue.receive_reply(await talk.reply())
-            self._hear(command, reply)
-            if isinstance(command, Rset):
-                self._session.needs_reset = False
+            command, reply = await self._answer(talk)
+            if isinstance(command, Data):
+                return self._after_data(command, reply)
+            if isinstance(command, Rcpt):
+                self._after_rcpt(next(recipients), command, reply)
             elif isinstance(command, Mail):
-                self._session.needs_reset = reply.positive
-                if not reply.positive:
-                    refused = self._refused(reply, command)
-                    self._refuse(self._outcomes.undecided, refused)
-            elif isinstance(command, Rcpt):
-                self._after_rcpt(next(recipients), command, reply, ignored=refused is not None)
-            elif not reply.intermediate:
-                if refused is None and self._accepted:
-                    self._refuse(self._accepted, self._refused(reply, command))
-                return None
-            else:
-                return reply
-            if not pipelining and self._pointless(refused, waiting):
-                return None
-        return None
+                self._after_mail(command, reply)
+            if waiting and self._pointless(waiting):
+                waiting.clear()
+        return False
 
-    def _pointless(self, refused: DeliveryError | None, waiting: Sequence[Command]) -> bool:
-        """In lock-step: what is left to send (DATA at least) has nobody to go to."""
-        if refused is not None:
+    def _flight(self, waiting: deque[Command]) -> bytearray:
+        """Take from `waiting` what may be sent now, in one segment if possible."""
+        dialogue = self._session.dialogue
+        flight = bytearray()
+        if dialogue.in_step:
+            flight += dialogue.send(waiting.popleft())
+        if self._session.capabilities.pipelining:
+            while waiting:
+                size = len(waiting[0].to_wire())
+                if dialogue.unanswered_octets + size > PIPELINE_WINDOW:
+                    break
+                flight += dialogue.send(waiting.popleft())
+        return flight
+
+    def _pointless(self, waiting: Sequence[Command]) -> bool:
+        """What is left to send (DATA at least) has nobody to go to."""
+        if self._mail_refused:
             return True
-        rcpts_done = not any(isinstance(command, (Mail, Rcpt)) for command in waiting)
-        return rcpts_done and not self._accepted and len(waiting) == 1
+        # In order: once DATA is all that is left, every RCPT was sent; are they answered, too?
+        return len(waiting) == 1 and self._session.dialogue.in_step and not self._accepted
 
     def _await_phase(self, talk: Conversation) -> None:
         """Which reply comes next decides what we are doing, and for how long."""
@@ -246,46 +273,62 @@ class _Transaction:
             talk.phase(phrases.MAIL, self._limits.mail)
         elif isinstance(command, Rset):
             talk.phase(phrases.RSET, self._limits.rset)
+        elif isinstance(command, Xforward):
+            talk.phase(phrases.XFORWARD, self._limits.xforward)
         else:
             talk.phase(phrases.DATA, self._limits.data_init)
 
-    def _after_rcpt(
-        self, recipient: Recipient, command: Command, reply: Reply, *, ignored: bool
-    ) -> None:
-        if ignored:
-            return  # MAIL was refused: this is a 503 that says nothing about the recipient
+    def _after_mail(self, command: Command, reply: Reply) -> None:
+        self._session.needs_reset = reply.positive
+        if not reply.positive:
+            self._mail_refused = True
+            self._refuse(self._outcomes.undecided, self._refused(reply, command))
+
+    def _after_rcpt(self, recipient: Recipient, command: Command, reply: Reply) -> None:
+        if self._mail_refused:
+            return  # this is a 503 that says nothing about the recipient
         if reply.positive:
             self._accepted.append(recipient)
         else:
             self._refuse([recipient], self._refused(reply, command))
+
+    def _after_data(self, command: Command, reply: Reply) -> bool:
+        """True: the server waits for content, and be it for none of our recipients."""
+        if reply.code == 354:
+            self._garbled = False  # nothing else says 354: what came before was paired rightly
+            return True
+        if self._accepted:
+            self._refuse(self._accepted, self._refused(reply, command))
+        return False
 
     async def _abandon_data(self, talk: Conversation) -> None:
         """The server wants content though it took no recipient: a lone dot, result thrown away.
 
         In LMTP nobody knows how many replies would follow (RFC 2033 has none): give up there.
         """
-        if self._session.settings.protocol is Protocol.LMTP:
+        if self._lmtp:
             self._session.broken = True
             return
         talk.phase(phrases.DATA, self._limits.data_done)
         self._session.dialogue.send(EndOfData())
         await talk.send(b".\r\n")
-        await talk.answer()
+        await self._answer(talk)
         self._session.needs_reset = False
 
     # --- content -----------------------------------------------------------------------------
 
     async def _send_content(self, talk: Conversation, content: Content) -> bool:
-        """Send it to the final dot; False: the server cut us off and had said why."""
+        """Send it to the final dot; False: the server had spoken before, and is obeyed."""
         encoder = DataEncoder()
         talk.phase(phrases.CONTENT, self._limits.data_xfer)
         try:
             if isinstance(content, InlineContent):
-                await self._send_end(talk, encoder.feed(content.data) + encoder.finish())
+                rest = encoder.feed(content.data) + encoder.finish()
             else:
                 await self._send_blocks(talk, encoder, content)
-                await self._send_end(talk, encoder.finish())
-        except (trio.BrokenResourceError, trio.ClosedResourceError):
+                rest = encoder.finish()
+            await self._send_end(talk, rest)
+        except (trio.BrokenResourceError, _SpokenEarly):
             await self._read_early_reply(talk)
             return False
         return True
@@ -294,9 +337,11 @@ class _Transaction:
         self, talk: Conversation, encoder: DataEncoder, content: FileContent
     ) -> None:
         try:
-            async for block in content.blocks():
-                talk.phase(phrases.CONTENT, self._limits.data_xfer)  # reading took its time
-                await talk.send(encoder.feed(block))
+            async with aclosing(content.blocks()) as blocks:
+                async for block in blocks:
+                    self._expect_silence()
+                    talk.phase(phrases.CONTENT, self._limits.data_xfer)  # reading took its time
+                    await talk.send(encoder.feed(block))
         except OSError as exc:
             # No dot may follow: the server would accept a truncated message.
             self._session.broken = True
@@ -306,54 +351,94 @@ class _Transaction:
     async def _send_end(self, talk: Conversation, octets: bytes) -> None:
         """The last octets with the final dot, and QUIT behind it if nothing else is to come."""
         session = self._session
-        lmtp = session.settings.protocol is Protocol.LMTP
-        session.dialogue.send(EndOfData(len(self._accepted) if lmtp else 1))
-        if self._last and session.settings.skip_quit_response and session.capabilities.pipelining:
-            octets += session.dialogue.send(Quit())
-            session.unwanted = True
         if len(octets) > PIPELINE_WINDOW:
             # Only the octets around the dot put the message in doubt; those before them are
             # content, sent under the content's limit.
             view = memoryview(octets)
             await talk.send(view[:-PIPELINE_WINDOW])
             octets = bytes(view[-PIPELINE_WINDOW:])
+        self._expect_silence()
+        session.dialogue.send(EndOfData(len(self._accepted) if self._lmtp else 1))
+        if self._last and session.settings.skip_quit_response and session.capabilities.pipelining:
+            octets += session.dialogue.send(Quit())
+            session.unwanted = True
+        talk.phase(phrases.END_OF_DATA, self._limits.data_done)
         self._unanswered = list(self._accepted)
         await talk.send(octets)
 
-    async def _read_early_reply(self, talk: Conversation) -> None:
-        """The peer cut the connection in mid content: it may have said why before (S038).
+    def _expect_silence(self) -> None:
+        """What the server says before the dot is no answer to it: it must never count as one."""
+        if not self._session.is_silent():
+            raise _SpokenEarly
 
-        Raises EOFError if it had not.
+    async def _read_early_reply(self, talk: Conversation) -> None:
+        """The server spoke before the final dot, or cut us off: perhaps it says why (S038).
+
+        Raises EOFError if it does not, and RemoteProtocolError if it says yes, because there was
+        nothing to say yes to.
         """
-        session = self._session
-        talk.phase(phrases.END_OF_DATA if self._unanswered else phrases.CONTENT, EARLY_REPLY_LIMIT)
+        talk.phase(talk.doing, EARLY_REPLY_LIMIT)
         try:
             reply = await talk.reply()
-        except (trio.BrokenResourceError, trio.ClosedResourceError):
+        except trio.BrokenResourceError:
             raise EOFError("the peer closed the connection") from None
-        session.broken = True
+        self._session.broken = True
         if not (reply.transient or reply.permanent):
-            raise EOFError("the peer closed the connection")
+            raise RemoteProtocolError(f"unexpected reply: {reply.text}")
         self._unanswered = []
         self._refuse(self._accepted, self._refused(reply, EndOfData()))
 
     async def _read_final_replies(self, talk: Conversation) -> None:
         """Settle the accepted recipients: one reply for all in SMTP, one for each in LMTP."""
-        talk.phase(phrases.END_OF_DATA, self._limits.data_done)
-        step = 1 if self._session.settings.protocol is Protocol.LMTP else len(self._accepted)
+        step = 1 if self._lmtp else len(self._accepted)
         while group := self._unanswered[:step]:
-            reply = await talk.answer()
-            self._note(reply)
+            command, reply = await self._answer(talk)
+            if not reply.well_formed and len(self._unanswered) > step:
+                # Which recipient would this and the next reply be about? Rather twice than never.
+                raise RemoteProtocolError(f"malformed reply: {reply.text}")
             del self._unanswered[:step]
             if reply.positive:
                 now = trio.current_time()
                 for recipient in group:
                     self._outcomes.sent(recipient, reply, self._facts, now)
             else:
-                self._refuse(group, self._refused(reply, EndOfData()))
+                self._refuse(group, self._refused(reply, command))
+            talk.phase(phrases.END_OF_DATA, self._limits.data_done)
         self._session.needs_reset = False
 
     # --- judgement ---------------------------------------------------------------------------
+
+    async def _answer(self, talk: Conversation) -> tuple[Command, Reply]:
+        """The next reply and the command it answers, after a look at what it says of the session.
+
+        Before the content SessionError is raised for 421, and for a refused RSET: the server's
+        state is unknown then, and what follows might land in the old transaction.
+        """
+        session = self._session
+        reply = await talk.reply()
+        command, reply = session.dialogue.receive_reply(reply)
+        refused_reset = isinstance(command, Rset) and not reply.positive
+        if refused_reset or (reply.code == SERVICE_CLOSING and not isinstance(command, EndOfData)):
+            text = phrases.said(session.peer, reply, command.phrase)
+            raise SessionError(f"4{reply.dsn[1:]}", text, reply, session.peer)
+        if isinstance(command, Rset):
+            session.needs_reset = False
+        else:
+            self.heard = True
+        if reply.code == SERVICE_CLOSING:
+            session.unwanted = True
+        if not reply.well_formed:
+            self._note_malformed(command, reply)
+        return command, reply
+
+    def _note_malformed(self, command: Command, reply: Reply) -> None:
+        """Tell the operator (S039); with more replies due, which one answers what is not sure."""
+        phrase = command.phrase
+        text = f"malformed reply from {self._session.peer}: {reply.text} (in reply to {phrase})"
+        if not (self._session.dialogue.in_step or isinstance(command, EndOfData)):
+            self._garbled = True
+            text += f"; {PIPELINING_ADVICE}"
+        self._emit(Warned(text, self._request.queue_id))
 
     def _refused(self, reply: Reply, command: Command) -> DeliveryError:
         """The error for a negative reply; anything but 4xx and 5xx is a soft protocol error."""
@@ -362,30 +447,15 @@ class _Transaction:
         if not (reply.transient or reply.permanent):
             dsn = "4.5.0"
             self._session.unwanted = True
+        elif reply.permanent and self._garbled:
+            dsn = f"4{dsn[1:]}"  # it may be about somebody else: nobody is bounced for that
+        if reply.code in SYNTAX_ERRORS:
+            self._session.unwanted = True  # one of us is confused (S136)
         return MessageRefused(dsn, phrases.said(peer, reply, command.phrase), reply, peer)
 
     def _refuse(self, recipients: list[Recipient], error: DeliveryError) -> None:
         self._outcomes.failed(recipients, error, self._facts, trio.current_time())
 
-    def _note(self, reply: Reply) -> None:
-        """Replies after which the session is not used again (S136)."""
-        if reply.code == SERVICE_CLOSING or reply.code in SYNTAX_ERRORS:
-            self._session.unwanted = True
 
-    def _hear(self, command: Command, reply: Reply) -> None:
-        """Judge what a reply before the content says about the session.
-
-        Raises SessionError for 421, and for a refused RSET: the peer's state is unknown then,
-        and what follows might land in the old transaction.
-        """
-        if reply.code == SERVICE_CLOSING or (isinstance(command, Rset) and not reply.positive):
-            raise SessionError(
-                f"4{reply.dsn[1:]}",
-                phrases.said(self._session.peer, reply, command.phrase),
-                reply,
-                self._session.peer,
-            )
-        if not isinstance(command, Rset):
-            self.heard = True
-        if isinstance(command, Mail) or self._accepted:
-            self._note(reply)  # else it may only answer what an earlier refusal made pointless
+class _SpokenEarly(Exception):
+    """The server has said something, or is gone, before the final dot."""
