@@ -143,7 +143,7 @@ def content_head(
         "SELECT substr(data, 1, ?) FROM content WHERE id = ?", (limit, message_id)
     ).fetchone()
     if found is not None:
-        return bytes(found[0])
+        return bytes(found[0] or b"")  # substr() of an empty blob is null
     stored = find_contents(database, [message_id]).get(message_id)
     if stored is None:
         return b""

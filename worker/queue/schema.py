@@ -98,8 +98,11 @@ def check_database(path: Path, version: int = SCHEMA_VERSION) -> bool:
             f"{path} is not a queue database (it does not begin as one); move it away, or restore"
             " it from a backup"
         )
+    # Without a WAL nobody was killed and the file alone is the database: then not even the usual
+    # files beside it are made.
+    mode = "mode=ro" if path.with_name(f"{path.name}-wal").exists() else "mode=ro&immutable=1"
     try:
-        with closing(sqlite3.connect(f"file:{quote(str(path))}?mode=ro", uri=True)) as database:
+        with closing(sqlite3.connect(f"file:{quote(str(path))}?{mode}", uri=True)) as database:
             return _check(database, path, version)
     except sqlite3.Error as exc:
         raise StoreError(f"the queue database {path} is damaged: {exc}") from exc

@@ -129,7 +129,7 @@ class _Opening:
     def __init__(self, directory: Path) -> None:
         self._directory = directory
         self._lock = -1
-        self._connections: list[sqlite3.Connection] = []
+        self.connections: list[sqlite3.Connection] = []
 
     def run(self) -> tuple[sqlite3.Connection, sqlite3.Connection, list[tuple[str, str]]]:
         """Return the writer's connection, the reader's, and what was in doubt."""
@@ -155,9 +155,9 @@ class _Opening:
 
     def undo(self) -> None:
         """Close everything and let go of the queue."""
-        while self._connections:
+        while self.connections:
             with suppress(sqlite3.Error):
-                self._connections.pop().close()
+                self.connections.pop().close()
         if self._lock >= 0:
             os.close(self._lock)
             self._lock = -1
@@ -195,7 +195,7 @@ class _Opening:
 
     def _open(self, path: Path, cache_kib: int) -> sqlite3.Connection:
         connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-        self._connections.append(connection)
+        self.connections.append(connection)
         connection.text_factory = TEXT_FACTORY
         connection.execute(f"PRAGMA cache_size = -{cache_kib}")
         return connection
