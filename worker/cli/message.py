@@ -56,6 +56,7 @@ class Message:
     fields: list[Field]
     rest: Iterator[bytes]
     separated: bool  # an empty line stands between header and body (or there is no body)
+    whole: bool = True  # False: no end of the header within HEADER_LIMIT; nothing of it was parsed
 
     def blocks(self) -> Iterator[bytes]:
         """The whole message, as it is now."""
@@ -125,7 +126,7 @@ def read_message(file: Readable) -> Message:
         position += len(line)
     body = octets[position:]
     separated = not body or body.startswith((b"\n", b"\r\n"))
-    return Message(fields, _rest(body, file), separated)
+    return Message(fields, _rest(body, file), separated, whole=ended)
 
 
 def header_recipients(message: Message) -> list[str]:
@@ -133,6 +134,8 @@ def header_recipients(message: Message) -> list[str]:
 
     A message that was sent on by its reader has Resent- fields of these, which then count alone.
     """
+    if not message.whole:
+        raise HeaderError(f"the header is longer than {HEADER_LIMIT} octets")
     names: Sequence[str] = RECIPIENT_FIELDS
     resent = [f"resent-{name}" for name in names]
     if any(message.has(name) for name in resent):

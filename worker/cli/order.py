@@ -72,6 +72,8 @@ def parse_order(octets: bytes) -> Order:
         raise OrderError(f"the request is not UTF-8 text (octet {exc.start})") from exc
     except json.JSONDecodeError as exc:
         raise OrderError(f"no JSON: {exc.msg} (line {exc.lineno}, column {exc.colno})") from exc
+    except OrderError:
+        raise
     except (RecursionError, OverflowError) as exc:
         raise OrderError(
             "no JSON that could be meant: nested too deeply, or a number too large"

@@ -22,7 +22,7 @@ from protocol.request import Notify, Ret
 from worker.cli import invoke as invoke_postrio
 from worker.cli import program_version
 from worker.cli.exits import CommandError, run_command
-from worker.cli.message import Field, Message, read_message
+from worker.cli.message import HEADER_LIMIT, Field, Message, read_message
 from worker.cli.order import (
     BODY_WORDS,
     OrderError,
@@ -40,6 +40,7 @@ from worker.cli.submitting import (
     take_recipients,
 )
 from worker.config.config import Config
+from worker.content import BLOCK_SIZE
 from worker.queue.records import Submission
 
 NAME: Final = "postrio-sendmail"
@@ -236,38 +237,45 @@ def _submit(call: Call) -> int:
 
 
 class SubmittedText:
-    """Standard input as sendmail reads it: to a lone dot, and without a mailbox's From line."""
+    """Standard input as sendmail reads it: to a lone dot, and without a mailbox's From line.
+
+    Lines are taken in pieces of a bounded size: one of them may be as long as the message.
+    """
 
     def __init__(self, file: BinaryIO, *, dot_ends: bool) -> None:
         self._file = file
         self._dot_ends = dot_ends
         self._begun = False
         self._ended = False
+        self._at_line_start = True
 
     def read(self, size: int) -> bytes:
         """About `size` octets, at least one; none at the end."""
+        pieces = [] if self._begun else [self._first_piece()]
+        if not self._dot_ends:
+            return b"".join(pieces) or self._file.read(size)
+        octets = sum(map(len, pieces))
+        while octets < size and (piece := self._next_piece()):
+            pieces.append(piece)
+            octets += len(piece)
+        return b"".join(pieces)
+
+    def _first_piece(self) -> bytes:
+        self._begun = True
+        piece = self._next_piece()
+        if piece.startswith((b"From ", b">From ")):  # mbox's separator is no field
+            piece = self._next_piece()
+        return piece
+
+    def _next_piece(self) -> bytes:
+        """The next line, or a part of a long one; empty at the end."""
         if self._ended:
             return b""
-        lines = [] if self._begun else self._first_line()
-        if self._dot_ends and not self._ended:
-            octets = sum(map(len, lines))
-            while octets < size:
-                line = self._file.readline()
-                if not line or line.rstrip(b"\r\n") == b".":
-                    self._ended = True
-                    break
-                lines.append(line)
-                octets += len(line)
-            return b"".join(lines)
-        return b"".join(lines) or self._file.read(size)
-
-    def _first_line(self) -> list[bytes]:
-        self._begun = True
-        line = self._file.readline()
-        if line.startswith((b"From ", b">From ")):  # mbox's separator is no field
-            line = self._file.readline()
-        self._ended = not line or (self._dot_ends and line.rstrip(b"\r\n") == b".")
-        return [] if self._ended else [line]
+        piece = self._file.readline(BLOCK_SIZE)
+        lone_dot = self._at_line_start and piece.rstrip(b"\r\n") == b"."
+        self._at_line_start = piece.endswith(b"\n")
+        self._ended = not piece or (self._dot_ends and lone_dot)
+        return b"" if self._ended else piece
 
 
 def complete_header(
@@ -275,8 +283,11 @@ def complete_header(
 ) -> None:
     """Add From, Date and Message-ID where they are missing, drop what must not be sent on.
 
-    A message that is sent on again (it has Resent- fields) gets Resent- ones.
+    A message that is sent on again (it has Resent- fields) gets Resent- ones. Raises CommandError
+    if the header is too long to be one.
     """
+    if not message.whole:
+        raise CommandError(f"the header is longer than {HEADER_LIMIT} octets", os.EX_DATAERR)
     message.remove(*DROPPED)
     resent = any(field.name.startswith("resent-") for field in message.fields)
     prefix = "Resent-" if resent else ""

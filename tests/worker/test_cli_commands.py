@@ -1,0 +1,320 @@
+"""The commands in this process, on a queue of their own: statuses, output, what people are told."""
+
+import io
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+import worker.cli
+from worker.cli import COMMANDS, sendmail
+from worker.cli.exits import DEBUG_VARIABLE, Entry, run_command
+
+MESSAGE = b"Subject: hello\nTo: Bob <b@y.example>\nBcc: c@y.example\n\n.dot\nHello.\n"
+
+
+@dataclass(frozen=True)
+class Ended:
+    """What a command left behind."""
+
+    status: int
+    out: str
+    err: str
+
+
+class Shell:
+    """Runs commands as a user would, with a main.cf of its own."""
+
+    def __init__(
+        self, directory: Path, capsys: pytest.CaptureFixture[str], patch: pytest.MonkeyPatch
+    ) -> None:
+        self.queue = directory / "queue"
+        self.main_cf = directory / "main.cf"
+        self.main_cf.write_text(
+            f"queue_directory = {self.queue}\nmyhostname = mail.x.example\nmyorigin = x.example\n"
+        )
+        self._capsys = capsys
+        self._patch = patch
+        patch.setenv("MAIL_CONFIG", str(directory))
+
+    def postrio(self, *arguments: str, stdin: bytes = b"") -> Ended:
+        """`postrio ARGUMENTS`."""
+        return self._run("postrio", worker.cli.invoke, arguments, stdin)
+
+    def sendmail(self, *arguments: str, stdin: bytes = b"") -> Ended:
+        """`postrio-sendmail ARGUMENTS`."""
+        return self._run("postrio-sendmail", sendmail.invoke, arguments, stdin)
+
+    def _run(self, name: str, entry: Entry, arguments: Sequence[str], stdin: bytes) -> Ended:
+        self._patch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
+        with pytest.raises(SystemExit) as ended:
+            run_command(name, entry, arguments)
+        captured = self._capsys.readouterr()
+        assert isinstance(ended.value.code, int)
+        return Ended(ended.value.code, captured.out, captured.err)
+
+    def listed(self) -> list[dict[str, object]]:
+        """The queue."""
+        lines = self.postrio("queue", "list", "--json").out.splitlines()
+        return [json.loads(line) for line in lines]
+
+
+@pytest.fixture
+def shell(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> Shell:
+    """Commands on a machine with nothing but a main.cf."""
+    return Shell(tmp_path, capsys, monkeypatch)
+
+
+# --- what all commands share -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", [[], *([name] for name in COMMANDS), ["queue", "list"]])
+def test_every_command_explains_itself(shell: Shell, command: list[str]) -> None:
+    ended = shell.postrio(*command, "--help")
+    assert ended.status == 0
+    assert "--debug" in ended.out
+
+
+@pytest.mark.parametrize("command", [name for name in COMMANDS if name != "check"])
+def test_the_help_of_a_command_has_examples_or_says_what_it_is(shell: Shell, command: str) -> None:
+    assert "Examples:" in shell.postrio(command, "--help").out or command == "worker"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["bogus"], "postrio: No such command 'bogus'."),
+        (["config", "--bogus"], "postrio: No such option '--bogus'."),
+        (["config", "-d", "-n"], "postrio: -d and -n exclude each other"),
+        (["send"], "postrio: no recipient was given, and no -t"),
+        (["send", "b@@"], "postrio: recipient: "),
+        (["send", "b@y", "-m", "/nonexistent"], "postrio: /nonexistent: No such file"),
+        (["queue", "hold"], "postrio: Missing argument"),
+        (["queue", "hold", "ALL", "x"], "postrio: ALL stands alone"),
+        (["queue", "flush", "x", "--domain", "y"], "postrio: --domain and queue ids exclude"),
+        (["deliver", "-r", "b@y"], "postrio: --sender is missing"),
+        (["deliver", "-f", "a@x"], "postrio: --recipient is missing"),
+        (["deliver", "-f", "", "-r", "b@y", "--nexthop", "[x"], "postrio: nexthop: "),
+        (["deliver", "-f", "", "-r", "b@y", "--resolver", "x:y:z"], "postrio: resolver: "),
+        (["deliver", "-f", "", "-r", "b@y", "/nonexistent"], "postrio: /nonexistent: No such"),
+        (["deliver", "--request", "-", "-f", ""], "postrio: --request replaces every other"),
+        (["deliver", "--request", "-"], "postrio: no JSON"),
+    ],
+)
+def test_wrong_use_is_status_64_and_one_line(
+    shell: Shell, arguments: list[str], complaint: str
+) -> None:
+    shell.queue.mkdir()
+    ended = shell.postrio(*arguments)
+    assert ended.status == 64
+    assert ended.err.startswith(complaint)
+    assert "Traceback" not in ended.err
+
+
+def test_a_bad_configuration_is_status_78_and_names_every_mistake(shell: Shell) -> None:
+    shell.main_cf.write_text("smtp_helo_timeout = soon\nsmtp_always_send_ehlo = perhaps\n")
+    ended = shell.postrio("send", "b@y.example", stdin=MESSAGE)
+    assert ended.status == 78
+    assert f"{shell.main_cf}:1: smtp_helo_timeout = soon: " in ended.err
+    assert f"{shell.main_cf}:2: smtp_always_send_ehlo = perhaps: " in ended.err
+
+
+def test_configuration_options_stand_before_or_after_the_command(shell: Shell) -> None:
+    before = shell.postrio("-o", "mydomain=z.example", "config", "mydomain")
+    after = shell.postrio("config", "-o", "mydomain=z.example", "mydomain")
+    assert before == after == Ended(0, "mydomain = z.example\n", "")
+
+
+def test_a_bug_is_one_line_unless_debugging(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(arguments: Sequence[str]) -> int:
+        raise ExceptionGroup("nursery", [KeyError(len(arguments))])
+
+    monkeypatch.delenv(DEBUG_VARIABLE, raising=False)
+    monkeypatch.setattr(worker.cli, "invoke", broken)
+    ended = shell.postrio("x")
+    assert (ended.status, ended.err) == (
+        70,
+        "postrio: internal error: KeyError: 1 (with --debug: where)\n",
+    )
+    monkeypatch.setenv(DEBUG_VARIABLE, "1")
+    assert "in broken" in shell.postrio("x").err
+
+
+# --- config and check --------------------------------------------------------------------------
+
+
+def test_config_shows_values_defaults_and_changes(shell: Shell) -> None:
+    assert shell.postrio("config", "-d", "myorigin").out == "myorigin = $myhostname\n"
+    assert shell.postrio("config", "-h", "myorigin").out == "x.example\n"
+    assert shell.postrio("config", "-n").out.splitlines() == [
+        "myhostname = mail.x.example",
+        "myorigin = x.example",
+        f"queue_directory = {shell.queue}",
+    ]
+
+
+def test_config_refuses_an_unknown_name_with_a_suggestion(shell: Shell) -> None:
+    ended = shell.postrio("config", "myorigine")
+    assert ended.status == 64
+    assert "did you mean myorigin?" in ended.err
+
+
+def test_config_explains_a_parameter(shell: Shell) -> None:
+    assert "relayhost: " in shell.postrio("config", "--explain", "relayhost").out
+
+
+def test_check_finds_nothing_and_makes_nothing_on_a_fresh_machine(shell: Shell) -> None:
+    ended = shell.postrio("check")
+    assert (ended.status, ended.out) == (0, "nothing is wrong\n")
+    assert "does not exist; 'postrio run' will make it" in ended.err
+    assert not shell.queue.exists()
+
+
+def test_check_says_what_would_be_wrong(shell: Shell, tmp_path: Path) -> None:
+    shell.queue.write_text("not a directory")
+    (tmp_path / "log").mkdir()
+    ended = shell.postrio("check", "-o", f"maillog_file={tmp_path / 'log'}")
+    assert ended.status == 78
+    assert f"queue_directory {shell.queue} is not a directory" in ended.err
+    assert "maillog_file: " in ended.err
+    assert "2 problems found" in ended.err
+
+
+def test_check_finds_a_damaged_queue(shell: Shell) -> None:
+    shell.postrio("send", "b@y.example", stdin=MESSAGE)
+    (shell.queue / "queue.sqlite3").write_bytes(b"garbage" * 1000)
+    ended = shell.postrio("check")
+    assert ended.status == 78
+    assert "is not a queue database" in ended.err
+
+
+# --- send --------------------------------------------------------------------------------------
+
+
+def test_send_prints_the_queue_id_of_a_message_that_is_queued_as_it_is(shell: Shell) -> None:
+    sent = shell.postrio("send", "-f", "a@x.example", "b@y.example", "c", stdin=MESSAGE)
+    assert (sent.status, sent.err) == (0, "")
+    (message,) = shell.listed()
+    assert message["queue_id"] == sent.out.strip()
+    assert message["sender"] == "a@x.example"
+    assert [item["address"] for item in _recipients(message)] == ["b@y.example", "c@x.example"]
+    shown = shell.postrio("queue", "show", "--content", sent.out.strip())
+    assert shown.out.encode() == MESSAGE.replace(b"\n", b"\r\n")
+
+
+def test_send_takes_recipients_from_the_header_and_bcc_out_of_it(shell: Shell) -> None:
+    sent = shell.postrio("send", "-t", stdin=MESSAGE)
+    (message,) = shell.listed()
+    assert [item["address"] for item in _recipients(message)] == ["b@y.example", "c@y.example"]
+    assert "Bcc" not in shell.postrio("queue", "show", "--content", sent.out.strip()).out
+
+
+def test_send_without_a_recipient_in_the_header_is_wrong_use(shell: Shell) -> None:
+    ended = shell.postrio("send", "-t", stdin=b"Subject: x\n\n")
+    assert (ended.status, ended.err) == (64, "postrio: there is no recipient in the header\n")
+
+
+def test_a_bad_address_in_the_header_is_bad_data(shell: Shell) -> None:
+    ended = shell.postrio("send", "-t", stdin=b"To: b@@\n\n")
+    assert ended.status == 65
+    assert ended.err.startswith("postrio: to: field: ")
+
+
+def test_a_message_that_is_too_large_is_refused(shell: Shell) -> None:
+    ended = shell.postrio("send", "-o", "message_size_limit=10", "b@y.example", stdin=MESSAGE)
+    assert ended.status == 65
+    assert "message_size_limit" in ended.err
+
+
+def test_a_held_message_is_on_hold(shell: Shell) -> None:
+    shell.postrio("send", "--hold", "b@y.example", stdin=MESSAGE)
+    assert [message["queue_name"] for message in shell.listed()] == ["hold"]
+
+
+# --- queue -------------------------------------------------------------------------------------
+
+
+def test_an_empty_queue_says_so_and_a_missing_one_is_not_made(shell: Shell) -> None:
+    missing = shell.postrio("queue", "list")
+    assert missing.status == 66
+    assert not shell.queue.exists()
+    sent = shell.postrio("send", "b@y.example", stdin=MESSAGE)
+    assert shell.postrio("queue", "delete", sent.out.strip()).out == "1 message deleted\n"
+    assert shell.postrio("queue", "list").out == "Mail queue is empty\n"
+
+
+def test_the_list_has_the_shape_of_mailq(shell: Shell) -> None:
+    sent = shell.postrio("send", "--hold", "-f", "", "b@y.example", "c@y.example", stdin=MESSAGE)
+    lines = shell.postrio("queue", "list").out.splitlines()
+    assert lines[0].startswith("----Queue ID-----")
+    assert lines[1].split()[0] == sent.out.strip() + "!"
+    assert lines[1].endswith("MAILER-DAEMON")
+    assert [line.strip() for line in lines[2:]] == [
+        "b@y.example",
+        "c@y.example",
+        "",
+        "-- 0 Kbytes in 1 Request.",
+    ]
+
+
+def test_messages_go_on_hold_and_off_again(shell: Shell) -> None:
+    first = shell.postrio("send", "b@y.example", stdin=MESSAGE).out.strip()
+    shell.postrio("send", "c@z.example", stdin=MESSAGE)
+    assert shell.postrio("queue", "hold", first).out == "1 message put on hold\n"
+    assert shell.postrio("queue", "hold", "ALL").out == "1 message put on hold\n"
+    assert {message["queue_name"] for message in shell.listed()} == {"hold"}
+    assert shell.postrio("queue", "release", "ALL").out == "2 messages released\n"
+    assert shell.postrio("queue", "requeue", first).out == "1 message requeued\n"
+
+
+def test_an_unknown_queue_id_is_named(shell: Shell) -> None:
+    shell.postrio("send", "b@y.example", stdin=MESSAGE)
+    for command in ("hold", "delete", "show"):
+        ended = shell.postrio("queue", command, "nosuch")
+        assert ended.status == 66
+        assert ended.err == "postrio: nosuch: no such message in the queue\n"
+
+
+# --- sendmail ----------------------------------------------------------------------------------
+
+
+def test_sendmail_queues_a_complete_message_and_says_nothing(shell: Shell) -> None:
+    ended = shell.sendmail("-f", "a@x.example", "-t", "-i", "d@y.example", stdin=MESSAGE)
+    assert ended == Ended(0, "", "")
+    (message,) = shell.listed()
+    assert [item["address"] for item in _recipients(message)] == [
+        "d@y.example",
+        "b@y.example",
+        "c@y.example",
+    ]
+    content = shell.postrio("queue", "show", "--content", str(message["queue_id"])).out
+    for name in ("From: ", "Date: ", "Message-ID: <"):
+        assert f"\n{name}" in content
+    assert "Bcc" not in content
+
+
+def test_sendmail_lists_the_queue_and_flushes_it(shell: Shell) -> None:
+    shell.sendmail("b@y.example", stdin=MESSAGE)
+    assert "in 1 Request." in shell.sendmail("-bp").out
+    assert shell.sendmail("-q").status == 0
+    assert shell.sendmail("-qRy.example").status == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status"), [(["-bs"], 64), ([], 64), (["-t"], 65), (["--help"], 0)]
+)
+def test_sendmail_ends_with_the_status_that_callers_know(
+    shell: Shell, arguments: list[str], status: int
+) -> None:
+    assert shell.sendmail(*arguments, stdin=b"To: b@@\n\n").status == status
+
+
+def _recipients(message: dict[str, object]) -> list[dict[str, object]]:
+    recipients = message["recipients"]
+    assert isinstance(recipients, list)
+    return recipients
