@@ -31,7 +31,7 @@ from worker.content import Content
 from worker.queue.records import MessageState, NoticeDraft, Submission
 from worker.queue.routing import Router
 from worker.queue.scheduler import Scheduler
-from worker.queue.settings import Feedback, NoticeSettings, QueueSettings, TransportSettings
+from worker.queue.settings import NoticeSettings, QueueSettings, TransportSettings
 from worker.queue.slot import Slot
 from worker.status.events import (
     DeliveryInDoubt,
@@ -981,10 +981,3 @@ def test_cancellation_at_any_step_loses_no_recipient_and_leaks_no_content(
             sent = any(address == "me@here.example" for _, address in node.workers.accepted)
             assert reported or sent, f"bounce lost at step {run.step}"
     assert steps > 50
-
-
-def test_feedback_forms_are_understood() -> None:
-    assert Feedback.parse("0.5").at(4) == 0.5
-    assert Feedback.parse("1/5").at(4) == 0.2
-    assert Feedback.parse("2 / concurrency").at(4) == 0.5
-    assert Feedback.parse("1/sqrt_concurrency").at(4) == 0.5
