@@ -114,12 +114,13 @@ class Peer:
         extensions: Sequence[str] = EXTENSIONS,
         window: int = 65_536,
         drip: float = 0.0,
+        drip_in: Phase | None = None,
         glued: bool = False,
         content_at: int = 1,
         real_sockets: bool = False,
     ) -> None:
         """`window`: octets that may be under way in each direction. `drip`: seconds between single
-        octets of replies. `glued`: as many replies as possible in one segment. `real_sockets`:
+        octets of replies (`drip_in`: of that phase only). `glued`: as many replies as possible in one segment. `real_sockets`:
         a socket pair instead of memory.
         """
         self.script = dict(script or {})
@@ -128,9 +129,11 @@ class Peer:
         self.extensions = tuple(extensions)
         self.window = window
         self.drip = drip
+        self.drip_in = drip_in
         self.glued = glued
         self.content_at = content_at
         self.real_sockets = real_sockets
+        self.reads_per_second = 0  # octets; 0: whatever comes
         self.links: list[Link] = []
         self.accepted: list[Message] = []
         self.speak_up = trio.Event()  # makes every idle connection say 421 and close
@@ -211,6 +214,7 @@ class _Dialogue:
         self._stream = stream
         self._unread = bytearray()
         self._unsent = bytearray()
+        self._drip = peer.drip
         self._sender: str | None = None
         self._recipients: list[str] = []
 
@@ -293,6 +297,7 @@ class _Dialogue:
         return said.rstrip().split("\n")[-1][:1] == first
 
     async def _do(self, phase: Phase, argument: str, default: str) -> str:
+        self._drip = self._peer.drip if self._peer.drip_in in (None, phase) else 0.0
         return await self._act(self._peer.answer(phase, argument, default))
 
     async def _act(self, answer: Answer) -> str:
@@ -340,7 +345,10 @@ class _Dialogue:
 
     async def _read(self) -> None:
         await self._flush()
-        data = await self._stream.receive_some(65_536)
+        pace = self._peer.reads_per_second
+        if pace:
+            await trio.sleep(1)
+        data = await self._stream.receive_some(pace or 65_536)
         if not data:
             raise _Hangup
         self._link.segments.append(bytes(data))
@@ -348,12 +356,12 @@ class _Dialogue:
 
     async def _flush(self) -> None:
         octets, self._unsent = self._unsent, bytearray()
-        if not self._peer.drip:
+        if not self._drip:
             if octets:
                 await self._stream.send_all(octets)
             return
         for octet in octets:
-            await trio.sleep(self._peer.drip)
+            await trio.sleep(self._drip)
             await self._stream.send_all(bytes([octet]))
 
 

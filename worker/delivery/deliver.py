@@ -166,6 +166,7 @@ class _Delivery:
         while endpoints and self._wanted:
             candidates = endpoints if race else endpoints[:1]
             self._log_passed_over()
+            await self.slot.aclose()  # a server that settled not everybody: one session is enough
             setup = trio.current_time()
             try:
                 endpoint, stream = await self._network.connect(candidates)

@@ -43,7 +43,8 @@ class DeliverySlot:
         return self._parked is not None
 
     def park(self, key: SessionKey, clean: CleanSession) -> None:
-        """Keep a session whose every reply was read; nothing else can be parked."""
+        """Keep a session whose every reply was read; nothing else can be parked, and only one."""
+        assert self._parked is None
         clean.session.idle_since = trio.current_time()
         self._parked = _Parked(key, clean.session)
 
@@ -67,7 +68,7 @@ class DeliverySlot:
         return None
 
     async def aclose(self) -> None:
-        """QUIT what is parked."""
+        """QUIT what is parked; the slot may be used on."""
         parked, self._parked = self._parked, None
         if parked is not None:
             await parked.session.quit()
