@@ -28,7 +28,6 @@ COLOURS: Final = {"sent": "green", "deferred": "yellow", "bounced": "red", "expi
 class Delivery:
     """One recipient of one message, as of its last attempt."""
 
-    message: str  # name of the example, or what the notice is about
     recipient: str
     attempts: int = 0
     status: str = "queued"
@@ -41,7 +40,7 @@ class Deliveries:
     """Everything seen in the log so far. Queue ids may show up here before they are submitted."""
 
     submitted: dict[str, str] = field(default_factory=dict)  # queue id -> name of the example
-    notices: dict[str, str] = field(default_factory=dict)  # queue id -> what it is
+    notices: dict[str, tuple[str, str]] = field(default_factory=dict)  # id -> kind, about which id
     removed: set[str] = field(default_factory=set)
     rows: dict[tuple[str, str], Delivery] = field(default_factory=dict)
     deferrals: int = 0  # attempts that ended with "try again later"
@@ -57,29 +56,31 @@ class Deliveries:
         elif match := REMOVED.search(line):
             self.removed.add(match["queue_id"])
         elif match := NOTICE.search(line):
-            about = self.name(match["queue_id"])
-            kind = match["kind"].removesuffix(" notification")
-            self.notices[match["notice_id"]] = f"{kind} notice: {about}"
+            kind = match["kind"].removesuffix("notification") + "notice"
+            self.notices[match["notice_id"]] = (kind, match["queue_id"])
         else:
             return False
         return True
 
     def _attempted(self, match: re.Match[str]) -> None:
         key = (match["queue_id"], match["recipient"])
-        row = self.rows.setdefault(key, Delivery(match["queue_id"], match["recipient"]))
+        row = self.rows.setdefault(key, Delivery(match["recipient"]))
         row.attempts += 1
         row.status, row.relay, row.reason = match["status"], match["relay"], match["reason"]
         self.deferrals += row.status == "deferred"
 
     def name(self, queue_id: str) -> str:
-        """What people call this message."""
-        return self.submitted.get(queue_id) or self.notices.get(queue_id) or queue_id
+        """What people call this message, as far as it is known by now."""
+        if queue_id in self.notices:
+            kind, about = self.notices[queue_id]
+            return f"{kind}: {self.name(about)}"
+        return self.submitted.get(queue_id, queue_id)
 
     @property
     def unsettled(self) -> list[str]:
         """Names of the examples, and of the notices about them, that are still queued."""
-        awaited = {**self.submitted, **self.notices}
-        return [name for queue_id, name in awaited.items() if queue_id not in self.removed]
+        awaited = (*self.submitted, *self.notices)
+        return [self.name(queue_id) for queue_id in awaited if queue_id not in self.removed]
 
     def summary(self) -> str:
         """One line: how many recipients came to which end."""

@@ -29,6 +29,7 @@ from bench.load import (
     peak_memory,
     ratio_table,
     resident_memory,
+    session_cpu,
 )
 from bench.postfix_instance import PostfixError, PostfixInstance
 from bench.postrio_instance import (
@@ -92,7 +93,10 @@ def drain_postfix(
         if (queued := postfix.queued("incoming")) != count:
             raise LoadError(f"Postfix has {queued} of {count} messages in its queue")
         postfix.configure(master_cf=[QMGR])
-        return count / sink.time_of(count, DRAIN_LIMIT, begin=postfix.start)
+        took = sink.time_of(count, DRAIN_LIMIT, begin=postfix.start)
+        postfix.wait_until_drained(DRAIN_LIMIT)
+        _say_cpu(postfix.pid, count)
+        return count / took
 
 
 def drain_postrio(sink: CountingSink, count: int, routes: dict[str, str], size: int) -> float:
@@ -107,10 +111,16 @@ def drain_postrio(sink: CountingSink, count: int, routes: dict[str, str], size: 
             if time.monotonic() > deadline:
                 raise LoadError(f"only {gone} of {count} messages left postrio's queue")
             time.sleep(0.1)
+        _say_cpu(postrio.pid, count)
         return count / took
     finally:
         postrio.stop()
         postrio.remove()
+
+
+def _say_cpu(leader: int, count: int) -> None:
+    each = session_cpu(leader) / count * 1000
+    click.echo(f"    {each:.2f} ms CPU per message, start-up included")
 
 
 # --- the scenarios -------------------------------------------------------------------------------

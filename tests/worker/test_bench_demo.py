@@ -48,8 +48,8 @@ def test_an_example_is_settled_when_it_and_its_notice_are_removed() -> None:
     deliveries.feed(f"{PREFIX}4F1: removed")  # the log may be faster than `postrio send`
     deliveries.submit("4F1", "first")
     assert deliveries.unsettled == []
-    deliveries.submit("4F2", "second")
     deliveries.feed(f"{PREFIX}4F2: sender non-delivery notification: 4F3")
+    deliveries.submit("4F2", "second")
     deliveries.feed(f"{PREFIX}4F2: removed")
     assert deliveries.unsettled == ["sender non-delivery notice: second"]
     deliveries.feed(f"{PREFIX}4F3: removed")
