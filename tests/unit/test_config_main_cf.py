@@ -31,7 +31,7 @@ def test_a_number_sign_inside_a_value_is_text() -> None:
 
 
 def test_crlf_line_ends_are_understood() -> None:
-    assert settings("a = x\r\n\r\n  y\r\nb = z\r\n") == {"a": "x  y", "b": "z"}
+    assert settings("a = x\r\n\r\n y\r\n z\r\nb = z\r\n") == {"a": "x y z", "b": "z"}
 
 
 def test_a_file_may_lack_its_last_newline() -> None:

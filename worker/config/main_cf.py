@@ -49,7 +49,7 @@ def parse_main_cf(text: str, file: str) -> MainCf:
         if isinstance(setting, Problem):
             problems.append(setting)
             continue
-        if (earlier := settings.pop(setting.name, None)) is not None:
+        if (earlier := settings.get(setting.name)) is not None:
             warnings.append(
                 f"{setting.place}: {setting.name} = {setting.value}"
                 f" overrides the setting in line {earlier.line}"

@@ -47,7 +47,7 @@ class FileTable(Table, Generic[Contents]):
     async def lookup(self, key: str) -> str | None:
         """See Table. Raises TableError while the file cannot be read."""
         now = self._clock()
-        if now - self._looked >= LOOK_AGAIN or self._signature is None:
+        if now - self._looked >= LOOK_AGAIN:
             self._look(now)
         return self._find(self._contents, key)
 
@@ -62,12 +62,11 @@ class FileTable(Table, Generic[Contents]):
             if _signature(status) != self._signature:
                 self._signature, self._contents, self._warnings = self._load()
         except (OSError, TableConfigError) as exc:
-            self._signature = None  # look again at every lookup, until it is right
             why = exc.why if isinstance(exc, TableConfigError) else f"{exc.strerror or exc}"
             raise TableError(f"{self.spec} cannot be used: {why}") from exc
-        self._looked = now
+        self._looked = now  # not after trouble: then each lookup looks, until it is right
 
-    def _load(self) -> tuple[_Signature | None, Contents, list[str]]:
+    def _load(self) -> tuple[_Signature, Contents, list[str]]:
         try:
             with self._path.open("rb") as file:
                 # The signature of what is read, and from before: a change while we read is seen.
