@@ -4,6 +4,7 @@ A crash is `reopened()`: claims are undone, and what was begun is in doubt. A co
 `commit_time` seconds; `trouble` makes calls fail for a while.
 """
 
+from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -109,6 +110,10 @@ class MemoryStore:
         self.open_contents: set[CountedContent] = set()
         self.trouble = 0  # so many of the next calls fail
         self.calls: dict[str, int] = {}
+        # How each recipient left, over all lives of the queue: "sent", "bounced", or, when it was
+        # kept for the end of its run, "reported" or "dropped" (no notice was queued then).
+        self.ends: dict[tuple[str, str], list[str]] = {}
+        self.doubts: Counter[tuple[str, str]] = Counter()  # marks made, over all lives
         self._doubtful: list[tuple[str, str]] = []
         self._next = 1
 
@@ -116,6 +121,7 @@ class MemoryStore:
         """The queue as the next process finds it."""
         store = MemoryStore(self._wall, self.commit_time)
         store.messages, store._next = self.messages, self._next
+        store.ends, store.doubts = self.ends, self.doubts
         for message in store.messages.values():
             if message.state is MessageState.ACTIVE:
                 for row in message.rows.values():
@@ -123,6 +129,7 @@ class MemoryStore:
                         store._doubtful.append((message.queue_id, row.recipient.address))
                         row.begun = False
                         row.doubts += 1
+                        store.doubts[message.queue_id, row.recipient.address] += 1
                 if not message.of_this_run():
                     message.attempts += 1
                     message.retry_at = None
@@ -240,6 +247,7 @@ class MemoryStore:
         row = message.rows[outcome.recipient.key]
         row.begun = False
         row.doubts += outcome.in_doubt
+        self.doubts[message.queue_id, row.recipient.address] += outcome.in_doubt
         row.outcome = outcome
         if outcome.action is Action.DEFERRED:
             row.tried = message.attempts + 1
@@ -247,9 +255,16 @@ class MemoryStore:
             row.settled = True
         else:
             del message.rows[outcome.recipient.key]
+            self._leaves(message, row, outcome.action.value)
+
+    def _leaves(self, message: MessageRow, row: RecipientRow, how: str) -> None:
+        self.ends.setdefault((message.queue_id, row.recipient.address), []).append(how)
 
     def _finish(self, message: MessageRow, finish: Finish) -> list[str]:
         if finish.reported:
+            for row in message.rows.values():
+                if row.settled:
+                    self._leaves(message, row, "reported" if finish.notices else "dropped")
             message.rows = {key: row for key, row in message.rows.items() if not row.settled}
         if not message.rows:
             del self.messages[message.id]
