@@ -120,8 +120,8 @@ class Peer:
         real_sockets: bool = False,
     ) -> None:
         """`window`: octets that may be under way in each direction. `drip`: seconds between single
-        octets of replies (`drip_in`: of that phase only). `glued`: as many replies as possible in one segment. `real_sockets`:
-        a socket pair instead of memory.
+        octets of replies (`drip_in`: of that phase only). `glued`: as many replies as possible in
+        one segment. `real_sockets`: a socket pair instead of memory.
         """
         self.script = dict(script or {})
         self.lmtp = lmtp
@@ -457,7 +457,7 @@ def memory_stream_pair(window: int) -> tuple[MemoryStream, MemoryStream]:
 # --- the world ---------------------------------------------------------------------------------
 
 # What dialling an address comes to: a server, a failure, or no answer for ever.
-Site = Peer | OSError | None
+Site = Peer | Exception | None
 REFUSED = ConnectionRefusedError(111, "Connection refused")
 
 
