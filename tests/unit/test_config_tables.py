@@ -178,6 +178,11 @@ def test_a_changed_file_is_read_again_after_a_second(tmp_path: Path) -> None:
     clock.now = 1.0
     assert result(under_test.lookup("b")) == "two"
     assert result(under_test.lookup("a")) == "other"
+    path.write_text("a third\n")
+    clock.now = 1.9
+    assert result(under_test.lookup("a")) == "other"
+    clock.now = 2.0
+    assert result(under_test.lookup("a")) == "third"
 
 
 def test_a_replaced_file_of_the_same_size_and_time_is_noticed(tmp_path: Path) -> None:
