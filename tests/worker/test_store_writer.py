@@ -33,7 +33,7 @@ class Bench:
         self.insert = Operation("insert", self._insert)
         self.insist = Operation("insist", self._insert, insists=True)
         self.stop = Operation("stop", self._stop)
-        committer = Committer(database, self._committed, self._undone)
+        committer = Committer(database, self._committed, self._undone, lambda: False)
         delays = RetryDelays(first=0.001, longest=0.002)
         self.writer = ThreadWriter(committer, self.warnings.append, delays)
 

@@ -17,6 +17,7 @@ from worker.queue.store import StoreError
 APPLICATION_ID: Final = 0x706F5351  # "poSQ"
 SCHEMA_VERSION: Final = 1
 OLDEST_SQLITE: Final = (3, 37, 0)  # STRICT tables; RETURNING came in 3.35
+PAGE_SIZE: Final = 4096  # octets; SQLite's default, of which DiskSpace should be sure
 DATABASE: Final = "queue.sqlite3"
 _MAGIC: Final = b"SQLite format 3\0"
 

@@ -22,6 +22,7 @@ from worker.queue.store import StoreError, StoreFull, SubmissionRefused
 Args = ParamSpec("Args")
 Result = TypeVar("Result")
 
+_SMALL_WAL: Final = 131_072  # octets; not worth a checkpoint
 _NAME_OCTETS: Final = 10  # of randomness in a file name
 
 
@@ -32,6 +33,54 @@ class InThread(Protocol):
         self, function: Callable[Args, Result], *args: Args.args, **kwargs: Args.kwargs
     ) -> Awaitable[Result]:
         """Call it there; return what it returns."""
+
+
+class DiskSpace:
+    """The room on the disk of a queue, and how much of it is spoken for. Methods block briefly.
+
+    What was committed lies in the WAL and needs the same room once more, in the database, before
+    the WAL can be written from its beginning again. And a queue empties by writing: outcomes go
+    through the WAL too. So submissions stop while there still is room for both; a disk filled to
+    the last block would keep its queue for ever.
+    """
+
+    def __init__(self, directory: Path, database: Path, reserve: int) -> None:
+        """`reserve`: octets that submissions must leave free; 0: no check at all."""
+        self._directory = directory
+        self._wal = database.with_name(f"{database.name}-wal")
+        self._reserve = reserve
+
+    def check(self, wanted: int, reusable: int = 0) -> None:
+        """Raise StoreFull unless a submission may write so many octets more.
+
+        `reusable`: octets inside the database that hold nothing any more. The file never gets
+        shorter, so after a jam most of the room is there and not on the disk; what fits there may
+        use half of the reserve for its way through the WAL.
+        """
+        if not self._reserve:
+            return
+        growth = max(0, wanted - reusable)
+        needed = self._reserve + growth if growth else self._reserve // 2
+        if self._free() - self._wal_size() < needed:
+            raise StoreFull(
+                "not enough space left for the queue: less than queue_minfree and 1.5 times"
+                f" message_size_limit would be free ({self._reserve} octets)"
+            )
+
+    def wal_must_shrink(self) -> bool:
+        """True if the WAL is about to need room that there may not be later."""
+        size = self._wal_size()
+        return size > _SMALL_WAL and self._free() < 2 * size + self._reserve
+
+    def _free(self) -> int:
+        space = os.statvfs(self._directory)
+        return space.f_bavail * space.f_frsize
+
+    def _wal_size(self) -> int:
+        try:
+            return self._wal.stat().st_size
+        except FileNotFoundError:
+            return 0
 
 
 class ContentDirectory:
@@ -80,9 +129,16 @@ class ContentDirectory:
 class ContentSpool:
     """The Spool of the SQLite store. States: taking, then sealed; closed at any time."""
 
-    def __init__(self, directory: ContentDirectory, size_limit: int, in_thread: InThread) -> None:
+    def __init__(
+        self,
+        directory: ContentDirectory,
+        space: DiskSpace,
+        size_limit: int,
+        in_thread: InThread,
+    ) -> None:
         """`size_limit`: octets of the canonical content (message_size_limit); 0: no limit."""
         self._directory = directory
+        self._space = space
         self._size_limit = size_limit
         self._in_thread = in_thread
         self._scanner = ContentScanner()
@@ -136,6 +192,7 @@ class ContentSpool:
 
     def _flush(self) -> None:
         blocks, self._blocks, self._held = self._blocks, [], 0
+        self._space.check(sum(map(len, blocks)))
         try:
             if self._fd < 0:
                 # Its name is known before it exists: whatever happens next, aclose() removes it.

@@ -41,7 +41,14 @@ from worker.queue.records import (
     Submission,
 )
 from worker.queue.rows import TEXT_FACTORY
-from worker.queue.spool import ContentDirectory, ContentSpool, InThread, at_once, in_thread
+from worker.queue.spool import (
+    ContentDirectory,
+    ContentSpool,
+    DiskSpace,
+    InThread,
+    at_once,
+    in_thread,
+)
 from worker.queue.store import (
     RECIPIENT_LIMIT,
     Settlement,
@@ -83,8 +90,17 @@ class StoreSettings:
     """What can be configured about a queue."""
 
     message_size_limit: int = 10_240_000  # message_size_limit, octets; 0: none
-    queue_minfree: int = 0  # queue_minfree, octets; 0: no check
+    queue_minfree: int = 0  # queue_minfree, octets
     recipient_limit: int = 50_000  # most recipients of one submission
+
+    @property
+    def reserve(self) -> int:
+        """Octets that must stay free when a message is accepted, as Postfix's smtpd(8) has it.
+
+        More than queue_minfree asks for: on a disk that submissions could fill to the last block
+        there would be no room for the outcomes by which it empties.
+        """
+        return max(self.queue_minfree, self.message_size_limit * 3 // 2)
 
 
 def _ignore(_warning: str) -> None:
@@ -112,15 +128,20 @@ async def open_store(
         database, reader, in_doubt = await call(opening.run)
         content = ContentDirectory(directory / "content")
         settings = settings or StoreSettings()
-        operations = Transactions(directory, settings.queue_minfree, wall, content.remove)
-        committer = Committer(database, operations.committed, operations.rolled_back)
+        space = DiskSpace(directory, directory / schema.DATABASE, settings.reserve)
+        operations = Transactions(space, content, wall)
+        committer = Committer(
+            database, operations.committed, operations.rolled_back, space.wal_must_shrink
+        )
         writer = (ThreadWriter if threads else InlineWriter)(
             committer, warn, retry_delays or RetryDelays()
         )
     except BaseException:
         opening.undo()
         raise
-    return SqliteStore(opening, reader, content, operations, writer, in_doubt, settings, call)
+    return SqliteStore(
+        opening, reader, content, space, operations, writer, in_doubt, settings, call
+    )
 
 
 class _Opening:
@@ -178,6 +199,7 @@ class _Opening:
         self, path: Path
     ) -> tuple[sqlite3.Connection, sqlite3.Connection, list[tuple[str, str]]]:
         database = self._open(path, _CACHE_KIB)
+        database.execute(f"PRAGMA page_size = {schema.PAGE_SIZE}")  # matters only when it is new
         (mode,) = database.execute("PRAGMA journal_mode = WAL").fetchone()
         if mode != "wal":
             raise StoreError(f"the file system of {self._directory} does not allow WAL mode")
@@ -209,6 +231,7 @@ class SqliteStore:
         opening: _Opening,
         reader: sqlite3.Connection,
         content: ContentDirectory,
+        space: DiskSpace,
         operations: Transactions,
         writer: ThreadWriter | InlineWriter,
         in_doubt: list[tuple[str, str]],
@@ -220,6 +243,7 @@ class SqliteStore:
         self._reader = reader
         self._reading = trio.Lock()  # one connection, one thread at a time
         self._content = content
+        self._space = space
         self._writer = writer
         self._in_doubt = in_doubt
         self._settings = settings
@@ -262,7 +286,8 @@ class SqliteStore:
 
     def spool(self) -> ContentSpool:
         """A new, empty content; the caller closes it."""
-        return ContentSpool(self._content, self._settings.message_size_limit, self._call)
+        limit = self._settings.message_size_limit
+        return ContentSpool(self._content, self._space, limit, self._call)
 
     async def submit(self, submission: Submission, content: Spool, now: float) -> str:
         """Accept a message. Raises SubmissionRefused, StoreFull, StoreError."""

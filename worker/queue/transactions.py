@@ -11,11 +11,10 @@ the pass ends when none is left that was not tried in it.
 """
 
 import json
-import os
 import sqlite3
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Final
 
 from protocol.outcome import Action
 from protocol.request import Recipient
@@ -31,8 +30,10 @@ from worker.queue.rows import (
     outcome_to_json,
     to_sql,
 )
-from worker.queue.store import Settlement, StoreFull
+from worker.queue.spool import ContentDirectory, DiskSpace
+from worker.queue.store import Settlement
 
+_ROW_OCTETS: Final = 4096  # room for all of a message but its content, well counted
 _IN = "IN (SELECT value FROM json_each(?))"
 
 _INSERT_MESSAGE = """INSERT INTO message (id, last, queue_id, state, hold, next_attempt, attempts,
@@ -101,16 +102,14 @@ class Transactions:
 
     def __init__(
         self,
-        directory: Path,
-        minfree: int,
+        space: DiskSpace,
+        content: ContentDirectory,
         wall: Callable[[], float],
-        remove_files: Callable[[Collection[str]], None],
     ) -> None:
-        """`minfree`: octets that must be free for a submission (queue_minfree)."""
-        self._directory = directory
-        self._minfree = minfree
+        """`wall`: when notices arrive."""
+        self._space = space
+        self._content = content
         self._wall = wall
-        self._remove_files = remove_files
         self._unwanted: list[str] = []  # content files to remove once their rows are gone
 
     # --- around a group
@@ -119,7 +118,7 @@ class Transactions:
         """The group is durable: the files of deleted messages can go."""
         if self._unwanted:
             unwanted, self._unwanted = self._unwanted, []
-            self._remove_files(unwanted)
+            self._content.remove(unwanted)
 
     def rolled_back(self) -> None:
         """Nothing of the group has happened."""
@@ -129,7 +128,9 @@ class Transactions:
 
     def submit(self, database: sqlite3.Connection, requests: Sequence[NewMessage]) -> list[str]:
         """Queue new messages; returns their queue ids. Raises StoreFull."""
-        self._check_space()
+        (pages,) = database.execute("PRAGMA freelist_count").fetchone()
+        octets = sum(len(request.data) + _ROW_OCTETS for request in requests)
+        self._space.check(octets, pages * schema.PAGE_SIZE)
         return self._insert(database, requests)
 
     def claim(
@@ -217,14 +218,6 @@ class Transactions:
         return deleted
 
     # --- parts
-
-    def _check_space(self) -> None:
-        if self._minfree:
-            space = os.statvfs(self._directory)
-            if space.f_bavail * space.f_frsize < self._minfree:
-                raise StoreFull(
-                    f"less than queue_minfree ({self._minfree} octets) free for the queue"
-                )
 
     def _insert(self, database: sqlite3.Connection, requests: Sequence[NewMessage]) -> list[str]:
         messages: list[tuple[object, ...]] = []

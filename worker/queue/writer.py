@@ -87,6 +87,7 @@ class Committer:
     database: sqlite3.Connection
     committed: Callable[[], None]  # called after each commit
     rolled_back: Callable[[], None]  # called after each roll-back
+    wal_must_shrink: Callable[[], bool]  # asked after each commit: space is short
 
     def commit(self, jobs: Sequence[_Job]) -> list[_Job]:
         """Do these jobs. Afterwards each has its result or error, but those returned.
@@ -99,6 +100,11 @@ class Committer:
         if len(jobs) > 1:
             return [parked for job in jobs for parked in self.commit([job])]
         [job] = jobs
+        if is_transient(error):
+            self._checkpoint()  # what the WAL takes may be all the room that is missing
+            error = self._transact(jobs)
+            if error is None:
+                return []
         job.error = error
         if job.operation.insists and is_transient(error):
             return [job]
@@ -127,7 +133,14 @@ class Committer:
             self.rolled_back()
             return exc
         self.committed()
+        if self.wal_must_shrink():
+            self._checkpoint()
         return None
+
+    def _checkpoint(self) -> None:
+        """Empty the WAL, if there is room for what it holds; the next time will do as well."""
+        with suppress(sqlite3.Error):
+            self.database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
 
 @dataclass(slots=True)

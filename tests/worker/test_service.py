@@ -1,0 +1,529 @@
+"""The doors of a running queue, over real UNIX sockets.
+
+The store works without threads and time is virtual, so nothing depends on how fast anything is.
+"""
+
+import os
+import socket
+import stat
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import pytest
+import trio
+from trio.testing import MockClock, trio_test, wait_all_tasks_blocked
+
+from protocol.attributes import encode
+from protocol.request import ClientFacts, Recipient
+from worker.queue import listening
+from worker.queue.client import (
+    LOCK_PATIENCE,
+    DirectCommands,
+    QueueCommands,
+    SubmitClient,
+    connect_submit,
+    open_queue,
+    submit,
+)
+from worker.queue.frames import FrameReader, frame
+from worker.queue.listening import DoorLimits, socket_address
+from worker.queue.orders import Order, encode_order
+from worker.queue.records import MessageState, Submission
+from worker.queue.service import (
+    CONTROL_SOCKET,
+    PAGE,
+    SUBMIT_SOCKET,
+    serve_control,
+    serve_submissions,
+)
+from worker.queue.sqlite import SqliteStore, StoreSettings, open_store
+from worker.queue.store import StoreError, StoreLocked, SubmissionRefused
+from worker.queue.submission import ANSWER_LIMIT, Answer, decode_answer, encode_envelope
+from worker.status.events import Event, MessageSubmitted, UnexpectedError, Warned
+
+NOW = 1_800_000_000.0
+SUBMISSION = Submission(
+    sender="a@example.com",
+    recipients=(Recipient(address="b@example.org"),),
+    message_id="<1@example.com>",
+)
+SETTINGS = StoreSettings(message_size_limit=300_000)
+
+
+async def blocks(*some: bytes) -> AsyncIterator[bytes]:
+    for block in some:
+        yield block
+
+
+@dataclass
+class Running:
+    """A queue with both doors open."""
+
+    directory: Path
+    store: SqliteStore
+    events: list[Event] = field(default_factory=list)
+    wakes: int = 0
+
+    def wake(self) -> None:
+        self.wakes += 1
+
+    async def connect(self, door: Path = SUBMIT_SOCKET) -> trio.SocketStream:
+        connection = trio.socket.socket(socket.AF_UNIX)
+        with socket_address(self.directory / door) as address:
+            await connection.connect(address)
+        return trio.SocketStream(connection)
+
+    async def client(self) -> SubmitClient:
+        return SubmitClient(await self.connect())
+
+    async def queue_ids(self) -> list[str]:
+        return [one.queue_id for one in await self.store.summaries()]
+
+
+@asynccontextmanager
+async def running(
+    directory: Path, limits: DoorLimits | None = None, settings: StoreSettings = SETTINGS
+) -> AsyncIterator[Running]:
+    limits = limits or DoorLimits()
+    async with (
+        await open_store(directory, settings=settings, threads=False) as store,
+        trio.open_nursery() as nursery,
+    ):
+        one = Running(directory, store)
+        emit = one.events.append
+        await nursery.start(
+            serve_submissions,
+            directory / SUBMIT_SOCKET,
+            store,
+            limits,
+            emit,
+            lambda: NOW,
+            one.wake,
+        )
+        await nursery.start(
+            serve_control,
+            directory / CONTROL_SOCKET,
+            store,
+            limits,
+            emit,
+            lambda: NOW,
+            one.wake,
+            lambda: {"slots": 7},
+        )
+        yield one
+        nursery.cancel_scope.cancel()
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    return tmp_path / "queue"
+
+
+# --- submitting -------------------------------------------------------------------------------
+
+
+@trio_test
+async def test_a_submission_is_queued_logged_and_wakes_the_scheduler(directory: Path) -> None:
+    async with running(directory) as queue:
+        queue_id = await submit(directory, SUBMISSION, blocks(b"one\n", b"tw", b"o\n"))
+        assert queue.events == [
+            MessageSubmitted(queue_id, os.getuid(), "a@example.com", "<1@example.com>")
+        ]
+        assert queue.wakes == 1
+        [message] = await queue.store.claim(NOW, 1)
+        assert message.queue_id == queue_id
+        assert message.arrival == NOW
+        assert await queue.store.content_head(message.id, 100) == b"one\r\ntwo\r\n"
+
+
+@trio_test
+async def test_many_messages_follow_each_other_on_many_connections(directory: Path) -> None:
+    queue_ids: list[str] = []
+
+    async def submit_some(queue: Running) -> None:
+        async with await queue.client() as client:
+            for size in (0, 10, 100_000):
+                queue_id = await client.submit(SUBMISSION, blocks(b"x" * size))
+                queue_ids.append(queue_id)
+
+    async with running(directory) as queue:
+        async with trio.open_nursery() as nursery:
+            for _ in range(20):
+                nursery.start_soon(submit_some, queue)
+        assert sorted(await queue.queue_ids()) == sorted(queue_ids)
+        assert len(queue_ids) == 60
+
+
+@pytest.mark.parametrize(
+    ("submission", "content", "complaint"),
+    [
+        (replace(SUBMISSION, recipients=()), b"", "no recipient"),
+        (replace(SUBMISSION, sender="a\nb@example.com"), b"x" * 200_000, "control character"),
+        (SUBMISSION, b"x" * 400_000, "message_size_limit"),
+    ],
+)
+@trio_test
+async def test_after_a_refusal_the_next_submission_is_taken(
+    directory: Path, submission: Submission, content: bytes, complaint: str
+) -> None:
+    async with running(directory) as queue, await queue.client() as client:
+        with pytest.raises(SubmissionRefused, match=complaint):
+            await client.submit(submission, blocks(content))
+        queue_id = await client.submit(SUBMISSION, blocks(b"fine"))
+        assert await queue.queue_ids() == [queue_id]
+
+
+@trio_test
+async def test_a_full_disk_is_a_temporary_failure(directory: Path) -> None:
+    settings = StoreSettings(queue_minfree=2**62)
+    async with running(directory, settings=settings) as queue, await queue.client() as client:
+        with pytest.raises(StoreError, match="queue_minfree"):
+            await client.submit(SUBMISSION, blocks(b"x"))
+
+
+@trio_test
+async def test_only_the_owner_may_name_the_client(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    submission = replace(SUBMISSION, client=ClientFacts(name="client.example"))
+    async with running(directory) as queue:
+        await submit(directory, submission, blocks())
+        monkeypatch.setattr(listening, "peer_uid", lambda _: 12345)
+        with pytest.raises(SubmissionRefused, match="only the queue's owner"):
+            await submit(directory, submission, blocks())
+        await submit(directory, SUBMISSION, blocks())
+        assert [event.uid for event in queue.events if isinstance(event, MessageSubmitted)] == [
+            os.getuid(),
+            12345,
+        ]
+
+
+async def answer_to(stream: trio.SocketStream, octets: bytes) -> Answer:
+    await stream.send_all(octets)
+    data = await FrameReader(stream).next_frame(ANSWER_LIMIT)
+    assert data is not None
+    return decode_answer(data)
+
+
+@pytest.mark.parametrize(
+    ("octets", "complaint"),
+    [
+        (b"EHLO client.example\r\n", "a frame of 1162366031 octets"),
+        (frame(b"") + frame(b""), "has no end"),
+        (frame(b"\0"), "expected the attribute request"),
+        (frame(encode([("request", "reboot")])), "expected the attribute sender"),
+        (frame(encode_envelope(SUBMISSION)[:-1]), "has no end"),
+        (frame(encode_envelope(SUBMISSION) + b"x"), "octets after"),
+        (
+            frame(encode_envelope(SUBMISSION).replace(b"held\x000", b"held\x00-1")),
+            "bad number",
+        ),
+        (
+            frame(encode_envelope(SUBMISSION).replace(b"recipient\0", b"notify\0001\0recipient\0")),
+            "unexpected attribute 'notify'",
+        ),
+        (frame(encode_envelope(SUBMISSION)) + b"\x7f\xff\xff\xff", "a frame of 2147483647"),
+    ],
+)
+@trio_test
+async def test_nonsense_is_answered_and_ends_only_that_connection(
+    directory: Path, octets: bytes, complaint: str
+) -> None:
+    async with running(directory) as queue, await queue.client() as other:
+        async with await queue.connect() as stream:
+            answer = await answer_to(stream, octets)
+            assert answer.text.startswith("not understood: ")
+            assert complaint in answer.text
+            assert await stream.receive_some() == b""
+        await other.submit(SUBMISSION, blocks(b"fine"))
+        assert not [event for event in queue.events if isinstance(event, UnexpectedError)]
+
+
+@pytest.mark.parametrize("size", [10, 100_000])
+@trio_test
+async def test_a_client_gone_in_mid_message_leaves_nothing(directory: Path, size: int) -> None:
+    async with running(directory) as queue:
+        async with await queue.connect() as stream:
+            await stream.send_all(frame(encode_envelope(SUBMISSION)))
+            for start in range(0, size, 50_000):
+                await stream.send_all(frame(b"x" * min(size - start, 50_000)))
+            await wait_all_tasks_blocked()
+        await wait_all_tasks_blocked()
+        assert await queue.queue_ids() == []
+        assert not any(path.is_file() for path in (directory / "content").rglob("*"))
+
+
+@trio_test
+async def test_a_stalled_client_is_dropped_and_delays_nobody(
+    autojump_clock: MockClock, directory: Path
+) -> None:
+    limits = DoorLimits(ipc_timeout=60.0)
+    async with running(directory, limits) as queue, await queue.connect() as stalled:
+        await stalled.send_all(frame(encode_envelope(SUBMISSION)) + b"\0\0")
+        await submit(directory, SUBMISSION, blocks(b"fine"))
+        assert trio.current_time() == 0.0
+        assert await stalled.receive_some() == b""
+        assert trio.current_time() == 60.0
+
+
+@trio_test
+async def test_clients_over_the_limit_wait_for_their_turn(directory: Path) -> None:
+    done: list[str] = []
+
+    async def submit_one() -> None:
+        done.append(await submit(directory, SUBMISSION, blocks(b"x")))
+
+    async with running(directory, DoorLimits(clients=2)) as queue:
+        first, second = await queue.client(), await queue.client()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(submit_one)
+            await wait_all_tasks_blocked()
+            assert done == []
+            async with second:
+                await second.submit(SUBMISSION, blocks(b"x"))
+        assert len(done) == 1
+        async with first:
+            pass
+
+
+@trio_test
+async def test_a_bug_met_by_one_client_is_told_and_contained(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(_store: SqliteStore) -> None:
+        raise RuntimeError("a bug of ours")
+
+    async with running(directory) as queue, await queue.client() as client:
+        with monkeypatch.context() as patch:
+            patch.setattr(SqliteStore, "spool", broken)
+            with pytest.raises(StoreError, match="lost connection with the queue process"):
+                await client.submit(SUBMISSION, blocks(b"x"))
+        [event] = queue.events
+        assert isinstance(event, UnexpectedError)
+        assert "a bug of ours" in event.traceback
+        await submit(directory, SUBMISSION, blocks(b"x"))
+
+
+# --- with and without a queue process ---------------------------------------------------------
+
+
+@trio_test
+async def test_without_a_queue_process_the_message_is_queued_directly(directory: Path) -> None:
+    assert await connect_submit(directory) is None
+    queue_id = await submit(directory, SUBMISSION, blocks(b"x"), wall=lambda: NOW)
+    async with await open_store(directory) as store:
+        [message] = await store.claim(NOW, 1)
+    assert message.queue_id == queue_id
+
+
+@trio_test
+async def test_a_locked_queue_without_doors_is_waited_for(
+    autojump_clock: MockClock, directory: Path
+) -> None:
+    async with await open_store(directory, threads=False):
+        with pytest.raises(StoreLocked, match=f"process {os.getpid()}"):
+            await submit(directory, SUBMISSION, blocks(b"x"))
+    assert trio.current_time() >= LOCK_PATIENCE
+
+
+CommandsOf = Callable[[Running], AbstractAsyncContextManager[QueueCommands]]
+
+
+@pytest.fixture(params=["asked", "direct"])
+def commands_of(request: pytest.FixtureRequest) -> CommandsOf:
+    """The same commands, over the socket and on the store itself."""
+
+    @asynccontextmanager
+    async def commands(queue: Running) -> AsyncIterator[QueueCommands]:
+        if request.param == "direct":
+            yield DirectCommands(queue.store, lambda: NOW)
+        else:
+            async with open_queue(queue.directory) as asked:
+                yield asked
+
+    return commands
+
+
+async def put(queue: Running, count: int = 1) -> list[str]:
+    async with await queue.client() as client:
+        return [await client.submit(SUBMISSION, blocks(b"%d\n" % n)) for n in range(count)]
+
+
+@trio_test
+async def test_messages_are_listed_in_pages(directory: Path, commands_of: CommandsOf) -> None:
+    count = 2 * PAGE + 5
+    async with running(directory) as queue, commands_of(queue) as commands:
+        queue_ids = await put(queue, count)
+        assert await commands.summaries() == await queue.store.summaries()
+        some = await commands.summaries(after=queue_ids[9], limit=PAGE + 1)
+        assert [one.queue_id for one in some] == queue_ids[10 : 10 + PAGE + 1]
+        assert await commands.summaries(queue_ids[:1]) == await queue.store.summaries(queue_ids[:1])
+        assert await commands.summaries([]) == []
+
+
+@trio_test
+async def test_orders_change_what_they_name(directory: Path, commands_of: CommandsOf) -> None:
+    async with running(directory) as queue, commands_of(queue) as commands:
+        one, two, three = await put(queue, 3)
+        assert await commands.hold([one, "unknown"]) == [one]
+        assert await commands.hold(None) == [two, three]
+        assert await commands.release([two]) == [two]
+        assert await commands.requeue([one, two]) == [one, two]
+        assert await commands.delete([one]) == [one]
+        assert await commands.delete([]) == []
+        states = [message.state for message in await queue.store.summaries()]
+        assert states == [MessageState.INCOMING, MessageState.HOLD]
+
+
+@trio_test
+async def test_flushing_may_be_narrowed_down(directory: Path, commands_of: CommandsOf) -> None:
+    async with running(directory) as queue, commands_of(queue) as commands:
+        queue_ids = await put(queue, 2)
+        await queue.store.hold(None)
+        await queue.store.release(None, NOW + 1000.0)
+        assert await commands.flush(None, domain="example.net") == []
+        assert await commands.flush(queue_ids[:1], domain="example.org") == queue_ids[:1]
+        assert await commands.flush(None) == queue_ids[1:]
+        assert await queue.store.next_due() == NOW
+
+
+@trio_test
+async def test_a_content_can_be_shown(directory: Path, commands_of: CommandsOf) -> None:
+    shown: list[bytes] = []
+    content = b"0123456\r\n" * 30_000
+    async with running(directory) as queue, commands_of(queue) as commands:
+        queue_id = await submit(directory, SUBMISSION, blocks(content))
+        assert await commands.write_content(queue_id, shown.append)
+        assert b"".join(shown) == content
+        assert max(map(len, shown)) < len(content)
+        assert not await commands.write_content("unknown", shown.append)
+        assert await commands.delete([queue_id]) == [queue_id]  # still in step
+
+
+@trio_test
+async def test_the_status_tells_how_many_are_where(
+    directory: Path, commands_of: CommandsOf
+) -> None:
+    async with running(directory) as queue, commands_of(queue) as commands:
+        await put(queue, 3)
+        await queue.store.claim(NOW, 1)
+        status = await commands.status()
+        counts = {"incoming": 2, "active": 1, "deferred": 0, "hold": 0}
+        assert counts.items() <= status.items()
+        if not isinstance(commands, DirectCommands):
+            assert (status["slots"], status["pid"]) == (7, os.getpid())
+
+
+@trio_test
+async def test_orders_that_make_messages_due_wake_the_scheduler(directory: Path) -> None:
+    async with running(directory) as queue, open_queue(directory) as commands:
+        await commands.hold(None)
+        await commands.delete(None)
+        assert queue.wakes == 0
+        for order in (commands.release, commands.requeue, commands.flush):
+            before = queue.wakes
+            await order(None)
+            assert queue.wakes == before + 1
+
+
+@trio_test
+async def test_commands_work_without_a_queue_process(directory: Path) -> None:
+    queue_id = await submit(directory, SUBMISSION, blocks(b"x"))
+    async with open_queue(directory) as commands:
+        assert await commands.hold(None) == [queue_id]
+
+
+@trio_test
+async def test_an_unknown_order_is_an_error_and_a_broken_one_the_end(directory: Path) -> None:
+    async with running(directory) as queue, await queue.connect(CONTROL_SOCKET) as stream:
+        frames = FrameReader(stream)
+        await stream.send_all(frame(encode_order(Order(request="explode"))))
+        assert b"does not know the order 'explode'" in (await frames.next_frame(1000) or b"")
+        await stream.send_all(frame(encode([("request", "hold"), ("all", 2)])))
+        assert b"not understood" in (await frames.next_frame(1000) or b"")
+        assert await stream.receive_some() == b""
+
+
+@trio_test
+async def test_strangers_are_turned_away_from_the_control_socket(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running(directory) as queue:
+        monkeypatch.setattr(listening, "peer_uid", lambda _: 12345)
+        async with await queue.connect(CONTROL_SOCKET) as stream:
+            assert await stream.receive_some() == b""
+        assert queue.events == [Warned("uid 12345 was turned away from the control socket")]
+
+
+# --- the sockets themselves -------------------------------------------------------------------
+
+
+def mode(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+@contextmanager
+def umask(value: int) -> Iterator[None]:
+    before = os.umask(value)
+    try:
+        yield
+    finally:
+        os.umask(before)
+
+
+@pytest.mark.parametrize("mask", [0, 0o077])
+@trio_test
+async def test_one_door_is_open_to_all_and_the_other_is_not(directory: Path, mask: int) -> None:
+    with umask(mask):
+        async with running(directory):
+            doors = [directory / SUBMIT_SOCKET, directory / CONTROL_SOCKET]
+            assert [mode(door.parent) for door in doors] == [0o755, 0o700]
+            assert [mode(door) for door in doors] == [0o666, 0o600]
+    assert list(doors[0].parent.iterdir()) == list(doors[1].parent.iterdir()) == []
+
+
+@trio_test
+async def test_a_socket_left_by_a_killed_process_is_replaced(directory: Path) -> None:
+    (directory / SUBMIT_SOCKET).parent.mkdir(parents=True)
+    with socket.socket(socket.AF_UNIX) as left, socket_address(directory / SUBMIT_SOCKET) as name:
+        left.bind(name)
+    assert await connect_submit(directory) is None
+    async with running(directory):
+        await submit(directory, SUBMISSION, blocks(b"x"))
+
+
+@pytest.mark.parametrize("danger", ["writable", "link"])
+@trio_test
+async def test_a_directory_that_others_control_is_refused(directory: Path, danger: str) -> None:
+    public = (directory / SUBMIT_SOCKET).parent
+    public.mkdir(parents=True)
+    if danger == "writable":
+        public.chmod(0o777)
+    else:
+        public.rename(directory / "elsewhere")
+        public.symlink_to(directory / "elsewhere")
+    with pytest.RaisesGroup(pytest.RaisesExc(PermissionError, match="others can write")):
+        async with running(directory):
+            pass
+
+
+@trio_test
+async def test_what_is_no_socket_is_not_replaced(directory: Path) -> None:
+    path = directory / SUBMIT_SOCKET
+    path.parent.mkdir(parents=True)
+    path.write_text("precious")
+    with pytest.RaisesGroup(pytest.RaisesExc(FileExistsError, match="not a socket")):
+        async with running(directory):
+            pass
+    assert path.read_text() == "precious"
+
+
+@trio_test
+async def test_a_queue_may_lie_deeper_than_a_socket_address_reaches(tmp_path: Path) -> None:
+    directory = tmp_path / ("x" * 100) / ("y" * 100)
+    async with running(directory):
+        await submit(directory, SUBMISSION, blocks(b"x"))
+        async with open_queue(directory) as commands:
+            assert len(await commands.summaries()) == 1
