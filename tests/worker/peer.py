@@ -136,8 +136,8 @@ class Peer:
         self.reads_per_second = 0  # octets; 0: whatever comes
         self.links: list[Link] = []
         self.accepted: list[Message] = []
-        self.speak_up = trio.Event()  # makes every idle connection say 421 and close
-        self.hang_up = trio.Event()  # makes every connection close
+        self._speak = trio.Event()
+        self._hang_up = trio.Event()
         self._uses: dict[Phase, int] = {}
 
     @property
@@ -160,6 +160,16 @@ class Peer:
     def served(self) -> list[str]:
         """The recipients of all accepted messages."""
         return [recipient for message in self.accepted for recipient in message.recipients]
+
+    def speak_up(self) -> None:
+        """Every connection, which should be idle, is told 421 and closed."""
+        self._speak.set()
+        self._speak = trio.Event()
+
+    def hang_up(self) -> None:
+        """Every connection is closed."""
+        self._hang_up.set()
+        self._hang_up = trio.Event()
 
     def answer(self, phase: Phase, argument: str, default: str) -> Answer:
         """What to say in `phase`: the script's word, or `default`."""
@@ -197,8 +207,8 @@ class Peer:
                         await stream.send_all(last_words)
                 scope.cancel()
 
-            nursery.start_soon(on, self.speak_up, b"421 4.3.2 going down\r\n")
-            nursery.start_soon(on, self.hang_up, b"")
+            nursery.start_soon(on, self._speak, b"421 4.3.2 going down\r\n")
+            nursery.start_soon(on, self._hang_up, b"")
 
 
 class _Hangup(Exception):

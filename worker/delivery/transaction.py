@@ -304,9 +304,10 @@ class _Transaction:
     async def _abandon_data(self, talk: Conversation) -> None:
         """The server wants content though it took no recipient: a lone dot, result thrown away.
 
-        In LMTP nobody knows how many replies would follow (RFC 2033 has none): give up there.
+        In LMTP nobody knows how many replies would follow (RFC 2033 has none), and a server that
+        refused MAIL as well may think of recipients that we do not know of: give up there.
         """
-        if self._lmtp:
+        if self._lmtp or self._mail_refused:
             self._session.broken = True
             return
         talk.phase(phrases.DATA, self._limits.data_done)
