@@ -32,7 +32,7 @@ from worker.queue.records import MessageState, NoticeDraft, Submission
 from worker.queue.routing import Router
 from worker.queue.scheduler import Scheduler
 from worker.queue.settings import NoticeSettings, QueueSettings, TransportSettings
-from worker.queue.slot import Slot
+from worker.queue.slot import Slot, WorkerLost
 from worker.status.events import (
     DeliveryInDoubt,
     DestinationSuspended,
@@ -504,6 +504,35 @@ async def test_after_its_lifetime_a_message_goes_back_with_its_last_reason(
 
 
 @trio_test
+async def test_what_failed_and_what_expired_in_one_run_are_reported_together(
+    autojump_clock: MockClock,
+) -> None:
+    answer = Answer(
+        per_recipient={"bad@one.example": Action.BOUNCED, "slow@one.example": Action.DEFERRED}
+    )
+    node = Node(
+        lambda request: answer if request.sender else DEFERRED, QueueSettings(queue_lifetime=0.0)
+    )
+    node.submit("bad@one.example", "slow@one.example")
+    await node.run(10.0)
+    [notice] = node.store.messages.values()
+    assert notice.content.count(b"Action: failed") == 2
+    assert b"Status: 4.4.7" in notice.content
+    assert b"Status: 5.0.0" in notice.content
+    assert b"slow@one.example" in notice.content
+
+
+@trio_test
+async def test_a_notice_expires_by_the_lifetime_of_notices(autojump_clock: MockClock) -> None:
+    settings = QueueSettings(bounce_lifetime=HOUR, notices=NoticeSettings(classes=frozenset()))
+    node = Node(lambda _: DEFERRED, settings)
+    node.submit("me@one.example", sender="", notice=True)
+    node.submit("you@one.example")
+    await node.run(3 * HOUR)
+    assert [m.submission.sender for m in node.store.messages.values()] == ["me@here.example"]
+
+
+@trio_test
 async def test_a_lifetime_of_zero_means_one_attempt(autojump_clock: MockClock) -> None:
     node = Node(
         lambda request: DEFERRED if request.sender else SENT, QueueSettings(queue_lifetime=0.0)
@@ -796,6 +825,43 @@ async def test_mail_is_deferred_when_no_worker_can_be_reached_for_long(
 
 
 @trio_test
+async def test_a_destination_without_workers_is_suspended_once_with_all_its_mail(
+    autojump_clock: MockClock,
+) -> None:
+    node = Node()
+    node.workers.unreachable = 1000
+    for number in range(20):
+        node.submit(f"u{number}@one.example")
+    await node.run(100.0)
+    assert len(node.of(DestinationSuspended)) == 1
+    assert len(node.of(RecipientSettled)) == 20
+    assert node.scheduler.active_messages == 0
+
+
+@trio_test
+async def test_contents_are_closed_when_the_worker_is_lost_between_two_requests(
+    autojump_clock: MockClock,
+) -> None:
+    def script(request: DeliveryRequest) -> Answer:
+        if request.recipients[0].address == "b@one.example" and trio.current_time() < 10.0:
+            raise WorkerLost("cut while sending")
+        return replace(SENT, delay=5.0)
+
+    node = Node(script, QueueSettings(transports=transports(concurrency_limit=1)))
+    node.submit("a@one.example")
+    async with node.running():
+        await trio.sleep(1.0)
+        node.submit("b@one.example")  # both wait for the slot, and come into its hands together
+        node.submit("c@one.example")
+        node.scheduler.wake()
+        await trio.sleep(20.0)
+        assert not node.store.open_contents
+        [left] = node.store.messages.values()
+        assert [row.doubts for row in left.rows.values()] == [1]
+        assert len(node.workers.accepted) == 2
+
+
+@trio_test
 async def test_a_bug_in_a_slot_defers_its_mail_and_the_scheduler_lives(
     autojump_clock: MockClock,
 ) -> None:
@@ -933,6 +999,24 @@ async def test_stop_cuts_what_takes_longer_than_the_shutdown_timeout(
         await trio.sleep(1.0)
     assert trio.current_time() == pytest.approx(11.0)
     assert await node.store.reopened().in_doubt() == [("Q1", "a@one.example")]
+
+
+@trio_test
+async def test_what_was_handed_in_becomes_durable_although_the_scheduler_is_cancelled(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("worker.queue.books.BOOKKEEPERS", 1)  # so that they queue up
+    node = Node(store=MemoryStore(wall, commit_time=1.0))
+    for number in range(5):
+        node.submit(f"u{number}@d{number}.example")
+    async with trio.open_nursery() as nursery:
+        await nursery.start(node.scheduler.run)
+        while len(node.workers.accepted) < 5:  # noqa: ASYNC110 - a fake has no event for it
+            await trio.sleep(0.05)
+        assert len(node.store.messages) == 5
+        nursery.cancel_scope.cancel()
+    assert not node.store.messages
+    assert len(node.of(MessageRemoved)) == 5
 
 
 def test_cancellation_at_any_step_loses_no_recipient_and_leaks_no_content(

@@ -289,9 +289,10 @@ class Scheduler:
         try:
             await SlotFeed(self, self._workers, self._begins, destination, first).run()
         except NoWorker as exc:
-            until = self._wall() + self._settings.transport_retry
-            destination.suspend("4.3.0", f"{UNAVAILABLE}: {exc}", until)
-            self._suspended(destination)
+            if not destination.is_dead(self._wall()):  # another slot may have said so already
+                until = self._wall() + self._settings.transport_retry
+                destination.suspend("4.3.0", f"{UNAVAILABLE}: {exc}", until)
+                self._suspended(destination)
         finally:
             destination.busy -= 1
             self._slots -= 1
