@@ -200,6 +200,7 @@ async def test_a_signal_ends_deliver_with_every_recipient_deferred() -> None:
     assert status == 75
     assert [line["status"] for line in lines] == ["deferred", "deferred"]
     assert {line["dsn"] for line in lines} == {"4.3.2"}
+    assert not any("more than once" in line["reply"] for line in lines)  # nothing was under way
 
 
 class Node:
