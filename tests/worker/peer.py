@@ -584,8 +584,10 @@ class World:
         """Run `scenario` while the servers live; what is parked at the end is ended."""
         async with trio.open_nursery() as nursery:
             self.dialer.nursery = nursery
-            await scenario()
-            await self.slot.aclose()
+            try:
+                await scenario()
+            finally:
+                await self.slot.aclose()
             # Servers read to the end what was sent to them; those that hang are cut off.
             await wait_all_tasks_blocked()
             nursery.cancel_scope.cancel()
