@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 import trio
@@ -33,6 +34,7 @@ from worker.queue.routing import Router
 from worker.queue.scheduler import Scheduler
 from worker.queue.settings import NoticeSettings, QueueSettings, TransportSettings
 from worker.queue.slot import Slot, WorkerLost
+from worker.queue.sqlite import open_store
 from worker.status.events import (
     DeliveryInDoubt,
     DestinationSuspended,
@@ -968,6 +970,37 @@ async def test_attempts_found_in_doubt_at_the_start_are_reported(autojump_clock:
     await again.run(10.0)
     assert again.of(DeliveryInDoubt) == [DeliveryInDoubt(queue_id, "a@one.example")]
     assert not again.store.messages
+
+
+@trio_test
+async def test_the_store_on_disk_and_the_scheduler_agree(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    answer = Answer(
+        per_recipient={"bad@one.example": Action.BOUNCED, "later@one.example": Action.DEFERRED}
+    )
+    async with await open_store(tmp_path / "queue", wall=wall, threads=False) as store:
+        workers = ScriptedWorkers(
+            lambda request: answer if request.sender and trio.current_time() < 100.0 else SENT
+        )
+        events: list[Event] = []
+        settings = QueueSettings(recipient_limit=2)
+        scheduler = Scheduler(store, workers, settings, Router(), events.append, wall)
+        content = store.spool()
+        await content.write(CONTENT)
+        names = ("good", "bad", "later")
+        recipients = tuple(Recipient(address=f"{name}@one.example") for name in names)
+        await store.submit(
+            Submission(sender="me@here.example", recipients=recipients), content, wall()
+        )
+        async with trio.open_nursery() as nursery:
+            await nursery.start(scheduler.run)
+            await trio.sleep(HOUR)
+            scheduler.stop()
+        assert await store.summaries() == []
+    addresses = Counter(address for _, address in workers.accepted.elements())
+    assert addresses == {"good@one.example": 1, "later@one.example": 1, "me@here.example": 1}
+    assert sum(isinstance(event, MessageRemoved) for event in events) == 2
 
 
 # --- stopping ------------------------------------------------------------------------------------
