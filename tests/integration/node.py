@@ -175,8 +175,9 @@ class Node:
 
     def worker_pids(self) -> list[int]:
         """Process ids of the workers."""
-        pid = self.process.pid
-        return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+        # By thread: children belong to the one that started them.
+        tasks = Path(f"/proc/{self.process.pid}/task").glob("*/children")
+        return [int(word) for path in tasks for word in path.read_text().split()]
 
     def send_signal(self, number: signal.Signals) -> None:
         """A signal to the queue process alone."""
