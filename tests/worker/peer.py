@@ -1,33 +1,19 @@
-"""A scripted SMTP and LMTP server, the network to reach it, and a world to deliver in.
+"""A scripted SMTP and LMTP server.
 
-Fakes with behaviour: a `Peer` follows the rules of the protocol except where its script says
-otherwise, writes down what it was told and when, and takes a message only when it has said so. A
-`World` is a handful of peers behind a resolver and a dialer, and `deliver()` run in it. Nothing
-here reads a real clock or waits for real time.
+A fake with behaviour: a `Peer` follows the rules of the protocol except where its script says
+otherwise, writes down what it was told and when, and takes a message only when it has said so. It
+reads no real clock and waits for no real time. `world.py` has the network to reach it.
 """
 
-import random
 import re
-import socket
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from enum import Enum
 
 import trio
-from trio.testing import wait_all_tasks_blocked
 
-from protocol.outcome import Action, DeliveryResult
-from protocol.request import DeliveryRequest, Protocol, Recipient
-from tests.worker.fake_dns import FakeResolver
-from worker.content import Content, InlineContent
-from worker.delivery.deliver import Environment, deliver
-from worker.delivery.settings import DeliverySettings
-from worker.delivery.slot import DeliverySlot
-from worker.network.address import Endpoint
-from worker.network.endpoints import EndpointSettings
-from worker.network.network import Network, NetworkSettings
-from worker.status.events import Event
+from tests.worker.memory_line import MemoryStream
 
 
 class Phase(Enum):
@@ -65,8 +51,16 @@ class Late:
     answer: "Answer"
 
 
+@dataclass(frozen=True, slots=True)
+class Once:
+    """An answer when something else has happened."""
+
+    event: trio.Event
+    answer: "Answer"
+
+
 # A text is sent line by line with CRLF, whatever it is; a tuple is done step by step.
-Answer = str | Fault | Late | tuple["Answer", ...]
+Answer = str | Fault | Late | Once | tuple["Answer", ...]
 # One answer for all; one for each argument (recipient), others being accepted; or one after
 # another, the last one for ever.
 Script = Answer | Mapping[str, Answer] | list[Answer]
@@ -318,6 +312,10 @@ class _Dialogue:
             await self._flush()
             await trio.sleep(answer.seconds)
             return await self._act(answer.answer)
+        if isinstance(answer, Once):
+            await self._flush()
+            await answer.event.wait()
+            return await self._act(answer.answer)
         if isinstance(answer, Fault):
             await self._fail(answer)
             return ""
@@ -373,278 +371,3 @@ class _Dialogue:
         for octet in octets:
             await trio.sleep(self._drip)
             await self._stream.send_all(bytes([octet]))
-
-
-# --- streams -----------------------------------------------------------------------------------
-
-
-class _Pipe:
-    """One direction of a connection: at most `window` octets under way."""
-
-    def __init__(self, window: int) -> None:
-        self.window = window
-        self.data = bytearray()
-        self.ended = False  # the sender closed
-        self.refused = False  # the receiver closed
-        self.dropped = False  # reset
-        self.changed = trio.lowlevel.ParkingLot()
-
-    def change(self, *, ended: bool = False, refused: bool = False) -> None:
-        self.ended = self.ended or ended
-        self.refused = self.refused or refused
-        self.changed.unpark_all()
-
-
-class MemoryStream(trio.abc.Stream):
-    """One end of a connection in memory, with a window as TCP has one."""
-
-    def __init__(self, incoming: _Pipe, outgoing: _Pipe) -> None:
-        self._incoming = incoming
-        self._outgoing = outgoing
-        self.closed = False
-
-    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
-        """Send; waits while the window is full."""
-        await trio.lowlevel.checkpoint()
-        pipe, view = self._outgoing, memoryview(data)
-        while True:
-            if self.closed:
-                raise trio.ClosedResourceError
-            if pipe.refused or pipe.dropped:
-                raise trio.BrokenResourceError
-            room = pipe.window - len(pipe.data)
-            if room > 0 and len(view):
-                pipe.data += view[:room]
-                view = view[room:]
-                pipe.change()
-            if not len(view):
-                return
-            await pipe.changed.park()
-
-    async def wait_send_all_might_not_block(self) -> None:
-        """Not used by anybody here."""
-        await trio.lowlevel.checkpoint()
-
-    async def receive_some(self, max_bytes: int | None = None) -> bytes:
-        """Receive; empty at the end."""
-        await trio.lowlevel.checkpoint()
-        pipe = self._incoming
-        while True:
-            if self.closed:
-                raise trio.ClosedResourceError
-            if pipe.dropped:
-                raise trio.BrokenResourceError
-            if pipe.data:
-                data = bytes(pipe.data[:max_bytes])
-                del pipe.data[: len(data)]
-                pipe.change()
-                return data
-            if pipe.ended:
-                return b""
-            await pipe.changed.park()
-
-    async def aclose(self) -> None:
-        """Close both directions; what was sent still arrives."""
-        self.closed = True
-        self._incoming.change(refused=True)
-        self._outgoing.change(ended=True)
-        await trio.lowlevel.checkpoint()
-
-    def reset(self) -> None:
-        """Drop the connection as a TCP reset does: what was sent may never arrive."""
-        for pipe in (self._incoming, self._outgoing):
-            pipe.dropped = True
-            pipe.data.clear()
-            pipe.change()
-
-
-def memory_stream_pair(window: int) -> tuple[MemoryStream, MemoryStream]:
-    """The two ends of a connection."""
-    there, back = _Pipe(window), _Pipe(window)
-    return MemoryStream(back, there), MemoryStream(there, back)
-
-
-# --- the world ---------------------------------------------------------------------------------
-
-# What dialling an address comes to: a server, a failure, or no answer for ever.
-Site = Peer | Exception | None
-REFUSED = ConnectionRefusedError(111, "Connection refused")
-
-
-class FakeDialer:
-    """Connects to the peers of its table; anything else refuses."""
-
-    def __init__(self, sites: Mapping[str, Site]) -> None:
-        self.sites = dict(sites)
-        self.dialled: list[tuple[float, str]] = []
-        self.streams: list[trio.abc.Stream] = []  # client ends, all that were ever given out
-        self.nursery: trio.Nursery | None = None  # where the peers run
-
-    async def dial(self, endpoint: Endpoint) -> trio.abc.Stream:
-        """See `Dialer.dial`."""
-        self.dialled.append((trio.current_time(), endpoint.address))
-        await trio.lowlevel.checkpoint()
-        site = self.sites.get(endpoint.address, REFUSED)
-        if site is None:
-            await trio.sleep_forever()
-        if not isinstance(site, Peer):
-            assert site is not None
-            raise site
-        assert self.nursery is not None
-        ours: trio.abc.Stream
-        theirs: trio.abc.Stream
-        if site.real_sockets:
-            a, b = socket.socketpair()
-            ours, theirs = (
-                trio.SocketStream(trio.socket.from_stdlib_socket(end)) for end in (a, b)
-            )
-        else:
-            ours, theirs = memory_stream_pair(site.window)
-        self.nursery.start_soon(site.serve, theirs)
-        self.streams.append(ours)
-        return ours
-
-    @property
-    def open_streams(self) -> list[trio.abc.Stream]:
-        """Client ends that nobody closed."""
-        return [stream for stream in self.streams if not _closed(stream)]
-
-
-def _closed(stream: trio.abc.Stream) -> bool:
-    if isinstance(stream, MemoryStream):
-        return stream.closed
-    assert isinstance(stream, trio.SocketStream)
-    return stream.socket.fileno() < 0
-
-
-MX = {"example.com": [(10, "mx1.example.com"), (20, "mx2.example.com"), (30, "mx3.example.com")]}
-HOSTS = {
-    "mx1.example.com": ["192.0.2.1"],
-    "mx2.example.com": ["192.0.2.2"],
-    "mx3.example.com": ["192.0.2.3"],
-    "lmtp.example.com": ["192.0.2.1", "192.0.2.2", "192.0.2.3"],
-}
-NEXTHOPS = {Protocol.SMTP: "example.com", Protocol.LMTP: "inet:lmtp.example.com:24"}
-RELAYS = {
-    Protocol.SMTP: [f"mx{n}.example.com[192.0.2.{n}]:25" for n in (1, 2, 3)],
-    Protocol.LMTP: [f"lmtp.example.com[192.0.2.{n}]:24" for n in (1, 2, 3)],
-}
-CONTENT = b"Subject: hello\r\n\r\nworld\r\n"
-
-
-class World:
-    """Servers at 192.0.2.1, .2 and .3 (the MX hosts of example.com in this order) and a client."""
-
-    def __init__(
-        self,
-        *sites: Site,
-        settings: DeliverySettings | None = None,
-        stagger: float = 0.0,
-        session_limit: int | None = None,
-    ) -> None:
-        settings = settings or DeliverySettings(hostname="client.example", helo_name="helo.example")
-        if session_limit is not None:
-            settings = replace(settings, mx_session_limit=session_limit)
-        addresses = [f"192.0.2.{number}" for number in range(1, len(sites) + 1)]
-        self.dialer = FakeDialer(dict(zip(addresses, sites, strict=True)))
-        names = ["mx1.example.com", "mx2.example.com", "mx3.example.com"][: len(sites)]
-        mx = {"example.com": [pair for pair in MX["example.com"] if pair[1] in names]}
-        hosts = {**HOSTS, "lmtp.example.com": addresses}
-        self.resolver = FakeResolver(mx=mx, hosts=hosts)
-        self.events: list[Event] = []
-        self.results: list[DeliveryResult] = []
-        self.took: list[float] = []  # virtual seconds of each delivery
-        self.slot = DeliverySlot()
-        self.environment = Environment(
-            settings={
-                protocol: replace(
-                    settings,
-                    protocol=protocol,
-                    skip_quit_response=settings.skip_quit_response and protocol is Protocol.SMTP,
-                )
-                for protocol in Protocol
-            },
-            networks={
-                protocol: Network(
-                    NetworkSettings(
-                        endpoints=EndpointSettings(protocol=protocol, randomize=False),
-                        stagger=stagger,
-                    ),
-                    self.resolver,
-                    self.dialer,
-                    random.Random(1),
-                )
-                for protocol in Protocol
-            },
-            emit=self.events.append,
-            wall=lambda: 1_000.0,
-        )
-
-    async def play(self, scenario: Callable[[], Awaitable[object]]) -> None:
-        """Run `scenario` while the servers live; what is parked at the end is ended."""
-        async with trio.open_nursery() as nursery:
-            self.dialer.nursery = nursery
-            try:
-                await scenario()
-            finally:
-                await self.slot.aclose()
-            # Servers read to the end what was sent to them; those that hang are cut off.
-            await wait_all_tasks_blocked()
-            nursery.cancel_scope.cancel()
-
-    async def deliver(
-        self,
-        request: DeliveryRequest,
-        content: Content | None = None,
-        *,
-        kept: bool = True,
-    ) -> DeliveryResult:
-        """Inside play(): one delivery, in the world's slot unless `kept` is False."""
-        slot = self.slot if kept else None
-        began = trio.current_time()
-        result = await deliver(request, content or InlineContent(CONTENT), self.environment, slot)
-        self.took.append(trio.current_time() - began)
-        self.results.append(result)
-        return result
-
-    @property
-    def open_streams(self) -> list[trio.abc.Stream]:
-        """Streams that the client has not closed."""
-        return self.dialer.open_streams
-
-
-def make_request(
-    *addresses: str, protocol: Protocol = Protocol.SMTP, sender: str = "sender@client.example"
-) -> DeliveryRequest:
-    """A request for these recipients (default: one) at the nexthop of the world."""
-    recipients = addresses or ("a@example.com",)
-    return DeliveryRequest(
-        queue_id="Q1",
-        transport=protocol.value,
-        protocol=protocol,
-        nexthop=NEXTHOPS[protocol],
-        sender=sender,
-        recipients=tuple(
-            Recipient(address=address, key=key) for key, address in enumerate(recipients)
-        ),
-        size=len(CONTENT),
-        arrival=990.0,
-        active=999.0,
-    )
-
-
-async def deliver_one(
-    world: World, request: DeliveryRequest | None = None, content: Content | None = None
-) -> DeliveryResult:
-    """One delivery in `world` and nothing else, with its slot."""
-
-    async def scenario() -> None:
-        await world.deliver(request or make_request(), content)
-
-    await world.play(scenario)
-    return world.results[-1]
-
-
-def actions(result: DeliveryResult) -> dict[str, Action]:
-    """Who got which action."""
-    return {outcome.recipient.address: outcome.action for outcome in result.outcomes}

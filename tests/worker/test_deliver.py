@@ -12,17 +12,8 @@ from trio.testing import MockClock, trio_test
 from protocol.outcome import Action, SiteFailure
 from protocol.request import DeliveryRequest, Protocol
 from tests.worker.fake_dns import NULL_MX, servfail
-from tests.worker.peer import (
-    REFUSED,
-    Fault,
-    Late,
-    Peer,
-    Phase,
-    World,
-    actions,
-    deliver_one,
-    make_request,
-)
+from tests.worker.peer import Fault, Late, Peer, Phase
+from tests.worker.world import REFUSED, World, actions, deliver_one, make_request
 from worker.config.table_memory import Fail, Inline
 from worker.config.tables import Maps
 from worker.delivery.settings import DeliverySettings

@@ -13,7 +13,8 @@ from trio.testing import MockClock
 from protocol.outcome import Action
 from protocol.request import Protocol
 from tests.cancel_everywhere import cancel_everywhere
-from tests.worker.peer import EXTENSIONS, Late, Peer, Phase, World, make_request
+from tests.worker.peer import EXTENSIONS, Late, Peer, Phase
+from tests.worker.world import World, make_request
 from worker.content import InlineContent
 from worker.status.events import UnexpectedError
 

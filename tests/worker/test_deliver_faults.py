@@ -14,16 +14,9 @@ from trio.testing import MockClock, trio_test
 
 from protocol.outcome import Action, DeliveryResult
 from protocol.request import Protocol
-from tests.worker.peer import (
-    EXTENSIONS,
-    Answer,
-    Fault,
-    MemoryStream,
-    Peer,
-    Phase,
-    World,
-    make_request,
-)
+from tests.worker.memory_line import MemoryStream
+from tests.worker.peer import EXTENSIONS, Answer, Fault, Peer, Phase
+from tests.worker.world import World, make_request
 from worker.content import InlineContent
 from worker.status.events import UnexpectedError
 

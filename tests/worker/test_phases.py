@@ -13,20 +13,8 @@ from trio.testing import MockClock, trio_test
 from protocol import phrases
 from protocol.outcome import Action, DeliveryResult, RecipientOutcome
 from protocol.request import Protocol
-from tests.worker.peer import (
-    EXTENSIONS,
-    RELAYS,
-    Answer,
-    Fault,
-    Late,
-    Peer,
-    Phase,
-    Script,
-    World,
-    actions,
-    deliver_one,
-    make_request,
-)
+from tests.worker.peer import EXTENSIONS, Answer, Fault, Late, Peer, Phase, Script
+from tests.worker.world import RELAYS, World, actions, deliver_one, make_request
 from worker.content import InlineContent
 from worker.delivery.settings import DeliverySettings, Limits
 from worker.status.events import EndpointFailed, SessionOpened, Warned

@@ -14,7 +14,8 @@ from trio.testing import MockClock, trio_test, wait_all_tasks_blocked
 
 from protocol.outcome import Action
 from protocol.request import DeliveryRequest, Protocol
-from tests.worker.peer import EXTENSIONS, Answer, Fault, Late, Peer, Phase, World, make_request
+from tests.worker.peer import EXTENSIONS, Answer, Fault, Late, Peer, Phase
+from tests.worker.world import World, make_request
 from worker.delivery.settings import DeliverySettings
 from worker.status.events import SessionOpened, SessionReused
 

@@ -13,17 +13,8 @@ from trio.testing import MockClock, trio_test
 
 from protocol.outcome import Action
 from protocol.request import ClientFacts, Notify, Protocol, Recipient, Ret, SendOptions
-from tests.worker.peer import (
-    CONTENT,
-    EXTENSIONS,
-    Fault,
-    Peer,
-    Phase,
-    World,
-    actions,
-    deliver_one,
-    make_request,
-)
+from tests.worker.peer import EXTENSIONS, Fault, Peer, Phase
+from tests.worker.world import CONTENT, World, actions, deliver_one, make_request
 from worker.content import FileContent, InlineContent
 from worker.delivery.settings import DeliverySettings
 from worker.status.events import Warned

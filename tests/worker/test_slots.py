@@ -1,0 +1,353 @@
+"""Slot streams: frames, descriptors that travel with them, and broken ones.
+
+Real UNIX socket pairs, because descriptors travel over nothing else; nothing waits for time. Every
+test counts the open descriptors of the process before and after.
+"""
+
+import os
+import random
+import socket
+import struct
+from array import array
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import trio
+from trio.testing import trio_test
+
+from protocol.delivery_wire import encode_request, encode_result
+from protocol.errors import LocalProtocolError, RemoteProtocolError
+from protocol.outcome import Action, DeliveryResult, RecipientOutcome
+from protocol.request import DeliveryRequest
+from tests.worker.world import make_request
+from worker.content import INLINE_LIMIT, Content, FileContent, InlineContent
+from worker.queue.slot import WorkerLost
+from worker.slots import PAYLOAD_LIMIT, FrameStream, RequestStream, StreamSlot
+
+REQUEST = make_request("a@example.com", "b@example.com")
+LENGTHS = struct.Struct("!II")
+DESCRIPTOR = 0xFFFF_FFFF
+
+
+def a_result(request: DeliveryRequest) -> DeliveryResult:
+    return DeliveryResult(
+        outcomes=tuple(
+            RecipientOutcome(recipient=r, action=Action.SENT, dsn="2.0.0", reason="250 ok")
+            for r in request.recipients
+        ),
+        session_kept=True,
+    )
+
+
+def open_descriptors() -> set[str]:
+    return {path.name for path in Path("/proc/self/fd").iterdir()}
+
+
+@pytest.fixture(autouse=True)
+def no_descriptor_stays() -> Iterator[None]:
+    """Whatever a test does, the process has as many open descriptors afterwards as before."""
+    before = len(open_descriptors())
+    yield
+    assert len(open_descriptors()) == before
+
+
+def stream_pair() -> tuple[trio.socket.SocketType, trio.socket.SocketType]:
+    return trio.socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+
+
+def slot_pair() -> tuple[StreamSlot, RequestStream]:
+    queue_end, worker_end = stream_pair()
+    return StreamSlot(FrameStream(queue_end)), RequestStream(FrameStream(worker_end))
+
+
+def content_file(directory: Path, octets: bytes) -> FileContent:
+    path = directory / "content"
+    path.write_bytes(octets)
+    return FileContent(os.open(path, os.O_RDONLY))
+
+
+async def read(content: Content) -> bytes:
+    return b"".join([block async for block in content.blocks()])
+
+
+# --- the way there and back ---------------------------------------------------------------------
+
+
+@trio_test
+async def test_requests_and_results_arrive_as_they_were_sent(tmp_path: Path) -> None:
+    slot, stream = slot_pair()
+    large = b"x" * (INLINE_LIMIT + 1)
+    contents = [
+        InlineContent(b""),
+        InlineContent(b"y" * INLINE_LIMIT),
+        content_file(tmp_path, large),
+    ]
+    for sent in contents:
+        expected = sent.data if isinstance(sent, InlineContent) else large
+
+        async def send(content: Content = sent) -> None:
+            await slot.send(REQUEST, content)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(send)
+            received = await stream.next_request()
+        assert received is not None
+        request, content = received
+        assert request == REQUEST
+        assert type(content) is type(sent)
+        assert await read(content) == expected
+        content.close()
+        await stream.send_result(a_result(REQUEST))
+        assert await slot.receive() == a_result(REQUEST)
+    await slot.aclose()
+    assert await stream.next_request() is None
+    stream.close()
+
+
+@trio_test
+async def test_sending_closes_the_sender_s_descriptor(tmp_path: Path) -> None:
+    slot, stream = slot_pair()
+    content = content_file(tmp_path, b"octets")
+    await slot.send(REQUEST, content)
+    assert content.fd == -1
+    received = await stream.next_request()
+    assert received is not None
+    received[1].close()
+    stream.close()
+    content = content_file(tmp_path, b"octets")
+    with pytest.raises(WorkerLost):
+        await slot.send(REQUEST, content)
+    assert content.fd == -1
+    await slot.aclose()
+
+
+@trio_test
+async def test_two_requests_under_way_keep_their_contents_apart(tmp_path: Path) -> None:
+    slot, stream = slot_pair()
+    await slot.send(REQUEST, InlineContent(b"first"))
+    await slot.send(REQUEST, content_file(tmp_path, b"second"))
+    await slot.send(REQUEST, InlineContent(b"third"))
+    for expected in (b"first", b"second", b"third"):
+        received = await stream.next_request()
+        assert received is not None
+        assert await read(received[1]) == expected
+        received[1].close()
+    await slot.aclose()
+    stream.close()
+
+
+@trio_test
+async def test_frames_may_arrive_octet_by_octet() -> None:
+    near, far = stream_pair()
+    stream = RequestStream(FrameStream(far))
+    payload = encode_request(REQUEST)
+    frame = LENGTHS.pack(len(payload), 3) + payload + b"abc"
+
+    async def drip() -> None:
+        for octet in frame * 2:
+            await near.send(bytes([octet]))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(drip)
+        for _ in range(2):
+            received = await stream.next_request()
+            assert received == (REQUEST, InlineContent(b"abc"))
+    near.close()
+    stream.close()
+
+
+@trio_test
+async def test_a_request_that_must_not_be_sent_leaves_the_slot_usable() -> None:
+    slot, stream = slot_pair()
+    with pytest.raises(LocalProtocolError):
+        await slot.send(make_request("a\n@example.com"), InlineContent(b""))
+    await slot.send(REQUEST, InlineContent(b""))
+    await stream.next_request()
+    await stream.send_result(a_result(REQUEST))
+    assert await slot.receive() == a_result(REQUEST)
+    await slot.aclose()
+    stream.close()
+
+
+# --- broken streams -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("with_descriptor", [False, True])
+@trio_test
+async def test_a_stream_may_be_cut_at_any_octet(tmp_path: Path, with_descriptor: bool) -> None:
+    payload = encode_request(REQUEST)
+    length = DESCRIPTOR if with_descriptor else 3
+    frame = LENGTHS.pack(len(payload), length) + payload + (b"" if with_descriptor else b"abc")
+    file = content_file(tmp_path, b"octets")
+    for cut in range(1, len(frame)):
+        near, far = stream_pair()
+        stream = RequestStream(FrameStream(far))
+        head, rest = frame[: min(8, cut)], frame[8:cut]
+        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", [file.fd]))]
+        await near.sendmsg([head], rights if with_descriptor else [])
+        if rest:
+            await near.send(rest)
+        near.close()
+        with pytest.raises(RemoteProtocolError):
+            await stream.next_request()
+        stream.close()
+    file.close()
+
+
+@pytest.mark.parametrize(
+    "lengths",
+    [
+        (PAYLOAD_LIMIT + 1, 0),
+        (0xFFFF_FFFF, 0),
+        (10, INLINE_LIMIT + 1),
+        (10, DESCRIPTOR - 1),
+        (PAYLOAD_LIMIT + 1, DESCRIPTOR),
+    ],
+)
+@trio_test
+async def test_lengths_out_of_bounds_end_the_stream_before_anything_is_read(
+    lengths: tuple[int, int],
+) -> None:
+    near, far = stream_pair()
+    stream = RequestStream(FrameStream(far))
+    await near.send(LENGTHS.pack(*lengths))
+    with pytest.raises(RemoteProtocolError, match="exceeds the limit"):
+        await stream.next_request()
+    near.close()
+    stream.close()
+
+
+@trio_test
+async def test_a_frame_without_its_descriptor_ends_the_stream() -> None:
+    near, far = stream_pair()
+    stream = RequestStream(FrameStream(far))
+    payload = encode_request(REQUEST)
+    await near.send(LENGTHS.pack(len(payload), DESCRIPTOR) + payload)
+    with pytest.raises(RemoteProtocolError, match="without its descriptor"):
+        await stream.next_request()
+    near.close()
+    stream.close()
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+@trio_test
+async def test_descriptors_that_nobody_asked_for_are_closed(tmp_path: Path, at_once: bool) -> None:
+    near, far = stream_pair()
+    stream = RequestStream(FrameStream(far))
+    file = content_file(tmp_path, b"octets")
+    payload = encode_request(REQUEST)
+    frame = LENGTHS.pack(len(payload), 0) + payload
+    many = array("i", [file.fd] * (50 if at_once else 1))
+
+    async def send() -> None:
+        for octet in frame:
+            await near.sendmsg([bytes([octet])], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, many)])
+
+    errors: list[RemoteProtocolError] = []
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(send)
+        try:
+            await stream.next_request()
+        except RemoteProtocolError as exc:
+            errors.append(exc)
+        nursery.cancel_scope.cancel()
+    assert [str(error) for error in errors] == ["too many descriptors in a slot frame"]
+    file.close()
+    near.close()
+    stream.close()
+
+
+@trio_test
+async def test_a_payload_that_is_no_request_ends_the_stream_and_closes_its_content(
+    tmp_path: Path,
+) -> None:
+    near, far = stream_pair()
+    stream = RequestStream(FrameStream(far))
+    file = content_file(tmp_path, b"octets")
+    await FrameStream(near).send(b"no request", file)
+    with pytest.raises(RemoteProtocolError):
+        await stream.next_request()
+    file.close()
+    near.close()
+    stream.close()
+
+
+@trio_test
+async def test_random_octets_never_do_worse_than_end_the_stream() -> None:
+    rng = random.Random(7)
+    payload = encode_request(REQUEST)
+    frame = bytearray(LENGTHS.pack(len(payload), 3) + payload + b"abc")
+    for _ in range(300):
+        octets = bytearray(frame)
+        for _ in range(rng.randint(1, 3)):
+            octets[rng.randrange(len(octets))] = rng.randrange(256)
+        near, far = stream_pair()
+        stream = RequestStream(FrameStream(far))
+        await near.send(bytes(octets))
+        near.close()
+        try:
+            await stream.next_request()
+        except RemoteProtocolError:
+            pass
+        finally:
+            stream.close()
+
+
+# --- the queue's end ----------------------------------------------------------------------------
+
+
+@trio_test
+async def test_a_worker_that_goes_away_is_lost() -> None:
+    slot, stream = slot_pair()
+    await slot.send(REQUEST, InlineContent(b""))
+    stream.close()
+    with pytest.raises(WorkerLost):
+        await slot.receive()
+    await slot.aclose()
+
+
+@pytest.mark.parametrize("payload", [b"", b"nonsense", encode_result(a_result(make_request()))])
+@trio_test
+async def test_a_result_that_makes_no_sense_is_as_good_as_none(payload: bytes) -> None:
+    near, far = stream_pair()
+    slot, worker = StreamSlot(FrameStream(near)), FrameStream(far)
+    await slot.send(REQUEST, InlineContent(b""))
+    await worker.send(payload)
+    with pytest.raises(WorkerLost):
+        await slot.receive()
+    await slot.aclose()
+    worker.close()
+
+
+@trio_test
+async def test_an_answer_to_nothing_is_a_lost_worker(tmp_path: Path) -> None:
+    near, far = stream_pair()
+    slot, worker = StreamSlot(FrameStream(near)), FrameStream(far)
+    file = content_file(tmp_path, b"octets")
+    await worker.send(encode_result(a_result(REQUEST)), file)  # even a descriptor comes along
+    with pytest.raises(WorkerLost, match="not asked"):
+        await slot.receive()
+    file.close()
+    await slot.aclose()
+    worker.close()
+
+
+@trio_test
+async def test_nobody_listening_is_a_lost_worker(tmp_path: Path) -> None:
+    with pytest.raises(WorkerLost, match=r"no worker listens on worker\.0"):
+        await StreamSlot.connect(tmp_path / "worker.0")
+
+
+@trio_test
+async def test_a_cancelled_receive_loses_no_descriptor(tmp_path: Path) -> None:
+    near, far = stream_pair()
+    stream = RequestStream(FrameStream(far))
+    file = content_file(tmp_path, b"octets")
+    rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", [file.fd]))]
+    await near.sendmsg([LENGTHS.pack(100, DESCRIPTOR)], rights)
+    with trio.move_on_after(0.01):  # the rest of the frame never comes
+        await stream.next_request()
+    near.close()
+    stream.close()
+    file.close()
