@@ -6,7 +6,7 @@ reads no real clock and waits for no real time. `world.py` has the network to re
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import Enum
@@ -130,6 +130,7 @@ class Peer:
         self.reads_per_second = 0  # octets; 0: whatever comes
         self.links: list[Link] = []
         self.accepted: list[Message] = []
+        self._news = trio.Event()
         self._speak = trio.Event()
         self._hang_up = trio.Event()
         self._uses: dict[Phase, int] = {}
@@ -154,6 +155,16 @@ class Peer:
     def served(self) -> list[str]:
         """The recipients of all accepted messages."""
         return [recipient for message in self.accepted for recipient in message.recipients]
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        """Wait until `condition`, which is about what this server was told, holds."""
+        while not condition():
+            await self._news.wait()
+
+    def note(self) -> None:
+        """Something was told."""
+        self._news.set()
+        self._news = trio.Event()
 
     def speak_up(self) -> None:
         """Every connection, which should be idle, is told 421 and closed."""
@@ -228,6 +239,7 @@ class _Dialogue:
         while (line := await self._line()) is not None:
             self._link.commands.append(line)
             self._link.times.append(trio.current_time())
+            self._peer.note()
             await self._command(line)
 
     async def _command(self, line: str) -> None:
@@ -281,6 +293,7 @@ class _Dialogue:
         octets = octets[1:] if octets.startswith(b".") else octets
         self._link.dots += 1
         self._link.contents.append(octets)
+        self._peer.note()
         await self._after_dot(octets)
 
     async def _after_dot(self, content: bytes) -> None:
