@@ -67,7 +67,7 @@ _RECIPIENT: Final = [
 ]
 # Postfix answers with one list for the site and writes recipients' fates to other services; here
 # they follow, one list each.
-_RESULT: Final = ["status", "reason", "session_kept", "recipient_count", ""]
+_RESULT: Final = ["status", "reason", "session_kept", "stopped", "recipient_count", ""]
 _OUTCOME: Final = [
     "offset",
     "action",
@@ -266,7 +266,8 @@ def encode_result(result: DeliveryResult) -> bytes:
     site = result.site_failure
     lists = [
         f"status\0{site.dsn if site else ''}\0reason\0{_text(site.reason) if site else ''}\0"
-        f"session_kept\0{result.session_kept:d}\0recipient_count\0{len(result.outcomes)}\0\0"
+        f"session_kept\0{result.session_kept:d}\0stopped\0{result.stopped:d}\0"
+        f"recipient_count\0{len(result.outcomes)}\0\0"
     ]
     if site and not _DSN.fullmatch(site.dsn):
         raise LocalProtocolError(f"bad status {site.dsn[:100]!r} of a site failure")
@@ -312,9 +313,9 @@ def decode_result(data: bytes, request: DeliveryRequest) -> DeliveryResult:
     unknown, twice there or missing.
     """
     texts = _decoded(data, MAX_RESULT_SIZE)
-    dsn, reason, kept, count = _values(texts, 0, _RESULT)
-    if (dsn and not _DSN.fullmatch(dsn)) or kept not in _BOOLS:
-        raise _bad("status or session_kept", f"{dsn} {kept}")
+    dsn, reason, kept, stopped, count = _values(texts, 0, _RESULT)
+    if (dsn and not _DSN.fullmatch(dsn)) or kept not in _BOOLS or stopped not in _BOOLS:
+        raise _bad("status, session_kept or stopped", f"{dsn} {kept} {stopped}")
     position = 2 * len(_RESULT) - 1
     _check_count(texts, position, count, _OUTCOME)
     waiting = {recipient.key: recipient for recipient in request.recipients}
@@ -333,6 +334,7 @@ def decode_result(data: bytes, request: DeliveryRequest) -> DeliveryResult:
         outcomes=tuple([outcomes[recipient.key] for recipient in request.recipients]),
         site_failure=SiteFailure(dsn=dsn, reason=reason) if dsn else None,
         session_kept=_BOOLS[kept],
+        stopped=_BOOLS[stopped],
     )
 
 

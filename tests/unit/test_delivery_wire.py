@@ -107,6 +107,7 @@ def answered(draw: st.DrawFn) -> tuple[DeliveryRequest, DeliveryResult]:
         outcomes=tuple(draw(outcomes(recipient)) for recipient in request.recipients),
         site_failure=draw(site),
         session_kept=draw(st.booleans()),
+        stopped=draw(st.booleans()),
     )
     return request, result
 
@@ -316,6 +317,7 @@ def test_odd_fields_of_a_request_are_refused(before: bytes, after: bytes) -> Non
         (b"status\x002.0.0", b"status\x002.0"),
         (b"status\0\0", b"status\x003.0.0\0"),
         (b"session_kept\x000", b"session_kept\x002"),
+        (b"stopped\x000", b"stopped\x002"),
         (b"in_doubt\x000", b"in_doubt\0no"),
         (b"delays\x000.0/0.0/0.0/0.0", b"delays\x000.0/0.0/0.0"),
         (b"delays\x000.0/0.0/0.0/0.0", b"delays\x000.0/0.0/0.0/inf"),

@@ -26,6 +26,7 @@ class Answer:
     delay: float = 0.1  # seconds the delivery takes
     site_failure: SiteFailure | None = None
     session_kept: bool = True
+    stopped: bool = False  # the worker was told to stop before it could try
     lost: bool = False
     accepted: bool = True  # the server took the message, although the worker died
     per_recipient: dict[str, Action] = field(default_factory=dict)  # by address
@@ -147,6 +148,7 @@ class ScriptedSlot:
             outcomes=tuple(answer.outcome(recipient) for recipient in request.recipients),
             site_failure=answer.site_failure,
             session_kept=answer.session_kept,
+            stopped=answer.stopped,
         )
 
     async def aclose(self) -> None:

@@ -1023,6 +1023,19 @@ async def test_stop_lets_deliveries_under_way_finish_and_begins_no_others(
 
 
 @trio_test
+async def test_what_a_stopping_worker_did_not_try_is_due_again_and_not_in_doubt(
+    autojump_clock: MockClock,
+) -> None:
+    node = Node(lambda _: replace(DEFERRED, stopped=True, accepted=False))
+    node.submit("a@one.example")
+    async with node.running():
+        await trio.sleep(1.0)
+    again = node.store.reopened()
+    assert await again.in_doubt() == []
+    assert [m.sender for m in await again.claim(wall(), 10)] == ["me@here.example"]
+
+
+@trio_test
 async def test_stop_cuts_what_takes_longer_than_the_shutdown_timeout(
     autojump_clock: MockClock,
 ) -> None:

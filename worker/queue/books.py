@@ -86,6 +86,18 @@ class Books:
         active.undecided -= len(outcomes)
         self._queue_up(active)
 
+    def hand_in_stopped(
+        self, active: ActiveMessage, program: str, outcomes: Sequence[RecipientOutcome]
+    ) -> None:
+        """Outcomes of a request that a shutdown cut short: the deferred were not really tried.
+
+        They are written down, which clears their mark of doubt, but they end no run: the message
+        stays claimed, and so is due at once when the queue is opened again.
+        """
+        untried = [outcome for outcome in outcomes if outcome.action is Action.DEFERRED]
+        active.inbox += [(program, outcome) for outcome in untried]
+        self.hand_in(active, program, [item for item in outcomes if item not in untried])
+
     def hand_in_gone(self, active: ActiveMessage, recipients: int) -> None:
         """The message was deleted; so many of its recipients need no outcome any more."""
         active.gone = True

@@ -27,6 +27,7 @@ from worker.queue.begins import Begins
 from worker.queue.books import Books
 from worker.queue.destinations import Destination, Destinations, Feedback
 from worker.queue.patience import patiently
+from worker.queue.ramp import Ramp
 from worker.queue.records import QueuedMessage
 from worker.queue.routing import UNAVAILABLE, Route, Router, Verdict
 from worker.queue.settings import QueueSettings
@@ -85,6 +86,7 @@ class Scheduler:
         self._next_look = 0.0  # wall: when the store is looked at again without wake(); 0: now
         self._next_sweep = 0.0  # wall
         self._slots = 0
+        self._ramp = Ramp()
         self._due = trio.Event()  # there may be something to claim, and room for it
         self._turn = trio.Event()  # a destination may be given a slot
         self._no_slots = trio.Event()
@@ -272,7 +274,9 @@ class Scheduler:
                 destination = heapq.heappop(self._delayed)[2]
                 destination.paused = False
                 self._offer(destination, now)
-            while self._slots < self._settings.slot_limit:
+            while self._destinations.waiting and self._ramp.allows(
+                self._slots, self._settings.slot_limit, now
+            ):
                 chosen = self._destinations.next_turn(now)
                 if chosen is None:
                     break
@@ -281,6 +285,8 @@ class Scheduler:
                 nursery.start_soon(self._serve, chosen, chosen.take())
                 self._destinations.offer(chosen, now)  # at the end of the ring
             pause = self._delayed[0][0] - now if self._delayed else inf
+            if self._destinations.waiting and self._ramp.rises_at is not None:
+                pause = min(pause, max(0.0, self._ramp.rises_at - now))
             with trio.move_on_after(pause):
                 await self._turn.wait()
 
@@ -296,6 +302,7 @@ class Scheduler:
         finally:
             destination.busy -= 1
             self._slots -= 1
+            self._ramp.released(self._slots)
             now = self._wall()
             if destination.is_dead(now):  # what the slot put back
                 self._empty(destination)
@@ -329,7 +336,7 @@ class Scheduler:
             return None
         if (
             served >= QUANTUM
-            and self._slots >= self._settings.slot_limit
+            and self._ramp.at_ceiling(self._slots, self._settings.slot_limit)
             and self._destinations.waiting
         ):
             return None  # the others have waited long enough
@@ -343,7 +350,11 @@ class Scheduler:
 
     def delivered(self, destination: Destination, entry: Entry, result: DeliveryResult) -> None:
         """See Owner."""
-        self._books.hand_in(entry.active, destination.route.protocol.value, result.outcomes)
+        program = destination.route.protocol.value
+        if result.stopped:  # by our own shutdown: that says nothing about the destination
+            self._books.hand_in_stopped(entry.active, program, result.outcomes)
+            return
+        self._books.hand_in(entry.active, program, result.outcomes)
         failure = result.site_failure
         if failure is None:
             destination.succeeded()

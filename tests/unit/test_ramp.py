@@ -1,0 +1,50 @@
+"""The node's slow start: how the ceiling for open slots rises and falls."""
+
+from worker.queue.ramp import FREE, STEP, STEP_TIME, Ramp
+
+
+def grow(ramp: Ramp, slots: int, limit: int, now: float) -> int:
+    """Open slots until the ramp says no; how many are open then."""
+    while ramp.allows(slots, limit, now):
+        slots += 1
+    return slots
+
+
+def test_the_first_slots_are_free_and_more_wait_for_a_step() -> None:
+    ramp = Ramp()
+    assert grow(ramp, 0, 1000, now=0.0) == FREE
+    assert ramp.rises_at == STEP_TIME
+    assert grow(ramp, FREE, 1000, now=STEP_TIME / 2) == FREE
+    assert grow(ramp, FREE, 1000, now=STEP_TIME) == FREE + STEP
+    assert ramp.rises_at == 2 * STEP_TIME
+
+
+def test_ten_seconds_of_demand_reach_a_thousand_slots_and_never_the_limit_more() -> None:
+    ramp, slots, now = Ramp(), 0, 0.0
+    while now < 12.0:
+        slots = grow(ramp, slots, 1000, now)
+        now += STEP_TIME / 2
+    assert slots == 1000
+    assert ramp.at_ceiling(slots, 1000)
+    assert ramp.rises_at is None  # only a closed slot helps
+
+
+def test_a_small_limit_holds_from_the_start() -> None:
+    assert grow(Ramp(), 0, 4, now=0.0) == 4
+
+
+def test_a_freed_slot_is_given_out_again_without_a_step() -> None:
+    ramp = Ramp()
+    slots = grow(ramp, 0, 1000, now=0.0)
+    ramp.released(slots - 1)
+    assert ramp.allows(slots - 1, 1000, now=0.01)
+    assert not ramp.allows(slots, 1000, now=0.01)
+
+
+def test_a_quiet_node_starts_slowly_again() -> None:
+    ramp, slots = Ramp(), 0
+    for step in range(20):
+        slots = grow(ramp, slots, 1000, now=step * STEP_TIME)
+    assert slots > FREE
+    ramp.released(0)
+    assert grow(ramp, 0, 1000, now=100.0) == FREE
