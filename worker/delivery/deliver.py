@@ -78,12 +78,11 @@ async def deliver(
         )
         unexplained = DeliveryError("4.3.0", f"internal error: {type(exc).__name__}")
         delivery.outcomes.postponed(unexplained, SessionFacts())
-    kept = delivery.slot.holds_session
     if scope.cancelled_caught and delivery.outcomes.undecided:
         # What is left was not given a fair try: that is nobody's failure but ours.
         delivery.outcomes.postponed(STOPPED, SessionFacts())
-        return replace(delivery.result(STOPPED), session_kept=kept, stopped=True, site_failure=None)
-    return replace(delivery.result(unexplained), session_kept=kept)
+        return replace(delivery.result(STOPPED), stopped=True, site_failure=None)
+    return delivery.result(unexplained)
 
 
 class _Delivery:
@@ -115,11 +114,13 @@ class _Delivery:
 
     def result(self, unexplained: DeliveryError) -> DeliveryResult:
         """What it came to; the site failed only if nothing worked and mail is left over."""
-        result = self.outcomes.result(trio.current_time(), unexplained)
-        deferred = any(outcome.action is Action.DEFERRED for outcome in result.outcomes)
-        if self._site_failure is None or self._served or not deferred:
-            return result
-        return replace(result, site_failure=self._site_failure)
+        outcomes = self.outcomes.result(trio.current_time(), unexplained)
+        deferred = any(outcome.action is Action.DEFERRED for outcome in outcomes)
+        return DeliveryResult(
+            outcomes=outcomes,
+            site_failure=self._site_failure if deferred and not self._served else None,
+            session_kept=self.slot.holds_session,
+        )
 
     async def run(self) -> None:
         """The way of the request: the parked session, then endpoint after endpoint."""
@@ -200,10 +201,11 @@ class _Delivery:
 
         Raises StaleSession, and concludes nothing, if a reused session was dead.
         """
-        facts = replace(
-            self._facts(session.endpoint.relay),
+        facts = SessionFacts(
+            relay=session.endpoint.relay,
             conn_use=session.uses + 1,
             dsn_announced=session.capabilities.dsn,
+            setup=trio.current_time() - self._started,
         )
         try:
             self._environment.emit(news)

@@ -7,7 +7,7 @@ to it last is remembered, because that becomes its reason when no endpoint is le
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from protocol.outcome import Action, Delays, DeliveryResult, RecipientOutcome
+from protocol.outcome import Action, Delays, RecipientOutcome
 from protocol.reply import Reply
 from protocol.request import DeliveryRequest, Recipient
 from worker.errors import DeliveryError
@@ -94,14 +94,16 @@ class Outcomes:
         last = [self._last[recipient] for recipient in self.undecided if recipient in self._last]
         return list(dict.fromkeys(error.reason for error, _ in last))
 
-    def result(self, now: float, unexplained: DeliveryError) -> DeliveryResult:
-        """Decide the undecided by what happened to them last, or by `unexplained`."""
+    def result(self, now: float, unexplained: DeliveryError) -> tuple[RecipientOutcome, ...]:
+        """Decide the undecided by what happened to them last, or by `unexplained`.
+
+        One outcome per recipient of the request, in its order.
+        """
         for recipient in list(self.undecided):
             error, facts = self._last.get(recipient, (unexplained, SessionFacts()))
             action = Action.BOUNCED if error.hard else Action.DEFERRED
             self._decide(self._failure(recipient, action, error, facts, now))
-        outcomes = tuple(self._decided[recipient] for recipient in self._request.recipients)
-        return DeliveryResult(outcomes=outcomes)
+        return tuple([self._decided[recipient] for recipient in self._request.recipients])
 
     def _decide(self, outcome: RecipientOutcome) -> None:
         self.undecided.remove(outcome.recipient)  # ValueError: decided twice, a bug that must raise

@@ -8,6 +8,7 @@ reply would answer the next command.
 Start at `Conversation`; what is said in a mail transaction is in `transaction.py`.
 """
 
+import math
 import select
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -33,6 +34,9 @@ PIPELINE_WINDOW: Final = 4096
 # Octets of content between two looks at the clock. Small enough for a reader that takes 100 octets
 # a second to show progress within smtp_data_xfer_timeout; large enough not to cost anything.
 PIECE: Final = 16_384
+# A deadline is not moved for less than this (seconds): a reply would move it several times, and
+# each time costs as much as reading the reply.
+DEADLINE_SLACK: Final = 0.05
 RECEIVE_SIZE: Final = 16_384
 
 
@@ -165,6 +169,7 @@ class Conversation:
         self._stream = session.stream
         self._whole = session.settings.limits.whole_request
         self._limit = 0.0
+        self._deadline = math.inf
         self.doing = ""
         self.scope = trio.CancelScope()
 
@@ -172,7 +177,7 @@ class Conversation:
         """From now on we are `doing` this, for at most `limit` seconds."""
         self.doing = doing
         self._limit = limit
-        self.scope.deadline = trio.current_time() + limit
+        self._expire_at(trio.current_time() + limit)
 
     async def send(self, octets: bytes | bytearray | memoryview) -> None:
         """Send, in pieces, so that a slow reader is told from one that has stopped reading."""
@@ -199,7 +204,7 @@ class Conversation:
                 raise EOFError("the peer closed the connection")
             parser.receive_data(data)
             if not self._whole:
-                self.scope.deadline = trio.current_time() + self._limit
+                self._expire_at(trio.current_time() + self._limit)
         if not event.well_formed:
             self._session.unwanted = True
         return event
@@ -218,9 +223,13 @@ class Conversation:
         """The peer took `octets`: the limit starts anew, or grows by smtp_min_data_rate."""
         now = trio.current_time()
         if not self._whole:
-            self.scope.deadline = now + self._limit
+            self._expire_at(now + self._limit)
             return
         rate = self._session.settings.limits.min_data_rate
         if rate:
-            earned = self.scope.deadline + octets / rate
-            self.scope.deadline = min(earned, now + self._limit)
+            earned = self._deadline + octets / rate
+            self._expire_at(min(earned, now + self._limit))
+
+    def _expire_at(self, deadline: float) -> None:
+        if abs(deadline - self._deadline) > DEADLINE_SLACK:
+            self.scope.deadline = self._deadline = deadline

@@ -19,7 +19,7 @@ import trio
 
 from protocol import phrases
 from protocol.address import AddressError, to_ascii
-from protocol.command import Command, Data, EndOfData, Mail, Quit, Rcpt, Rset, Xforward
+from protocol.command import MAX_LINE, Command, Data, EndOfData, Mail, Quit, Rcpt, Rset, Xforward
 from protocol.data import DataEncoder
 from protocol.envelope_parameters import mail_parameters, rcpt_parameters, xforward_commands
 from protocol.errors import LocalProtocolError, RemoteProtocolError
@@ -28,7 +28,7 @@ from protocol.request import DeliveryRequest, Protocol, Recipient
 from worker.content import Content, FileContent, InlineContent
 from worker.delivery.introduction import SERVICE_CLOSING
 from worker.delivery.outcomes import Outcomes, SessionFacts
-from worker.delivery.session import PIPELINE_WINDOW, Conversation, Session
+from worker.delivery.session import PIECE, PIPELINE_WINDOW, Conversation, Session
 from worker.errors import DeliveryError, MessageRefused, SessionError
 from worker.status.events import Emit, Warned
 
@@ -125,6 +125,7 @@ class _Transaction:
         self._last = last
         self._limits = session.settings.limits
         self._lmtp = session.settings.protocol is Protocol.LMTP
+        self._utf8 = request.options.requires_smtputf8
         self._mail_refused = False
         self._accepted: list[Recipient] = []
         self._unanswered: list[Recipient] = []  # the final dot was sent for them
@@ -169,7 +170,7 @@ class _Transaction:
     def _lacks_smtputf8(self) -> bool:
         """RFC 6531 section 3.2: bounce, but only if no other exchanger is able either."""
         peer = self._session.peer
-        if not self._request.options.requires_smtputf8 or self._session.capabilities.smtputf8:
+        if not self._utf8 or self._session.capabilities.smtputf8:
             return False
         error = MessageRefused("5.6.7", f"SMTPUTF8 is required, but was not offered by host {peer}")
         self._outcomes.postponed(error, self._facts)
@@ -185,7 +186,7 @@ class _Transaction:
         """MAIL and the RCPTs of all undecided recipients whose address can be sent."""
         session, request = self._session, self._request
         announced, quote = session.capabilities, session.settings.quote_envelope
-        utf8 = request.options.requires_smtputf8
+        utf8 = self._utf8
         try:
             sender = request.sender if utf8 else to_ascii(request.sender)
             mail = Mail(sender, mail_parameters(request, announced), quote)
@@ -250,12 +251,14 @@ class _Transaction:
         if dialogue.in_step:
             flight += dialogue.send(waiting.popleft())
         if self._session.capabilities.pipelining:
-            while waiting:
-                size = len(waiting[0].to_wire())
-                if dialogue.unanswered_octets + size > PIPELINE_WINDOW:
-                    break
+            while waiting and self._fits(waiting[0]):
                 flight += dialogue.send(waiting.popleft())
         return flight
+
+    def _fits(self, command: Command) -> bool:
+        """The server's window has room for `command` behind all that is unanswered."""
+        room = PIPELINE_WINDOW - self._session.dialogue.unanswered_octets
+        return room >= MAX_LINE or room >= len(command.to_wire())
 
     def _pointless(self, waiting: Sequence[Command]) -> bool:
         """What is left to send (DATA at least) has nobody to go to."""
@@ -352,7 +355,7 @@ class _Transaction:
     async def _send_end(self, talk: Conversation, octets: bytes) -> None:
         """The last octets with the final dot, and QUIT behind it if nothing else is to come."""
         session = self._session
-        if len(octets) > PIPELINE_WINDOW:
+        if len(octets) > PIECE:
             # Only the octets around the dot put the message in doubt; those before them are
             # content, sent under the content's limit.
             view = memoryview(octets)
