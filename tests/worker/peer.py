@@ -128,6 +128,7 @@ class Peer:
         self.content_at = content_at
         self.real_sockets = real_sockets
         self.reads_per_second = 0  # octets; 0: whatever comes
+        self.read_size = 65_536  # octets taken at once
         self.links: list[Link] = []
         self.accepted: list[Message] = []
         self._news = trio.Event()
@@ -369,7 +370,7 @@ class _Dialogue:
         pace = self._peer.reads_per_second
         if pace:
             await trio.sleep(1)
-        data = await self._stream.receive_some(pace or 65_536)
+        data = await self._stream.receive_some(pace or self._peer.read_size)
         if not data:
             raise _Hangup
         self._link.segments.append(bytes(data))

@@ -17,7 +17,7 @@ from protocol.request import DeliveryRequest, Protocol
 from tests.worker.peer import EXTENSIONS, Answer, Fault, Late, Peer, Phase
 from tests.worker.world import World, make_request
 from worker.delivery.settings import DeliverySettings
-from worker.status.events import SessionOpened, SessionReused
+from worker.status.events import EndpointFailed, SessionOpened, SessionReused
 
 SETTINGS = DeliverySettings(hostname="client.example", helo_name="helo.example")
 LOCK_STEP = tuple(word for word in EXTENSIONS if word != "PIPELINING")
@@ -215,9 +215,10 @@ async def test_a_session_that_dies_at_the_next_request_costs_a_connect_and_no_de
 ) -> None:
     script = {Phase.RSET: answer} if pause else {Phase.MAIL: ["250 ok", answer, "250 ok"]}
     peer = Peer(script, extensions=extensions)
-    world = World(peer)
+    world = World(peer, session_limit=1)  # a dead session counts for nothing
     await twice(world, pause=pause)
     assert [result.outcomes[0].action for result in world.results] == [SENT, SENT]
+    assert not [event for event in world.events if isinstance(event, EndpointFailed)]
     assert [result.outcomes[0].conn_use for result in world.results] == [1, 1]
     assert len(peer.links) == 2
     assert len(peer.accepted) == 2
@@ -247,6 +248,8 @@ async def test_a_session_that_breaks_after_it_had_answered_is_no_stale_one(
     outcome = world.results[1].outcomes[0]
     assert (outcome.action, outcome.dsn) == (DEFERRED, "4.4.2")
     assert world.results[1].site_failure is not None
+    told = [event.reason for event in world.events if isinstance(event, EndpointFailed)]
+    assert told == ["lost connection with mx1.example.com[192.0.2.1] while sending RCPT TO"]
 
 
 @trio_test
