@@ -195,6 +195,7 @@ async def test_sigterm_ends_what_has_not_come_to_its_content(tmp_path: Path) -> 
         for _ in range(2):
             result = await slot.receive()
             assert (action(result), result.outcomes[0].dsn) == (DEFERRED, "4.3.2")
+            assert result.stopped
         assert await child.process.wait() == 0
 
     await play(tmp_path, peer, scenario)

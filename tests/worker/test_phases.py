@@ -321,6 +321,16 @@ async def test_garbage_bounces_nobody_while_other_replies_are_due(
         assert (outcome.action, outcome.dsn) == (Action.BOUNCED, "5.1.1")
 
 
+@WAY
+@trio_test
+async def test_garbage_before_the_content_casts_no_doubt_on_the_final_reply(
+    autojump_clock: MockClock, way: str
+) -> None:
+    world = a_world(way, a_peer(way, {Phase.MAIL: "what?\n250 ok", Phase.DOT: "550 5.7.1 no"}))
+    result = await deliver_one(world, make_request(protocol=WAYS[way][0]))
+    assert (result.outcomes[0].action, result.outcomes[0].dsn) == (Action.BOUNCED, "5.7.1")
+
+
 @trio_test
 async def test_garbage_among_final_replies_of_lmtp_puts_the_rest_in_doubt(
     autojump_clock: MockClock,

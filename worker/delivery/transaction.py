@@ -347,8 +347,7 @@ class _Transaction:
                     talk.phase(phrases.CONTENT, self._limits.data_xfer)  # reading took its time
                     await talk.send(encoder.feed(block))
         except OSError as exc:
-            # No dot may follow: the server would accept a truncated message.
-            self._session.broken = True
+            # No dot may follow, the server would accept a truncated message: the session is closed.
             reason = f"cannot read the queued message: {exc.strerror}"
             raise ContentUnreadable("4.3.0", reason) from exc
 
