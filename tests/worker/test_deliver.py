@@ -143,6 +143,14 @@ async def test_a_refused_message_goes_on_with_those_that_were_accepted(
 
 
 @trio_test
+async def test_a_site_whose_one_server_works_has_not_failed(autojump_clock: MockClock) -> None:
+    world = World(Peer({Phase.RCPT: Fault.CUT}), Peer({Phase.RCPT: GREYLIST}))
+    result = await deliver_one(world)
+    assert result.outcomes[0].dsn == "4.7.1"
+    assert result.site_failure is None
+
+
+@trio_test
 async def test_recipients_of_a_lost_dot_are_offered_to_nobody_else(
     autojump_clock: MockClock,
 ) -> None:
@@ -313,6 +321,23 @@ async def test_a_lost_dot_while_stopping_is_in_doubt_and_the_rest_ends(
         ("4.4.2", True),
     ]
     assert result.stopped
+
+
+@trio_test
+async def test_stopping_blames_no_site_that_was_not_tried_to_the_end(
+    autojump_clock: MockClock,
+) -> None:
+    world = World(REFUSED, Peer({Phase.GREETING: Fault.SILENCE}))
+
+    async def scenario() -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(world.deliver, make_request())
+            await trio.sleep(10.0)
+            world.slot.stop()
+
+    await world.play(scenario)
+    assert world.results[0].stopped
+    assert world.results[0].site_failure is None
 
 
 @trio_test

@@ -392,6 +392,17 @@ async def test_each_recipient_has_its_own_limit(autojump_clock: MockClock) -> No
 
 
 @trio_test
+async def test_each_final_reply_of_lmtp_has_its_own_limit(autojump_clock: MockClock) -> None:
+    names = [f"{name}@example.com" for name in "abc"]
+    for whole in (False, True):
+        peer = Peer({Phase.DOT: Late(599.0, "250 ok")}, lmtp=True)
+        world = World(peer, settings=replace(SETTINGS, limits=Limits(whole_request=whole)))
+        result = await deliver_one(world, make_request(*names, protocol=Protocol.LMTP))
+        assert world.took == [1797.0]
+        assert set(actions(result).values()) == {Action.SENT}
+
+
+@trio_test
 async def test_a_recipient_without_reply_makes_the_one_before_soft_too(
     autojump_clock: MockClock,
 ) -> None:
@@ -499,7 +510,7 @@ async def test_quit_costs_no_time_unless_its_reply_is_awaited(
         await world.play(scenario)
         assert world.results[0].outcomes[0].action is Action.SENT
         assert world.took == [300.0 if wait and answer is Fault.SILENCE else 0.0]
-        assert peer.verbs[-1] == "QUIT"
+        assert peer.links[0].segments[-1] == b"QUIT\r\n"  # not behind the dot, in lock-step
         assert not world.open_streams
 
 

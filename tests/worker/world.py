@@ -35,6 +35,7 @@ class FakeDialer:
 
     def __init__(self, sites: Mapping[str, Site]) -> None:
         self.sites = dict(sites)
+        self.seconds = 0.0  # that a connect takes
         self.dialled: list[tuple[float, str]] = []
         self.streams: list[trio.abc.Stream] = []  # client ends, all that were ever given out
         self.nursery: trio.Nursery | None = None  # where the peers run
@@ -42,7 +43,7 @@ class FakeDialer:
     async def dial(self, endpoint: Endpoint) -> trio.abc.Stream:
         """See `Dialer.dial`."""
         self.dialled.append((trio.current_time(), endpoint.address))
-        await trio.lowlevel.checkpoint()
+        await trio.sleep(self.seconds)
         site = self.sites.get(endpoint.address, REFUSED)
         if site is None:
             await trio.sleep_forever()

@@ -388,7 +388,6 @@ class _Transaction:
         self._session.broken = True
         if not (reply.transient or reply.permanent):
             raise RemoteProtocolError(f"unexpected reply: {reply.text}")
-        self._unanswered = []
         self._refuse(self._accepted, self._refused(reply, EndOfData()))
 
     async def _read_final_replies(self, talk: Conversation) -> None:
