@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import Enum
+from functools import partial
 
 import trio
 
@@ -133,6 +134,7 @@ class Peer:
         self.accepted: list[Message] = []
         self._news = trio.Event()
         self._speak = trio.Event()
+        self._chatter = trio.Event()
         self._hang_up = trio.Event()
         self._uses: dict[Phase, int] = {}
 
@@ -172,6 +174,11 @@ class Peer:
         self._speak.set()
         self._speak = trio.Event()
 
+    def chatter(self) -> None:
+        """Every connection, which should be idle, is told what sounds like a reply."""
+        self._chatter.set()
+        self._chatter = trio.Event()
+
     def hang_up(self) -> None:
         """Every connection is closed."""
         self._hang_up.set()
@@ -206,15 +213,17 @@ class Peer:
     async def _interrupt(self, stream: trio.abc.Stream, scope: trio.CancelScope) -> None:
         async with trio.open_nursery() as nursery:
 
-            async def on(event: trio.Event, last_words: bytes) -> None:
+            async def on(event: trio.Event, words: bytes, *, end: bool = True) -> None:
                 await event.wait()
                 with suppress(trio.BrokenResourceError):
-                    if last_words:
-                        await stream.send_all(last_words)
-                scope.cancel()
+                    if words:
+                        await stream.send_all(words)
+                if end:
+                    scope.cancel()
 
             nursery.start_soon(on, self._speak, b"421 4.3.2 going down\r\n")
             nursery.start_soon(on, self._hang_up, b"")
+            nursery.start_soon(partial(on, self._chatter, b"250 2.0.0 ok\r\n", end=False))
 
 
 class _Hangup(Exception):

@@ -296,6 +296,16 @@ async def test_a_session_that_spoke_while_idle_is_not_used() -> None:
     assert [result.outcomes[0].action for result in world.results] == [SENT, SENT]
 
 
+@trio_test
+async def test_a_yes_said_to_an_idle_session_never_answers_the_next_message() -> None:
+    peer = Peer({Phase.RCPT: ["250 ok", "550 5.1.1 who?"]}, real_sockets=True)
+    world = World(peer)
+    await twice(world, between=peer.chatter)
+    assert [link.verbs.count("MAIL") for link in peer.links] == [1, 1]
+    assert peer.links[0].verbs[-1] == "QUIT"
+    assert [result.outcomes[0].action for result in world.results] == [SENT, BOUNCED]
+
+
 @pytest.mark.parametrize("real_sockets", [False, True])
 @trio_test
 async def test_octets_behind_the_last_reply_bar_reuse(real_sockets: bool) -> None:
