@@ -240,8 +240,8 @@ async def test_descriptors_that_nobody_asked_for_are_closed(tmp_path: Path, at_o
     many = array("i", [file.fd] * (50 if at_once else 1))
 
     async def send() -> None:
-        for octet in frame:
-            await near.sendmsg([bytes([octet])], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, many)])
+        for octets in [frame] if at_once else [bytes([octet]) for octet in frame]:
+            await near.sendmsg([octets], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, many)])
 
     errors: list[RemoteProtocolError] = []
     async with trio.open_nursery() as nursery:
