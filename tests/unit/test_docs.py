@@ -166,7 +166,7 @@ def test_what_is_shown_to_be_typed_is_understood(page: Path) -> None:
 
 def test_lines_to_type_are_found_at_all() -> None:
     found = [words for page in PAGES for words in typed_lines(page)]
-    assert ["postrio", "config", "-n"] in found  # after a prompt
+    assert ["postrio", "config", "--explain", "relayhost"] in found  # after a prompt
     assert ["postrio", "queue", "delete", "ID"] in found  # in a sentence
     assert {"deliver", "check", "queue", "run"} <= {words[1] for words in found}
 
