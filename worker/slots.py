@@ -29,7 +29,8 @@ from worker.queue.slot import WorkerLost
 _LENGTHS: Final = struct.Struct("!II")  # octets of payload; octets of inline content
 _DESCRIPTOR: Final = 0xFFFF_FFFF  # instead of a content length: the content is a descriptor
 PAYLOAD_LIMIT: Final = 16 * 1024 * 1024  # some ten thousand recipients; a request has fewer
-_RECEIVE_SIZE: Final = 131_072
+# More would be fetched from the system for each read: allocators map blocks of 128 kB anew.
+_RECEIVE_SIZE: Final = 32_768
 # Descriptors that no frame has claimed yet. One may arrive with the octets before its frame, and a
 # caller keeps at most two requests unanswered: more is not our queue process.
 _UNCLAIMED_LIMIT: Final = 4

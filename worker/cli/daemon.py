@@ -1,12 +1,16 @@
 """What long-running processes (`run`, `worker`) have in common: their log and their limits."""
 
+import gc
 import resource
 from contextlib import suppress
+from typing import Final
 
 from worker.config.config import Config
 from worker.status.events import Warned
 from worker.status.sinks import LogFormat, LogSettings, open_sink, standard_error
 from worker.status.writer import LogWriter
+
+COLLECT_AFTER: Final = 50_000  # container objects made and not freed since the last collection
 
 
 class ProcessLog:
@@ -39,3 +43,13 @@ def raise_descriptor_limit() -> None:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with suppress(ValueError, OSError):  # an unlimited hard limit that the kernel does not grant
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def calm_collector() -> None:
+    """Collect cycles rarely: what a delivery makes is freed by counting references.
+
+    Called when everything is imported. The collector's own pace, made for small programs, would
+    walk over ten thousand waiting tasks again and again and find nothing.
+    """
+    gc.freeze()
+    gc.set_threshold(COLLECT_AFTER, 20, 50)

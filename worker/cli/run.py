@@ -8,7 +8,7 @@ from collections.abc import Callable
 import click
 import trio
 
-from worker.cli.daemon import ProcessLog, raise_descriptor_limit
+from worker.cli.daemon import ProcessLog, calm_collector, raise_descriptor_limit
 from worker.cli.options import config_choice, configured
 from worker.pool import Node, run_pool
 from worker.status.events import Emit
@@ -48,6 +48,7 @@ def command(context: click.Context, workers: int | None, log_format: str, *, liv
         choice.overrides.append("maillog_file=/dev/null")  # the screen is the table's
         config = choice.load()
     raise_descriptor_limit()
+    calm_collector()
     log = ProcessLog(config, LogFormat(log_format))
     count = workers or config.integer("postrio_worker_processes") or os.cpu_count() or 1
 

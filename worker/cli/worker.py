@@ -7,7 +7,7 @@ import time
 import click
 import trio
 
-from worker.cli.daemon import ProcessLog, raise_descriptor_limit
+from worker.cli.daemon import ProcessLog, calm_collector, raise_descriptor_limit
 from worker.cli.exits import CommandError
 from worker.cli.options import config_choice, configured
 from worker.delivery.deliver import Environment
@@ -41,6 +41,7 @@ def command(context: click.Context, listen_fd: int, log_format: str) -> int:
     except OSError as exc:
         raise CommandError(f"--listen-fd: {exc}", os.EX_USAGE) from exc
     raise_descriptor_limit()
+    calm_collector()
     log = ProcessLog(config, LogFormat(log_format))
     first = [config]  # the one that was just read serves the first load
 

@@ -16,6 +16,7 @@ parked and tried again with growing delays, until the writer is closed.
 import queue
 import sqlite3
 import threading
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -28,6 +29,8 @@ from worker.queue.store import StoreError, StoreFull
 Request = TypeVar("Request")
 Result = TypeVar("Result")
 
+BUSY_GROUP: Final = 4  # jobs in one group that tell of a crowd
+GATHER_TIME: Final = 0.004  # seconds in which a crowd gathers for the next group
 GROUP_LIMIT: Final = 1000  # jobs in one transaction: bounds what a crowd makes everybody wait
 
 _TRANSIENT: Final = frozenset({sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_BUSY})
@@ -174,6 +177,7 @@ class ThreadWriter:
         self._token = trio.lowlevel.current_trio_token()
         self._incoming: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()  # None: stop
         self._closed = False
+        self._group: list[_Job] = []  # under way; the writer thread's
         self._thread = threading.Thread(target=self._work, name="queue writer", daemon=True)
         self._thread.start()
 
@@ -229,15 +233,34 @@ class ThreadWriter:
     # --- in the writer thread
 
     def _work(self) -> None:
+        try:
+            self._work_on()
+        # A bug in this module: without a writer nobody may be left waiting for one.
+        except BaseException as exc:  # noqa: BLE001
+            self._closed = True
+            jobs, _ = self._take(0.001)
+            for job in (*self._group, *jobs):
+                job.error = StoreError(f"{job.operation.name}: the queue's writer failed: {exc!r}")
+            self._tell(self._warn, f"the queue's writer failed: {exc!r}")
+            self._tell(self._wake, [*self._group, *jobs])
+
+    def _work_on(self) -> None:
         parked: list[_Job] = []
         delay: float | None = None
         closing = False
+        busy = False
         while not closing:
+            if busy:
+                # More are on their way, and nobody waits who could go on alone. One larger group
+                # costs one fsync, and asleep we need no waking for each of its jobs.
+                time.sleep(GATHER_TIME)
             jobs, closing = self._take(delay)
             waiting = {id(job) for job in parked}
-            group = [*parked, *jobs]
+            group = self._group = [*parked, *jobs]
+            busy = len(group) >= BUSY_GROUP
             parked = self._committer.commit(group) if group else []
             failed = {id(job) for job in parked}
+            self._group = parked
             self._tell(self._wake, [job for job in group if id(job) not in failed])
             if not parked:
                 delay = None

@@ -10,6 +10,7 @@ many were lost is logged as soon as lines can be written again.
 
 import time
 from collections.abc import Callable, Sequence
+from math import inf
 from typing import Final
 
 import trio
@@ -20,6 +21,7 @@ from worker.status.sinks import LogFormat, LogSettings, Record, Sink
 
 BUFFER_LIMIT: Final = 50_000  # events: tens of megabytes, and seconds of a busy node
 BATCH_LIMIT: Final = 500  # events rendered in one turn of the loop: about 5 ms
+GATHER_TIME: Final = 0.02  # seconds between batches
 FINAL_LIMIT: Final = 2.0  # seconds to write what is left when the process ends
 
 
@@ -44,6 +46,7 @@ class LogWriter:
         self._ready = trio.Event()
         self._scope = trio.CancelScope(shield=True)
         self._stopping = False
+        self._written = -inf  # trio's time of the last batch
         self._reopen = False
         self._retired: list[Sink] = []  # replaced, to be closed where nothing can be using them
         self._abandoned = False  # a thread hangs in the sink: it is not ours any more
@@ -110,12 +113,17 @@ class LogWriter:
         with self._scope:
             while not self._stopping or self._buffer:
                 await self._ready.wait()
+                # A line that comes alone is written at once; in a stream of them it waits for
+                # company, because each batch is a thread woken and the interpreter handed over.
+                if not self._stopping and len(self._buffer) < BATCH_LIMIT:
+                    await trio.sleep_until(self._written + GATHER_TIME)
                 records, reported = self._take()
                 self._abandoned = True
                 await trio.to_thread.run_sync(
                     self._write, records, reported, abandon_on_cancel=True, limiter=limiter
                 )
                 self._abandoned = False
+                self._written = trio.current_time()
 
     def _write(self, records: Sequence[Record], reported: int) -> None:
         """Write one batch, counting what is lost of it; in the thread, or without a loop."""
