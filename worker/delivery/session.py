@@ -8,7 +8,6 @@ reply would answer the next command.
 Start at `Conversation`; what is said in a mail transaction is in `transaction.py`.
 """
 
-import math
 import select
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -169,7 +168,7 @@ class Conversation:
         self._stream = session.stream
         self._whole = session.settings.limits.whole_request
         self._limit = 0.0
-        self._deadline = math.inf
+        self._until = 0.0  # when this phase ends, with smtp_per_request_deadline
         self.doing = ""
         self.scope = trio.CancelScope()
 
@@ -177,19 +176,19 @@ class Conversation:
         """From now on we are `doing` this, for at most `limit` seconds."""
         self.doing = doing
         self._limit = limit
-        self._expire_at(trio.current_time() + limit)
+        self._until = trio.current_time() + limit if self._whole else 0.0
 
     async def send(self, octets: bytes | bytearray | memoryview) -> None:
         """Send, in pieces, so that a slow reader is told from one that has stopped reading."""
         if len(octets) <= PIECE:
+            self._arm()
             await self._stream.send_all(octets)
-            self._progress(len(octets))
+            if self._whole:
+                self._earn(len(octets))
             return
         view = memoryview(octets)
         for start in range(0, len(octets), PIECE):
-            piece = view[start : start + PIECE]
-            await self._stream.send_all(piece)
-            self._progress(len(piece))
+            await self.send(view[start : start + PIECE])
 
     async def say(self, command: Command) -> None:
         """Send one command."""
@@ -199,12 +198,11 @@ class Conversation:
         """The next reply on the wire, whichever command it answers."""
         parser = self._session.replies
         while (event := parser.next_event()) is NEED_DATA:
+            self._arm()
             data = await self._stream.receive_some(RECEIVE_SIZE)
             if not data:
                 raise EOFError("the peer closed the connection")
             parser.receive_data(data)
-            if not self._whole:
-                self._expire_at(trio.current_time() + self._limit)
         if not event.well_formed:
             self._session.unwanted = True
         return event
@@ -219,17 +217,18 @@ class Conversation:
         await self.say(command)
         return await self.answer()
 
-    def _progress(self, octets: int) -> None:
-        """The peer took `octets`: the limit starts anew, or grows by smtp_min_data_rate."""
-        now = trio.current_time()
-        if not self._whole:
-            self._expire_at(now + self._limit)
-            return
+    def _arm(self) -> None:
+        """Set the scope's deadline; only here, where we may have to wait.
+
+        Each read or write has the whole limit, or, with smtp_per_request_deadline, what is left
+        of it.
+        """
+        deadline = self._until if self._whole else trio.current_time() + self._limit
+        if abs(deadline - self.scope.deadline) > DEADLINE_SLACK:
+            self.scope.deadline = deadline
+
+    def _earn(self, octets: int) -> None:
+        """The peer took `octets`: smtp_min_data_rate grants time for more, up to the limit."""
         rate = self._session.settings.limits.min_data_rate
         if rate:
-            earned = self._deadline + octets / rate
-            self._expire_at(min(earned, now + self._limit))
-
-    def _expire_at(self, deadline: float) -> None:
-        if abs(deadline - self._deadline) > DEADLINE_SLACK:
-            self.scope.deadline = self._deadline = deadline
+            self._until = min(self._until + octets / rate, trio.current_time() + self._limit)
