@@ -448,12 +448,13 @@ async def test_an_unknown_order_is_an_error_and_a_broken_one_the_end(directory: 
 
 @trio_test
 async def test_strangers_are_turned_away_from_the_control_socket(
-    directory: Path, monkeypatch: pytest.MonkeyPatch
+    autojump_clock: MockClock, directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with running(directory) as queue:
         monkeypatch.setattr(listening, "peer_uid", lambda _: 12345)
         async with await queue.connect(CONTROL_SOCKET) as stream:
             assert await stream.receive_some() == b""
+        assert trio.current_time() == 0.0  # at once, not when it has been silent for too long
         assert queue.events == [Warned("uid 12345 was turned away from the control socket")]
 
 

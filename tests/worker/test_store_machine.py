@@ -239,18 +239,23 @@ class StoreMachine(RuleBasedStateMachine):
 
     # --- what operators do
 
+    # One rule for all of them: the way of a message should be taken more often than a turn off it.
+    @precondition(lambda self: self.messages)
+    @rule(data=st.data())
+    def operate(self, data: st.DataObject) -> None:
+        orders = [self._hold, self._release, self._make_due, self._requeue, self._delete]
+        data.draw(st.sampled_from(orders))(self._some(data))
+
     def _some(self, data: st.DataObject) -> list[str] | None:
-        if not self.messages or data.draw(st.booleans()):
+        if data.draw(st.integers(0, 9)) == 0:
             return None
-        return data.draw(st.lists(st.sampled_from(sorted(self.messages)), unique=True))
+        return data.draw(st.lists(st.sampled_from(sorted(self.messages)), max_size=2, unique=True))
 
     def _chosen(self, queue_ids: list[str] | None) -> dict[str, Message]:
         chosen = self.messages if queue_ids is None else queue_ids
         return {queue_id: self.messages[queue_id] for queue_id in chosen}
 
-    @rule(data=st.data())
-    def hold(self, data: st.DataObject) -> None:
-        queue_ids = self._some(data)
+    def _hold(self, queue_ids: list[str] | None) -> None:
         changed = []
         for queue_id, message in self._chosen(queue_ids).items():
             if message.state in WAITING:
@@ -261,9 +266,7 @@ class StoreMachine(RuleBasedStateMachine):
                 changed.append(queue_id)
         assert sorted(self.run(SqliteStore.hold, queue_ids)) == sorted(changed)
 
-    @rule(data=st.data())
-    def release(self, data: st.DataObject) -> None:
-        queue_ids = self._some(data)
+    def _release(self, queue_ids: list[str] | None) -> None:
         changed = []
         for queue_id, message in self._chosen(queue_ids).items():
             if message.state is MessageState.HOLD:
@@ -276,9 +279,7 @@ class StoreMachine(RuleBasedStateMachine):
                 changed.append(queue_id)
         assert sorted(self.run(SqliteStore.release, queue_ids, self.now)) == sorted(changed)
 
-    @rule(data=st.data())
-    def make_due(self, data: st.DataObject) -> None:
-        queue_ids = self._some(data)
+    def _make_due(self, queue_ids: list[str] | None) -> None:
         changed = []
         for queue_id, message in self._chosen(queue_ids).items():
             if message.state in WAITING and message.due > self.now:
@@ -286,9 +287,7 @@ class StoreMachine(RuleBasedStateMachine):
                 changed.append(queue_id)
         assert sorted(self.run(SqliteStore.make_due, queue_ids, self.now)) == sorted(changed)
 
-    @rule(data=st.data())
-    def requeue(self, data: st.DataObject) -> None:
-        queue_ids = self._some(data)
+    def _requeue(self, queue_ids: list[str] | None) -> None:
         changed = []
         for queue_id, message in self._chosen(queue_ids).items():
             if message.state is not MessageState.ACTIVE:
@@ -299,9 +298,7 @@ class StoreMachine(RuleBasedStateMachine):
                 changed.append(queue_id)
         assert sorted(self.run(SqliteStore.requeue, queue_ids, self.now)) == sorted(changed)
 
-    @rule(data=st.data())
-    def delete(self, data: st.DataObject) -> None:
-        queue_ids = self._some(data)
+    def _delete(self, queue_ids: list[str] | None) -> None:
         chosen = self._chosen(queue_ids)
         assert sorted(self.run(SqliteStore.delete, queue_ids)) == sorted(chosen)
         for queue_id in chosen:
@@ -309,6 +306,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     # --- the process ends
 
+    @precondition(lambda self: self.active)  # that is when it matters
     @rule(properly=st.booleans())
     def restart(self, properly: bool) -> None:
         if properly:
@@ -363,8 +361,8 @@ class StoreMachine(RuleBasedStateMachine):
 
 TestStoreMachine = StoreMachine.TestCase
 TestStoreMachine.settings = settings(
-    max_examples=30,
-    stateful_step_count=30,
+    max_examples=60,
+    stateful_step_count=40,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow],  # every step waits for the disk
 )

@@ -3,8 +3,9 @@
 import os
 import sqlite3
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing, suppress
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from worker.queue.queue_id import make_queue_id, row_of
 from worker.queue.records import Finish, MessageState, Submission
 from worker.queue.sqlite import SqliteStore, StoreSettings, open_store
 from worker.queue.store import Settlement, StoreError, StoreFull, StoreLocked
+from worker.queue.transactions import NewMessage
 from worker.queue.writer import RetryDelays
 
 NOW = 1_800_000_000.0
@@ -417,6 +419,65 @@ async def test_too_little_free_space_refuses_submissions_but_not_outcomes(
         )
         await store.settle(message.id, [Settlement(done)], Finish(message_id=message.id))
         assert await store.summaries() == []
+
+
+# --- what it costs, and what comes first ---
+
+
+@trio_test
+async def test_claiming_looks_only_at_what_is_due_however_long_the_queue(
+    directory: Path,
+) -> None:
+    """The steps of SQLite's machine are counted, not time."""
+    steps: list[int] = []
+    async with await open_store(directory, threads=False) as store:
+        for waiting in (10, 2000):
+            database = store._opening.connections[0]
+            database.execute(
+                """WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < ?)
+                INSERT INTO message SELECT 1000000 + (SELECT count(*) FROM message) + i,
+                    1000000, 'q', 1, 0, ? + i, NULL, 1, 0, 0, 0, 0, '', 0, 0, '', '', '' FROM n""",
+                (waiting, NOW + 1000.0),
+            )
+            await put(store)
+            counted = 0
+
+            def count() -> int:
+                nonlocal counted
+                counted += 1
+                return 0
+
+            database.set_progress_handler(count, 1)
+            assert len(await store.claim(NOW, 10)) == 1
+            database.set_progress_handler(None, 1)
+            steps.append(counted)
+    assert steps[1] < steps[0] * 2
+
+
+@trio_test
+async def test_a_large_content_is_on_disk_before_its_row_is(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[str] = []
+    fsync = os.fsync
+
+    def record(fd: int) -> None:
+        synced.append(str(Path(f"/proc/self/fd/{fd}").readlink()))
+        fsync(fd)
+
+    async with await open_store(directory, threads=False) as store:
+        monkeypatch.setattr(os, "fsync", record)
+        operation = store._submit
+
+        def check(database: sqlite3.Connection, requests: Sequence[NewMessage]) -> list[str]:
+            [file] = content_files(directory)
+            assert synced == [str(directory / "content"), str(file), str(file.parent)]
+            synced.clear()
+            return operation.run(database, requests)
+
+        monkeypatch.setattr(store, "_submit", replace(operation, run=check))
+        await put(store, b"x" * 100_000)
+        assert synced == []  # it was looked at
 
 
 # --- queue ids --------------------------------------------------------------------------------

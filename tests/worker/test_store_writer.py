@@ -163,6 +163,21 @@ async def test_a_job_that_insists_fails_at_once_when_no_waiting_can_help(tmp_pat
         assert one.warnings == []
 
 
+@trio_test
+async def test_nobody_waits_for_a_writer_that_a_bug_has_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(_self: Committer, _jobs: Sequence[object]) -> None:
+        raise RuntimeError("a bug of ours")
+
+    async with bench(tmp_path) as one:
+        monkeypatch.setattr(Committer, "commit", broken)
+        for _ in range(2):
+            with pytest.raises(StoreError, match=r"a bug of ours|is closed"):
+                await one.writer.perform(one.insert, "a")
+        assert one.warnings == ["the queue's writer failed: RuntimeError('a bug of ours')"]
+
+
 def test_delays_double_up_to_the_longest_and_start_over() -> None:
     delays = RetryDelays(first=1.0, longest=5.0)
     assert [delays.next() for _ in range(5)] == [1.0, 2.0, 4.0, 5.0, 5.0]
