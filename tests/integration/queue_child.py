@@ -152,20 +152,8 @@ async def large(directory: Path) -> None:
             content.close()
         [message] = await store.claim(2 * NOW, 1)
     say("octets", octets, message.size)
-    say("memory", peak_memory())
-
-
-def peak_memory() -> int:
-    """Most memory this program ever had, in kilobytes.
-
-    Not ru_maxrss: that of a child begins with what its parent had.
-    """
-    [line] = [
-        line
-        for line in Path("/proc/self/status").read_text().splitlines()
-        if line.startswith("VmHWM:")
-    ]
-    return int(line.split()[1])
+    # Not ru_maxrss: that of a child begins with what its parent had.
+    say("memory", peak_memory(os.getpid()) // 1024)
 
 
 def main() -> None:

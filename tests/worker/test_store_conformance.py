@@ -324,6 +324,18 @@ async def test_an_outcome_ends_the_doubt_unless_it_is_doubtful_itself(
 
 
 @trio_test
+async def test_what_is_settled_cannot_come_into_doubt(make_store: MakeStore) -> None:
+    async with await make_store() as store:
+        await put(store, envelope("a@example.org", "b@example.org"))
+        message = await claim_one(store)
+        failed = Settlement(outcome(message.recipients[0], Action.BOUNCED), report=True)
+        await store.settle(message.id, [failed])
+        await begin(store, message)  # both of them, though one is settled
+    async with await make_store() as store:
+        assert [address for _, address in await store.in_doubt()] == ["b@example.org"]
+
+
+@trio_test
 async def test_begin_returns_contents_in_order_and_none_for_a_deleted_message(
     make_store: MakeStore,
 ) -> None:

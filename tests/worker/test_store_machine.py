@@ -120,14 +120,13 @@ class StoreMachine(RuleBasedStateMachine):
     def claim(self, limit: int, recipient_limit: int, pause: int) -> None:
         self.now += pause
         due = [
-            (message.due, queue_id)
+            queue_id
             for queue_id, message in self.messages.items()
             if message.state in WAITING and message.due <= self.now
         ]
+        due.sort(key=lambda queue_id: self.messages[queue_id].due)  # then in order of acceptance
         claimed = self.run(SqliteStore.claim, self.now, limit, recipient_limit=recipient_limit)
-        assert sorted(one.queue_id for one in claimed) == sorted(
-            queue_id for _, queue_id in sorted(due)[:limit]
-        )
+        assert sorted(one.queue_id for one in claimed) == sorted(due[:limit])
         for one in claimed:
             message = self.messages[one.queue_id]
             self._learn_keys(one, message)

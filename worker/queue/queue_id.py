@@ -3,7 +3,7 @@
 The form is that of Postfix's long queue ids (`enable_long_queue_ids`), so that log tools that know
 those know ours: time of arrival, then `z`, then a number. The number is the message's row id, which
 a queue never hands out twice; the time keeps ids apart when a queue directory is made anew. Ids of
-one queue sort by time of arrival, as text too.
+one queue sort by time of arrival, as text too (those of the same microsecond do not).
 """
 
 from typing import Final

@@ -147,7 +147,7 @@ class Transactions:
         """Mark recipients as being attempted; returns the contents."""
         attempts = [attempt for request in requests for attempt in request]
         keys = json.dumps([key for _, some in attempts for key in some])
-        database.execute(f"UPDATE recipient SET begun = 1 WHERE id {_IN}", (keys,))
+        database.execute(f"UPDATE recipient SET begun = 1 WHERE settled = 0 AND id {_IN}", (keys,))
         contents = find_contents(database, {message_id for message_id, _ in attempts})
         return [[contents.get(message_id) for message_id, _ in request] for request in requests]
 
