@@ -1,9 +1,9 @@
 """A worker process: serves slots until told to stop.
 
 It listens on an inherited UNIX socket; every connection is one slot of the queue process: requests
-in, results out, one after another. Start at `run_worker`. Its standard input is the lifeline: the
-end of file there means that the queue process is gone, and with it everybody who could record an
-outcome, so everything is cut off at once.
+in, results out, one after another. Start at `run_worker`. Its standard input is the lifeline:
+octets there ask for a reload; the end of file means that the queue process is gone, and with it
+everybody who could record an outcome, so everything is cut off at once.
 
 SIGTERM: deliveries whose content is under way finish within `postrio_shutdown_timeout`, the others
 end now and are reported as stopped. SIGHUP: later requests see the new configuration.
@@ -14,6 +14,7 @@ import signal
 import socket
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Final
 
 import trio
@@ -26,6 +27,7 @@ from worker.delivery.slot import DeliverySlot
 from worker.slots import FrameStream, RequestStream
 from worker.status.events import Emit, Noted, UnexpectedError, Warned
 
+LIFELINE_READ: Final = 64  # octets: any number of reloads asked for together is one
 ACCEPT_PAUSE: Final = 0.1  # seconds to wait when no descriptor is left for another slot
 STOP_PAUSE: Final = 1.0  # seconds in which a request that was on its way may still arrive
 
@@ -147,7 +149,12 @@ async def run_worker(
                     # SIGINT comes from a terminal to the whole group: the parent decides.
 
             async def watch_lifeline() -> None:
-                await trio.lowlevel.wait_readable(0)  # nothing is ever written there: the end
+                # Reloads come this way and not as SIGHUP, because a signal that finds no handler
+                # yet ends the process.
+                async with trio.lowlevel.FdStream(os.dup(0)) as lifeline:
+                    with suppress(trio.BrokenResourceError):
+                        while await lifeline.receive_some(LIFELINE_READ):
+                            worker.reload()
                 nursery.cancel_scope.cancel()
 
             nursery.start_soon(watch_signals)

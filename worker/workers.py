@@ -6,11 +6,12 @@ again, after a pause that doubles with every early end, so that a crash loop is 
 not spin.
 """
 
+import os
 import signal
 import socket
-import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -23,6 +24,7 @@ from worker.queue.listening import socket_address
 from worker.slots import StreamSlot
 from worker.status.events import Emit, Noted, Warned
 
+RELOAD: Final = b"R"  # on the lifeline (worker.py)
 BACKLOG: Final = 1024  # slots that may be opened while a worker is busy or restarting
 FIRST_PAUSE: Final = 1.0  # seconds before a worker that ended early is started again
 LONGEST_PAUSE: Final = 60.0
@@ -39,6 +41,7 @@ class WorkerProcess:
         self._command = command
         self._emit = emit
         self._process: trio.Process | None = None
+        self._lifeline = -1  # our end of its standard input: closed, it knows that we are gone
         self._stop = trio.Event()
         path.unlink(missing_ok=True)
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -66,13 +69,25 @@ class WorkerProcess:
             self.path.unlink(missing_ok=True)
 
     async def _run_once(self) -> int:
+        """From start to end of one process; its exit status."""
         descriptor = self._listener.fileno()
-        process = await trio.lowlevel.open_process(
-            [*self._command, "--listen-fd", str(descriptor)],
-            stdin=subprocess.PIPE,  # the lifeline: its end tells the worker that we are gone
-            pass_fds=[descriptor],
-        )
-        self._process = process
+        lifeline, self._lifeline = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        try:
+            try:
+                self._process = await trio.lowlevel.open_process(
+                    [*self._command, "--listen-fd", str(descriptor)],
+                    stdin=lifeline,
+                    pass_fds=[descriptor],
+                )
+            finally:
+                os.close(lifeline)
+            return await self._wait(self._process)
+        finally:
+            self._process = None
+            os.close(self._lifeline)
+            self._lifeline = -1
+
+    async def _wait(self, process: trio.Process) -> int:
         try:
             return await process.wait()
         except BaseException:
@@ -81,10 +96,6 @@ class WorkerProcess:
             with trio.CancelScope(shield=True):
                 await process.wait()
             raise
-        finally:
-            self._process = None
-            if process.stdin is not None:
-                await trio.aclose_forcefully(process.stdin)
 
     def _describe(self, status: int) -> str:
         if status < 0:
@@ -95,6 +106,12 @@ class WorkerProcess:
         """Ask it to finish (SIGTERM); supervise() returns when it has."""
         self._stop.set()
         self.send_signal(signal.SIGTERM)
+
+    def reload(self) -> None:
+        """Ask it, if it runs, to read the configuration again; also while it is starting."""
+        if self._lifeline >= 0:
+            with suppress(OSError):  # it has just ended, or has thousands of requests unread
+                os.write(self._lifeline, RELOAD)
 
     def send_signal(self, number: signal.Signals) -> None:
         """Send a signal if the process runs."""
@@ -127,7 +144,7 @@ class Workers:
     def reload(self) -> None:
         """Have all of them read the configuration again."""
         for process in self._processes:
-            process.send_signal(signal.SIGHUP)
+            process.reload()
 
     async def open_slot(self) -> "CountedSlot":
         """A slot at the worker that serves the fewest. Raises WorkerLost."""

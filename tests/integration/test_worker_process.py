@@ -28,6 +28,7 @@ from worker.content import InlineContent
 from worker.queue.slot import WorkerLost
 from worker.slots import StreamSlot
 from worker.worker import inherited_listener
+from worker.workers import RELOAD
 
 ROOT = Path(__file__).parents[2]
 SENT, DEFERRED = Action.SENT, Action.DEFERRED
@@ -305,3 +306,16 @@ def test_only_a_listening_unix_socket_is_taken_over() -> None:
     pair = socket.socketpair()
     with pair[0], pair[1], pytest.raises(OSError, match="not a listening UNIX socket"):
         inherited_listener(pair[0].fileno())
+
+
+@trio_test
+async def test_a_reload_asked_for_while_the_worker_starts_is_not_lost(tmp_path: Path) -> None:
+    async def scenario(child: Child) -> None:
+        assert child.process.stdin is not None
+        await child.process.stdin.send_all(RELOAD)  # nothing was awaited: it may just be forking
+        await child.said("configuration reloaded")
+        slot = await child.slot()
+        await slot.send(child.request(), InlineContent(b"body\n"))
+        assert action(await slot.receive()) is SENT
+
+    await play(tmp_path, Peer(), scenario)
