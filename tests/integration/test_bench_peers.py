@@ -11,8 +11,6 @@ from bench.postfix_instance import PostfixError, PostfixInstance, missing_progra
 
 LIMIT = 20.0  # seconds: far more than a delivery takes
 
-needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="Postfix's master needs root")
-
 
 def processes_of(directory: Path) -> list[str]:
     """Command lines that name a directory."""
@@ -27,8 +25,7 @@ def processes_of(directory: Path) -> list[str]:
     return found
 
 
-@needs_root
-@pytest.mark.peer("postfix", "master", "smtpd")
+@pytest.mark.peer("root", "postfix", "master", "smtpd")
 def test_what_postfix_received_is_what_was_submitted_and_nothing_stays() -> None:
     content = b"Subject: x\r\n\r\n.dot\r\n..two\r\n\xe9 eight bits\r\n" + b"x" * 3000 + b"\r\n"
     with PostfixInstance(main_cf={"myhostname": "changed.example"}) as postfix:
@@ -44,8 +41,7 @@ def test_what_postfix_received_is_what_was_submitted_and_nothing_stays() -> None
     assert not processes_of(directory)
 
 
-@needs_root
-@pytest.mark.peer("postfix", "master")
+@pytest.mark.peer("root", "postfix", "master")
 def test_a_postfix_that_does_not_start_says_why_and_leaves_nothing() -> None:
     postfix = PostfixInstance(master_cf=["broken line"])
     with pytest.raises(PostfixError, match="master"), postfix:
@@ -54,8 +50,7 @@ def test_a_postfix_that_does_not_start_says_why_and_leaves_nothing() -> None:
     assert not processes_of(postfix.directory)
 
 
-@needs_root
-@pytest.mark.peer("postfix", "master")
+@pytest.mark.peer("root", "postfix", "master")
 def test_a_directory_closed_to_others_is_refused_by_name(tmp_path: Path) -> None:
     closed = tmp_path / "closed"
     closed.mkdir(mode=0o700)
@@ -67,7 +62,6 @@ def test_an_ordinary_user_is_told_that_root_is_needed() -> None:
     assert ("root" in missing_program()) is (os.geteuid() != 0)
 
 
-@needs_root
 @pytest.mark.peer("smtp-sink")
 def test_the_counting_sink_counts() -> None:
     with CountingSink() as sink:

@@ -1,6 +1,5 @@
 """Deliveries to a real Postfix smtpd(8), an own instance that stores what it gets."""
 
-import os
 import re
 import shutil
 from collections.abc import Iterator
@@ -19,10 +18,7 @@ from tests.integration.corpus import (
     write_corpus,
 )
 
-pytestmark = [
-    pytest.mark.peer("postfix", "master", "smtpd"),
-    pytest.mark.skipif(os.geteuid() != 0, reason="Postfix's master needs root"),
-]
+pytestmark = pytest.mark.peer("root", "postfix", "master", "smtpd")
 
 LIMIT = 40.0  # seconds for Postfix to deliver what it took
 
