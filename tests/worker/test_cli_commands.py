@@ -321,9 +321,3 @@ def _recipients(message: dict[str, object]) -> list[dict[str, object]]:
 
 
 # --- the manual --------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("command", COMMANDS)
-def test_the_manual_page_has_every_command(command: str) -> None:
-    page = Path(worker.cli.__file__).parents[2] / "docs" / "man" / "postrio.1"
-    assert f"\\fB{command}" in page.read_text()
