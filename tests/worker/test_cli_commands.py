@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -190,6 +191,14 @@ def test_check_finds_a_damaged_queue(shell: Shell) -> None:
     (shell.queue / "queue.sqlite3").write_bytes(b"garbage" * 1000)
     ended = shell.postrio("check")
     assert ended.status == 78
+    assert "is not a queue database" in ended.err
+
+
+def test_a_damaged_queue_ends_a_command_with_a_permanent_status(shell: Shell) -> None:
+    shell.postrio("send", "b@y.example", stdin=MESSAGE)
+    (shell.queue / "queue.sqlite3").write_bytes(b"garbage" * 1000)
+    ended = shell.postrio("queue", "list")
+    assert ended.status == os.EX_DATAERR
     assert "is not a queue database" in ended.err
 
 

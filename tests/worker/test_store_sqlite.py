@@ -18,7 +18,7 @@ from worker.queue import schema
 from worker.queue.queue_id import make_queue_id, row_of
 from worker.queue.records import Finish, MessageState, Submission
 from worker.queue.sqlite import SqliteStore, StoreSettings, open_store
-from worker.queue.store import Settlement, StoreError, StoreFull, StoreLocked
+from worker.queue.store import Settlement, StoreError, StoreFull, StoreLocked, StoreUnusable
 from worker.queue.transactions import NewMessage
 from worker.queue.writer import RetryDelays
 
@@ -139,7 +139,7 @@ async def test_a_queue_of_a_newer_version_names_who_made_it(directory: Path) -> 
         database.execute("PRAGMA user_version = 1234")
         database.commit()
     before = snapshot(directory)
-    with pytest.raises(StoreError, match=r"made by postrio 99\.1 \(schema 1234"):
+    with pytest.raises(StoreUnusable, match=r"made by postrio 99\.1 \(schema 1234"):
         await open_store(directory)
     assert snapshot(directory) == before
 
@@ -152,7 +152,7 @@ async def test_the_database_of_another_program_is_left_alone(directory: Path) ->
         database.execute("CREATE TABLE message (text TEXT)")
         database.commit()
     before = snapshot(directory)
-    with pytest.raises(StoreError, match="another program"):
+    with pytest.raises(StoreUnusable, match="another program"):
         await open_store(directory)
     assert snapshot(directory) == before
 
@@ -214,7 +214,7 @@ def test_several_migrations_follow_each_other(old_database: sqlite3.Connection) 
 def test_a_version_without_a_way_to_ours_says_what_to_do(
     old_database: sqlite3.Connection,
 ) -> None:
-    with pytest.raises(StoreError, match="let the version that made it deliver"):
+    with pytest.raises(StoreUnusable, match="let the version that made it deliver"):
         schema.prepare_database(old_database, "postrio 2.0", version=2, migrations={0: MIGRATION})
     assert schema.user_version(old_database) == 0
 
@@ -227,7 +227,7 @@ def test_a_version_without_a_way_to_ours_says_what_to_do(
 async def test_a_file_that_is_no_database_is_left_alone(directory: Path, octets: bytes) -> None:
     make_file(directory / schema.DATABASE, octets)
     before = snapshot(directory)
-    with pytest.raises(StoreError, match="not a queue database"):
+    with pytest.raises(StoreUnusable, match="not a queue database"):
         await open_store(directory)
     assert snapshot(directory) == before
 
@@ -248,9 +248,22 @@ async def test_a_damaged_database_is_left_alone(directory: Path, table: str) -> 
     await make_queue(directory, messages=200)
     overwrite(directory / schema.DATABASE, table)
     before = snapshot(directory)
-    with pytest.raises(StoreError, match="damaged"):
+    with pytest.raises(StoreUnusable, match="damaged"):
         await open_store(directory)
     assert snapshot(directory) == before
+
+
+@trio_test
+async def test_a_database_that_somebody_has_locked_is_not_called_damaged(directory: Path) -> None:
+    await make_queue(directory)
+    with closing(sqlite3.connect(directory / schema.DATABASE, isolation_level=None)) as database:
+        database.execute("PRAGMA locking_mode = EXCLUSIVE")
+        database.execute("BEGIN EXCLUSIVE")
+        database.execute("UPDATE sequence SET next = next + 1")  # writes the WAL
+        with pytest.raises(StoreError, match="locked") as caught:
+            schema.check_database(directory / schema.DATABASE)
+        assert not isinstance(caught.value, StoreUnusable)
+        database.execute("ROLLBACK")
 
 
 @trio_test

@@ -112,8 +112,9 @@ def _expected(error: BaseException) -> int | None:
 
 def _expected_kinds() -> Iterator[tuple[type[BaseException], int]]:
     from worker.config.problems import ConfigError
-    from worker.queue.store import StoreError, SubmissionRefused
+    from worker.queue.store import StoreError, StoreUnusable, SubmissionRefused
 
     yield ConfigError, os.EX_CONFIG
     yield SubmissionRefused, os.EX_DATAERR
+    yield StoreUnusable, os.EX_DATAERR  # before its base: trying again does not help
     yield StoreError, os.EX_TEMPFAIL

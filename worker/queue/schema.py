@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import quote
 
-from worker.queue.store import StoreError
+from worker.queue.store import StoreError, StoreUnusable
 
 APPLICATION_ID: Final = 0x706F5351  # "poSQ"
 SCHEMA_VERSION: Final = 1
@@ -20,6 +20,16 @@ OLDEST_SQLITE: Final = (3, 37, 0)  # STRICT tables; RETURNING came in 3.35
 PAGE_SIZE: Final = 4096  # octets; SQLite's default, of which DiskSpace should be sure
 DATABASE: Final = "queue.sqlite3"
 _MAGIC: Final = b"SQLite format 3\0"
+
+# Failures that say nothing about what is in the file. Whatever else comes from reading a file that
+# begins as a database is damage: a page of garbage can give almost any other error.
+_PASSING: Final = frozenset(
+    {
+        *(sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_PROTOCOL),
+        *(sqlite3.SQLITE_IOERR, sqlite3.SQLITE_FULL, sqlite3.SQLITE_NOMEM),
+        *(sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM, sqlite3.SQLITE_READONLY),
+    }
+)
 
 # Message states as stored; records.MessageState has the names. The numbers matter: `state < 2` is
 # "waits for its time" and the condition of the index that claim() and next_due() live from.
@@ -82,8 +92,8 @@ MIGRATIONS: Final[Mapping[int, Migration]] = {}
 def check_database(path: Path, version: int = SCHEMA_VERSION) -> bool:
     """True if there is a queue database that we can use, False if there is none yet.
 
-    Changes nothing. Raises StoreError if the file is no queue of ours, damaged, or newer than
-    `version`.
+    Changes nothing. Raises StoreUnusable if the file is no queue of ours, damaged, or newer than
+    `version`; StoreError if it cannot be read now.
     """
     try:
         with path.open("rb") as file:
@@ -95,7 +105,7 @@ def check_database(path: Path, version: int = SCHEMA_VERSION) -> bool:
     if not head:
         return False  # killed between creating the file and writing to it
     if head != _MAGIC:
-        raise StoreError(
+        raise StoreUnusable(
             f"{path} is not a queue database (it does not begin as one); move it away, or restore"
             " it from a backup"
         )
@@ -106,7 +116,9 @@ def check_database(path: Path, version: int = SCHEMA_VERSION) -> bool:
         with closing(sqlite3.connect(f"file:{quote(str(path))}?{mode}", uri=True)) as database:
             return _check(database, path, version)
     except sqlite3.Error as exc:
-        raise StoreError(f"the queue database {path} is damaged: {exc}") from exc
+        if getattr(exc, "sqlite_errorcode", 0) & 0xFF in _PASSING:
+            raise StoreError(f"cannot read the queue database {path}: {exc}") from exc
+        raise StoreUnusable(f"the queue database {path} is damaged: {exc}") from exc
 
 
 def _check(database: sqlite3.Connection, path: Path, version: int) -> bool:
@@ -115,10 +127,10 @@ def _check(database: sqlite3.Connection, path: Path, version: int) -> bool:
     if not tables and not application:
         return False  # killed while the schema was being written
     if application != APPLICATION_ID:
-        raise StoreError(f"{path} is the database of another program; nothing was changed")
+        raise StoreUnusable(f"{path} is the database of another program; nothing was changed")
     if found > version:
         (maker,) = database.execute("SELECT version FROM made_by").fetchone()
-        raise StoreError(
+        raise StoreUnusable(
             f"the queue database {path} was made by {maker} (schema {found}; this program knows up"
             f" to {version}): use that version or a later one"
         )
@@ -127,7 +139,7 @@ def _check(database: sqlite3.Connection, path: Path, version: int) -> bool:
     for table in ("message", "recipient"):
         (verdict,) = database.execute(f"PRAGMA quick_check({table})").fetchone()
         if verdict != "ok":
-            raise StoreError(f"the queue database {path} is damaged: {verdict.splitlines()[-1]}")
+            raise StoreUnusable(f"the queue database {path} is damaged: {verdict.splitlines()[-1]}")
     return True
 
 
@@ -141,7 +153,7 @@ def prepare_database(
 ) -> None:
     """Create the tables, or bring those of an older version up to date, in one transaction.
 
-    `program`: name and version of this program. Raises StoreError if there is no way from the
+    `program`: name and version of this program. Raises StoreUnusable if there is no way from the
     version found; sqlite3.Error. Then nothing was changed.
     """
     database.execute("BEGIN IMMEDIATE")
@@ -168,7 +180,7 @@ def prepare_database(
 def _steps(found: int, version: int, migrations: Mapping[int, Migration]) -> list[str]:
     missing = [step for step in range(found, version) if step not in migrations]
     if missing:
-        raise StoreError(
+        raise StoreUnusable(
             f"the queue database has schema {found}, from which this program cannot migrate to"
             f" {version}: let the version that made it deliver what is queued"
         )

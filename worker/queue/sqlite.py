@@ -120,7 +120,8 @@ async def open_store(
 
     `warn` gets a sentence about trouble that the store deals with by itself. `wall`: when notices
     arrive. Without `threads` all work is done in the trio thread, for simulations on a virtual
-    clock. Raises StoreLocked, StoreFull, StoreError; an existing queue is left as it was then.
+    clock. Raises StoreLocked, StoreFull, StoreUnusable, StoreError; an existing queue is left as it
+    was then.
     """
     call: InThread = in_thread if threads else at_once
     opening = _Opening(directory)

@@ -34,6 +34,10 @@ class StoreLocked(StoreError):
     """Another process has the queue open: the text names it. Passes by itself (EX_TEMPFAIL)."""
 
 
+class StoreUnusable(StoreError):
+    """Damaged, another program's, or made by a newer version: trying again does not help."""
+
+
 class SubmissionRefused(Exception):
     """This message cannot be accepted (too large, no recipient, bad address): what and why."""
 

@@ -24,7 +24,7 @@ from typing import Any, Final, Generic, NoReturn, TypeVar
 
 import trio
 
-from worker.queue.store import StoreError, StoreFull
+from worker.queue.store import StoreError, StoreFull, StoreUnusable
 
 Request = TypeVar("Request")
 Result = TypeVar("Result")
@@ -72,7 +72,7 @@ def store_error(error: sqlite3.Error, doing: str) -> StoreError:
     if code == sqlite3.SQLITE_FULL:
         return StoreFull(f"{doing}: no space left for the queue")
     if code in _DAMAGED:
-        return StoreError(f"{doing}: the queue database is damaged: {error}")
+        return StoreUnusable(f"{doing}: the queue database is damaged: {error}")
     return StoreError(f"{doing}: {error}")
 
 
