@@ -78,12 +78,26 @@ def _listening(tcp: socket.socket) -> trio.socket.SocketType:
     return trio.socket.from_stdlib_socket(tcp)
 
 
+def bound_pair() -> tuple[socket.socket, socket.socket]:
+    """A UDP and a TCP socket of the same port; what is free for one may be taken for the other."""
+    for _ in range(100):
+        udp, tcp = socket.socket(V4, socket.SOCK_DGRAM), socket.socket()
+        udp.bind(("127.0.0.1", 0))
+        try:
+            tcp.bind(udp.getsockname())
+        except OSError:
+            udp.close()
+            tcp.close()
+        else:
+            return udp, tcp
+    raise AssertionError("no port is free for both")
+
+
 @contextmanager
 def loopback_sockets() -> Iterator[tuple[socket.socket, socket.socket]]:
     """A UDP and a TCP socket of the same port."""
-    with socket.socket(V4, socket.SOCK_DGRAM) as udp, socket.socket() as tcp:
-        udp.bind(("127.0.0.1", 0))
-        tcp.bind(udp.getsockname())
+    udp, tcp = bound_pair()
+    with udp, tcp:
         udp.settimeout(0)
         tcp.settimeout(0)
         yield udp, tcp
