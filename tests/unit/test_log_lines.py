@@ -120,16 +120,21 @@ def test_an_address_is_logged_in_its_quoted_form() -> None:
             "smtp: connect to mx.d.example[192.0.2.1]:25: Connection refused",
         ),
         (
-            ConnectFailed("client.example", "/run/lmtp", 0, "Connection refused"),
-            "smtp: connect to client.example[/run/lmtp]: Connection refused",
+            ConnectFailed("client.example", "/run/lmtp", 0, "Connection refused", "lmtp"),
+            "lmtp: connect to client.example[/run/lmtp]: Connection refused",
         ),
         (
             EndpointFailed("3kQ1", "lost connection with H[A] while sending RCPT TO"),
             "smtp: 3kQ1: lost connection with H[A] while sending RCPT TO",
         ),
+        (EndpointFailed("3kQ1", "host said no", "lmtp"), "lmtp: 3kQ1: host said no"),
         (
             EhloKeywordsDiscarded("3kQ1", ("PIPELINING", "DSN")),
             "smtp: 3kQ1: discarding EHLO keywords: PIPELINING DSN",
+        ),
+        (
+            EhloKeywordsDiscarded("3kQ1", ("DSN",), "lmtp"),
+            "lmtp: 3kQ1: discarding EHLO keywords: DSN",
         ),
         (Warned("table is old"), "postrio: warning: table is old"),
         (Warned("bad key", "3kQ1"), "postrio: warning: 3kQ1: bad key"),
@@ -226,6 +231,7 @@ def test_the_json_twin_of_any_event_names_it_and_its_fields() -> None:
         "event": "ehlo_keywords_discarded",
         "queue_id": "3kQ1",
         "keywords": ["DSN"],
+        "protocol": "smtp",
     }
 
 

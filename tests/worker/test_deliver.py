@@ -66,6 +66,19 @@ async def test_endpoints_that_cannot_be_reached_are_passed_over_in_order(
 
 
 @trio_test
+async def test_what_is_said_of_a_passed_over_endpoint_names_its_protocol(
+    autojump_clock: MockClock,
+) -> None:
+    world = World(REFUSED, Peer({Phase.RCPT: GREYLIST}, lmtp=True), Peer(lmtp=True))
+    await deliver_one(world, make_request(protocol=Protocol.LMTP))
+    told = [e for e in world.events if isinstance(e, ConnectFailed | EndpointFailed)]
+    assert {(type(event), event.protocol) for event in told} == {
+        (ConnectFailed, "lmtp"),
+        (EndpointFailed, "lmtp"),
+    }
+
+
+@trio_test
 async def test_nobody_reachable_defers_and_the_site_failed(autojump_clock: MockClock) -> None:
     world = World(REFUSED, REFUSED)
     result = await deliver_one(world, make_request(*ABC))
@@ -225,7 +238,8 @@ async def test_discarded_keywords_are_as_if_not_announced(
     assert peer.links[0].segments[1] == b"MAIL FROM:<sender@client.example> SIZE=25\r\n"
     assert peer.commands[2] == "RCPT TO:<a@example.com>"
     told = [event for event in world.events if isinstance(event, EhloKeywordsDiscarded)]
-    assert told == ([] if silent else [EhloKeywordsDiscarded("Q1", ("PIPELINING", "DSN"))])
+    event = EhloKeywordsDiscarded("Q1", ("PIPELINING", "DSN"), protocol.value)
+    assert told == ([] if silent else [event])
 
 
 @trio_test

@@ -259,9 +259,10 @@ class _Delivery:
     def _connect_failed(self, error: ConnectError) -> None:
         for failure in error.failures or (error,):
             if (endpoint := failure.endpoint) is not None:
+                protocol = self._request.protocol.value
                 why = failure.reason.removeprefix(f"connect to {endpoint.relay}: ")
                 self._environment.emit(
-                    ConnectFailed(endpoint.host, endpoint.address, endpoint.port, why)
+                    ConnectFailed(endpoint.host, endpoint.address, endpoint.port, why, protocol)
                 )
         facts = self._facts("")
         self._failed(error, facts)
@@ -269,6 +270,7 @@ class _Delivery:
 
     def _log_passed_over(self) -> None:
         """Another endpoint is about to be tried: say why the last one was not the end of it."""
+        request = self._request
         for reason in self._passed_over:
-            self._environment.emit(EndpointFailed(self._request.queue_id, reason))
+            self._environment.emit(EndpointFailed(request.queue_id, reason, request.protocol.value))
         self._passed_over.clear()

@@ -49,7 +49,7 @@ async def introduce(
             session.capabilities = Capabilities.from_reply(reply, discard)
             dropped = session.capabilities.discarded
             if dropped and SILENT_DISCARD not in discard:
-                emit(EhloKeywordsDiscarded(request.queue_id, dropped))
+                emit(EhloKeywordsDiscarded(request.queue_id, dropped, request.protocol.value))
             _check_loop(session, request.nexthop)
     except SiteError:
         await _leave(session)

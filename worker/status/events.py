@@ -103,6 +103,7 @@ class ConnectFailed(Event):
     address: str
     port: int
     reason: str
+    protocol: str = "smtp"  # or "lmtp": the program that says it
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +112,7 @@ class EndpointFailed(Event):
 
     queue_id: str
     reason: str
+    protocol: str = "smtp"  # or "lmtp": the program that says it
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +136,7 @@ class EhloKeywordsDiscarded(Event):
 
     queue_id: str
     keywords: tuple[str, ...]
+    protocol: str = "smtp"  # or "lmtp": the program that says it
 
 
 @dataclass(frozen=True, slots=True)

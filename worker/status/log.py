@@ -220,16 +220,16 @@ def _suspended(event: DestinationSuspended) -> list[LogLine]:
 def _connect_failed(event: ConnectFailed) -> list[LogLine]:
     port = f":{event.port}" if event.port else ""
     where = escape(f"{event.host}[{event.address}]{port}")
-    return _info("smtp", f"connect to {where}: {escape(event.reason)}")
+    return _info(event.protocol, f"connect to {where}: {escape(event.reason)}")
 
 
 def _endpoint_failed(event: EndpointFailed) -> list[LogLine]:
-    return _info("smtp", f"{event.queue_id}: {escape(event.reason)}")
+    return _info(event.protocol, f"{event.queue_id}: {escape(event.reason)}")
 
 
 def _keywords(event: EhloKeywordsDiscarded) -> list[LogLine]:
     words = escape(" ".join(event.keywords))
-    return _info("smtp", f"{event.queue_id}: discarding EHLO keywords: {words}")
+    return _info(event.protocol, f"{event.queue_id}: discarding EHLO keywords: {words}")
 
 
 def _about(queue_id: str) -> str:
