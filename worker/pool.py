@@ -65,12 +65,12 @@ async def run_pool(
         scheduler = Scheduler(
             store,
             processes,
-            QueueSettings.from_config(config),
+            QueueSettings.from_config(config, workers),
             Router.from_config(config),
             node.emit,
             node.wall,
         )
-        await _Pool(node, config, store, processes, scheduler).run(directory, task_status)
+        await _Pool(node, workers, config, store, processes, scheduler).run(directory, task_status)
     finally:
         with trio.CancelScope(shield=True):  # pending commits: bounded by the disk, not by peers
             await store.aclose()
@@ -82,12 +82,14 @@ class _Pool:
     def __init__(
         self,
         node: Node,
+        workers: int,
         config: Config,
         store: SqliteStore,
         processes: Workers,
         scheduler: Scheduler,
     ) -> None:
         self._node = node
+        self._workers = workers  # how many were started; a reload does not change it
         self._config = config
         self._store = store
         self._processes = processes
@@ -178,7 +180,8 @@ class _Pool:
         node = self._node
         try:
             config = await trio.to_thread.run_sync(node.load)
-            settings, router = QueueSettings.from_config(config), Router.from_config(config)
+            settings = QueueSettings.from_config(config, self._workers)
+            router = Router.from_config(config)
             node.reopen_log(config)
         except (ConfigError, OSError) as exc:
             node.emit(Warned(f"configuration not reloaded: {exc}"))

@@ -717,6 +717,15 @@ async def test_a_mistake_in_writing_a_notice_keeps_the_failure_for_later(
     assert not again.store.messages
 
 
+# --- configuration -------------------------------------------------------------------------------
+
+
+def test_the_slot_limit_counts_the_worker_processes_that_there_are() -> None:
+    config = Config.from_mapping({"postrio_slot_limit": "10", "postrio_worker_processes": "2"})
+    assert QueueSettings.from_config(config).slot_limit == 20
+    assert QueueSettings.from_config(config, 5).slot_limit == 50
+
+
 # --- routing -------------------------------------------------------------------------------------
 
 

@@ -158,13 +158,18 @@ class QueueSettings:
     transports: Mapping[str, TransportSettings] = field(default_factory=_own_transports)
 
     @classmethod
-    def from_config(cls, config: Config) -> "QueueSettings":
-        """Read from the configuration."""
-        processes = config.integer("postrio_worker_processes") or os.cpu_count() or 1
+    def from_config(cls, config: Config, workers: int | None = None) -> "QueueSettings":
+        """Read from the configuration.
+
+        `workers`: the worker processes that there are; None: as many as
+        postrio_worker_processes says.
+        """
+        if workers is None:
+            workers = config.integer("postrio_worker_processes") or os.cpu_count() or 1
         return cls(
             active_limit=config.integer("qmgr_message_active_limit"),
             recipient_limit=config.integer("qmgr_message_recipient_limit"),
-            slot_limit=config.integer("postrio_slot_limit") * processes,
+            slot_limit=config.integer("postrio_slot_limit") * workers,
             queue_run_delay=config.seconds("queue_run_delay"),
             minimal_backoff=config.seconds("minimal_backoff_time"),
             maximal_backoff=config.seconds("maximal_backoff_time"),

@@ -1,0 +1,95 @@
+"""The queue process around its parts: which settings the scheduler gets. Workers and scheduler are
+stand-ins without work; the store, the doors and the signals are real.
+"""
+
+import signal
+from pathlib import Path
+
+import pytest
+import trio
+from trio.testing import trio_test
+
+import worker.pool
+from worker.config.config import Config
+from worker.pool import Node, run_pool
+from worker.queue.settings import QueueSettings
+from worker.status.events import Event, Noted
+
+
+class IdleWorkers:
+    """Worker processes that are never asked for a slot."""
+
+    def __init__(self, *_: object) -> None:
+        self._stopped = trio.Event()
+
+    async def run(self) -> None:
+        """Until stop()."""
+        await self._stopped.wait()
+
+    def stop(self) -> None:
+        """No more work."""
+        self._stopped.set()
+
+    def reload(self) -> None:
+        """There is nobody to tell."""
+
+
+class IdleScheduler:
+    """Keeps the settings that it is given."""
+
+    def __init__(self, _store: object, _workers: object, settings: QueueSettings, *_: object):
+        self.slot_limits = [settings.slot_limit]
+        self._stopped = trio.Event()
+
+    async def run(self, task_status: trio.TaskStatus[None]) -> None:
+        """Until stop()."""
+        task_status.started()
+        await self._stopped.wait()
+
+    def stop(self) -> None:
+        """End run()."""
+        self._stopped.set()
+
+    def reload(self, settings: QueueSettings, _router: object) -> None:
+        """New settings."""
+        self.slot_limits.append(settings.slot_limit)
+
+    def wake(self) -> None:
+        """Nothing is claimed here."""
+
+    def flush(self) -> None:
+        """Nothing is claimed here."""
+
+
+@trio_test
+async def test_the_slot_limit_counts_the_workers_started_also_after_a_reload(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker.pool, "Workers", IdleWorkers)
+    monkeypatch.setattr(worker.pool, "Scheduler", IdleScheduler)
+    settings = {
+        "queue_directory": str(tmp_path / "queue"),
+        "postrio_slot_limit": "10",
+        "postrio_worker_processes": "2",
+    }
+    reloaded = trio.Event()
+
+    def emit(event: Event) -> None:
+        if event == Noted("configuration reloaded"):
+            reloaded.set()
+
+    node = Node(
+        load=lambda: Config.from_mapping(settings),
+        arguments=(),
+        emit=emit,
+        wall=lambda: 1_000.0,
+        reopen_log=lambda _: None,
+    )
+    async with trio.open_nursery() as nursery:
+        scheduler = await nursery.start(run_pool, node, 5)
+        settings["postrio_slot_limit"] = "20"
+        signal.raise_signal(signal.SIGHUP)
+        with trio.fail_after(10):
+            await reloaded.wait()
+        signal.raise_signal(signal.SIGTERM)
+    assert scheduler.slot_limits == [50, 100]
