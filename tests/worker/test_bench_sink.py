@@ -8,6 +8,7 @@ import base64
 import hashlib
 import itertools
 import json
+import shlex
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
@@ -381,3 +382,16 @@ async def test_a_taken_port_is_an_os_error() -> None:
         with pytest.raises(ExceptionGroup) as caught:
             await serve_sinks([Listen(host="127.0.0.1", port=taken.getsockname()[1])])
     assert caught.group_contains(OSError)
+
+
+def test_the_quoting_that_the_readme_shows_is_understood() -> None:
+    readme = (Path(__file__).parents[2] / "bench/README.md").read_text()
+    shown = [
+        shlex.split(line)
+        for line in readme.splitlines()
+        if line.startswith("    python -m bench.sink ") and "rcpt=" in line
+    ]
+    assert shown
+    for words in shown:
+        listen = parse_listen(words[words.index("--listen") + 1], Behaviour())
+        assert listen.behaviour == parse_behaviour(["rcpt=452 4.5.3 too many"])
