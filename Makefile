@@ -4,7 +4,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
+# Twice quiet: errors are shown, warnings (root, cache directory) are not. It never asks.
+PIP := PIP_NO_INPUT=1 $(BIN)/python -m pip --quiet --quiet --disable-pip-version-check
 ONCE ?=
 PYTEST_ARGS ?=
 
