@@ -1,10 +1,12 @@
 """What long-running processes (`run`, `worker`) have in common: their log and their limits."""
 
 import gc
+import os
 import resource
 from contextlib import suppress
 from typing import Final
 
+from worker.cli.exits import CommandError
 from worker.config.config import Config
 from worker.status.events import Warned
 from worker.status.sinks import LogFormat, LogSettings, open_sink, standard_error
@@ -16,11 +18,23 @@ COLLECT_AFTER: Final = 50_000  # container objects made and not freed since the 
 class ProcessLog:
     """The log of this process under the configuration in force."""
 
-    def __init__(self, config: Config, log_format: LogFormat) -> None:
-        """Open it: maillog_file, else standard error. Raises OSError."""
+    def __init__(self, config: Config, log_format: LogFormat, *, syslog: bool = False) -> None:
+        """Open it: maillog_file, else the system's log (`syslog`) or standard error.
+
+        Raises CommandError if the file cannot be opened.
+        """
         self._format = log_format
+        self._fallback = None if syslog else standard_error
         self._settings = LogSettings.from_config(config, log_format)
-        self.writer = LogWriter(open_sink(self._settings, fallback=standard_error), self._settings)
+        try:
+            sink = open_sink(self._settings, fallback=self._fallback)
+        except OSError as exc:
+            raise CommandError(
+                f"cannot open the log, maillog_file = {self._settings.maillog_file}:"
+                f" {exc.strerror}; make its directory writable, or name another file",
+                os.EX_CANTCREAT,
+            ) from exc
+        self.writer = LogWriter(sink, self._settings)
         self._warn(config)
 
     def reopen(self, config: Config) -> None:
@@ -29,7 +43,7 @@ class ProcessLog:
         if settings == self._settings:
             self.writer.reopen()
         else:
-            self.writer.configure(settings, open_sink(settings, fallback=standard_error))
+            self.writer.configure(settings, open_sink(settings, fallback=self._fallback))
             self._settings = settings
         self._warn(config)
 

@@ -22,7 +22,8 @@ Examples:
   postrio run --workers 4 --log-format json
 
 \b
-The log goes to maillog_file, or to standard error where that is empty.
+The log goes to maillog_file; where that is empty, to standard error or with
+--syslog to the system's log.
 SIGTERM and Ctrl-C end it in good order, a second one at once. SIGHUP has it read
 the configuration again and reopen its log.
 """
@@ -36,10 +37,13 @@ the configuration again and reopen its log.
     default=LogFormat.TEXT.value,
     help="Postfix's lines (text), or one object for each event (json).",
 )
+@click.option("--syslog", is_flag=True, help="Log to the system's log, not standard error.")
 @click.option("--live", is_flag=True, help="Show deliveries as a table, if on a terminal.")
 @configured
 @click.pass_context
-def command(context: click.Context, workers: int | None, log_format: str, *, live: bool) -> int:
+def command(
+    context: click.Context, workers: int | None, log_format: str, *, syslog: bool, live: bool
+) -> int:
     """Run the queue and its worker processes until told to stop."""
     choice = config_choice(context)
     live = live and sys.stderr.isatty()
@@ -49,13 +53,17 @@ def command(context: click.Context, workers: int | None, log_format: str, *, liv
         config = choice.load()
     raise_descriptor_limit()
     calm_collector()
-    log = ProcessLog(config, LogFormat(log_format))
+    log = ProcessLog(config, LogFormat(log_format), syslog=syslog)
     count = workers or config.integer("postrio_worker_processes") or os.cpu_count() or 1
 
     def node(emit: Emit) -> Node:
         return Node(
             load=choice.load,
-            arguments=[*choice.arguments(), "--log-format", log_format],
+            arguments=[
+                *choice.arguments(),
+                *("--log-format", log_format),
+                *(["--syslog"] if syslog else []),
+            ],
             emit=emit,
             wall=time.time,
             reopen_log=log.reopen,

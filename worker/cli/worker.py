@@ -30,9 +30,10 @@ SIGTERM: finish what is past DATA. SIGHUP: read the configuration again.
     type=click.Choice([item.value for item in LogFormat]),
     default=LogFormat.TEXT.value,
 )
+@click.option("--syslog", is_flag=True, help="Log to the system's log, not standard error.")
 @configured
 @click.pass_context
-def command(context: click.Context, listen_fd: int, log_format: str) -> int:
+def command(context: click.Context, listen_fd: int, log_format: str, *, syslog: bool) -> int:
     """Deliver for a queue process that passes a listening socket."""
     choice = config_choice(context)
     config = choice.load()
@@ -42,7 +43,7 @@ def command(context: click.Context, listen_fd: int, log_format: str) -> int:
         raise CommandError(f"--listen-fd: {exc}", os.EX_USAGE) from exc
     raise_descriptor_limit()
     calm_collector()
-    log = ProcessLog(config, LogFormat(log_format))
+    log = ProcessLog(config, LogFormat(log_format), syslog=syslog)
     first = [config]  # the one that was just read serves the first load
 
     def load() -> Environment:
