@@ -21,7 +21,7 @@ def test_with_syslog_the_log_goes_to_the_systems_log(
     monkeypatch.setattr(sinks.SyslogSink.__init__, "__defaults__", (path,))
     config = Config.from_mapping({"syslog_facility": "local3"})
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as daemon:
-        daemon.setblocking(False)  # what was logged is there
+        daemon.settimeout(0)  # what was logged is there
         daemon.bind(path)
         log = ProcessLog(config, LogFormat.TEXT, syslog=True)
         log.writer.emit(Noted("daemon started"))
