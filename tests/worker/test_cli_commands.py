@@ -202,6 +202,14 @@ def test_a_damaged_queue_ends_a_command_with_a_permanent_status(shell: Shell) ->
     assert "is not a queue database" in ended.err
 
 
+def test_a_message_for_a_damaged_queue_is_to_be_sent_again_and_not_refused(shell: Shell) -> None:
+    shell.postrio("send", "b@y.example", stdin=MESSAGE)
+    (shell.queue / "queue.sqlite3").write_bytes(b"garbage" * 1000)
+    ended = shell.postrio("send", "b@y.example", stdin=MESSAGE)
+    assert ended.status == os.EX_TEMPFAIL
+    assert "is not a queue database" in ended.err
+
+
 # --- send --------------------------------------------------------------------------------------
 
 
