@@ -82,7 +82,6 @@ _CLIENT_BEGINNINGS = (
     "smtp_sasl_",
     "lmtp_sasl_",
     "tls_",
-    "connection_cache_",
 )
 
 _CLIENT_NAMES = """
@@ -91,9 +90,8 @@ mime_boundary_length_limit mime_nesting_limit send_cyrus_sasl_authzid service_na
 """
 
 _CLIENT_ENDINGS = """
-address_verify_target body_checks connection_cache_destinations connection_cache_on_demand
-connection_cache_time_limit delivery_status_filter dns_reply_filter dns_resolver_options enforce_tls
-generic_maps header_checks mime_header_checks nested_header_checks reply_filter
+address_verify_target body_checks delivery_status_filter dns_reply_filter dns_resolver_options
+enforce_tls generic_maps header_checks mime_header_checks nested_header_checks reply_filter
 send_dummy_mail_auth sender_dependent_authentication use_tls
 """
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from worker.config.parameters import PARAMETERS, TRANSPORT_SUFFIXES, Kind, Parameter
+from worker.config.rows_cache import DAEMON, REUSE
 from worker.config.rows_client import DESTINATIONS, DIALOGUE, LIMITS
 from worker.config.rows_general import IDENTITY, LOGGING, PROCESSES
 from worker.config.rows_queue import NOTICES, RETRIES, ROUTING, SCHEDULER, STORE
@@ -17,6 +18,8 @@ SECTIONS: tuple[tuple[str, tuple[Parameter, ...]], ...] = (
     ("Finding a server", DESTINATIONS),
     ("Time and other limits of a session", LIMITS),
     ("The dialogue with the server", DIALOGUE),
+    ("Keeping connections", REUSE),
+    ("The connection cache", DAEMON),
     ("The queue", STORE),
     ("Routing", ROUTING),
     ("Retries and lifetimes", RETRIES),

@@ -1,7 +1,7 @@
 """The table of all parameters: every name that is known, once, with everything known about it.
 
-The rows stand in `rows_client.py`, `rows_queue.py` and `rows_general.py`; the columns are explained
-in `parameter.py`. Here they become one mapping, the lmtp_ twins (requirements S172) are generated,
+The rows stand in `rows_client.py`, `rows_cache.py`, `rows_queue.py` and `rows_general.py`; the
+columns are explained in `parameter.py`. Here they become one mapping, the lmtp_ twins (requirements S172) are generated,
 and the names of the per-transport pattern `<transport>_destination_...` are understood.
 """
 
@@ -12,6 +12,7 @@ from types import MappingProxyType
 
 from protocol.request import Protocol
 from worker.config.parameter import Kind, Parameter, Twin
+from worker.config.rows_cache import CACHE
 from worker.config.rows_client import CLIENT
 from worker.config.rows_general import GENERAL
 from worker.config.rows_queue import QUEUE
@@ -77,7 +78,7 @@ def _for_transport(table: Mapping[str, Parameter], transport: str, suffix: str) 
     )
 
 
-PARAMETERS: Mapping[str, Parameter] = _build((*CLIENT, *QUEUE, *GENERAL))
+PARAMETERS: Mapping[str, Parameter] = _build((*CLIENT, *CACHE, *QUEUE, *GENERAL))
 
 
 def find(name: str) -> Parameter | None:

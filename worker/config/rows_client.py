@@ -186,17 +186,6 @@ LIMITS: tuple[Parameter, ...] = (
         source="Postfix 3.7",
         minimum=1,
     ),
-    time(
-        "smtp_connection_reuse_time_limit",
-        "300s",
-        "Age, counted from its connect, from which a session takes no further message.",
-    ),
-    integer(
-        "smtp_connection_reuse_count_limit",
-        "0",
-        "Messages after which a session takes no further one; 0: no limit.",
-        source="Postfix 2.11",
-    ),
 )
 
 DIALOGUE: tuple[Parameter, ...] = (

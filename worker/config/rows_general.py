@@ -75,7 +75,7 @@ PROCESSES: tuple[Parameter, ...] = (
     time("ipc_timeout", "3600s", "Limit of one exchange between our own processes."),
     integer(
         "postrio_worker_processes",
-        "1",
+        "0",
         "Worker processes that deliver; 0: one for each processor.",
         source="postrio",
     ),
