@@ -32,86 +32,130 @@ PAYLOAD_LIMIT: Final = 16 * 1024 * 1024  # some ten thousand recipients; a reque
 # More would be fetched from the system for each read: allocators map blocks of 128 kB anew.
 _RECEIVE_SIZE: Final = 32_768
 # Descriptors that no frame has claimed yet. One may arrive with the octets before its frame, and a
-# caller keeps at most two requests unanswered: more is not our queue process.
+# caller keeps at most three requests unanswered: more is not our queue process.
 _UNCLAIMED_LIMIT: Final = 4
 _ANCILLARY: Final = socket.CMSG_SPACE(4 * array("i").itemsize)
 
 
 class FrameStream:
-    """Frames over a UNIX stream socket; owns the socket. One sender and one receiver at a time."""
+    """Frames over a UNIX stream socket; owns the socket. One sender and one receiver at a time.
+
+    Its methods wait only where the socket makes them: what is there is taken without a checkpoint.
+    """
 
     def __init__(self, sock: trio.socket.SocketType) -> None:
-        self._sock = sock
+        # A plain socket, because trio's cannot be asked what is there without waiting for it.
+        self._sock = socket.socket(fileno=sock.detach())
+        self._sock.setblocking(False)  # noqa: FBT003  # its parameter has no name
         self._buffer = bytearray()
         self._descriptors: deque[int] = deque()  # arrived, not yet claimed by a frame
+        self._failure: RemoteProtocolError | None = None  # nothing more can be made of the stream
 
     async def send(self, payload: bytes, content: Content | None = None) -> None:
         """Send one frame; a cancelled or failed send leaves the stream unusable."""
         if isinstance(content, FileContent):
             head = _LENGTHS.pack(len(payload), _DESCRIPTOR)
-            rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", [content.fd]))]
             # The lengths alone: eight octets are sent whole or not at all, with the descriptor.
-            await self._sock.sendmsg([head], rights)
+            while True:
+                try:
+                    socket.send_fds(self._sock, [head], [content.fd])
+                    break
+                except BlockingIOError:
+                    await trio.lowlevel.wait_writable(self._sock)
             await self._send_all(payload)
             return
         data = content.data if content is not None else b""
         await self._send_all(_LENGTHS.pack(len(payload), len(data)) + payload + data)
 
     async def _send_all(self, octets: bytes) -> None:
-        sent = await self._sock.send(octets)
-        if sent < len(octets):
-            view = memoryview(octets)
-            while sent < len(octets):
-                sent += await self._sock.send(view[sent:])
+        view = memoryview(octets)
+        while view:
+            try:
+                view = view[self._sock.send(view) :]
+            except BlockingIOError:
+                await trio.lowlevel.wait_writable(self._sock)
 
     async def receive(self) -> tuple[bytes, Content] | None:
         """The next frame, or None at the end of the stream; the caller closes the content.
 
         Raises RemoteProtocolError for a frame that breaks a rule, OSError.
         """
-        if not await self._fill(_LENGTHS.size):
-            return None
-        payload_length, content_length = _LENGTHS.unpack_from(self._buffer)
-        inline = 0 if content_length == _DESCRIPTOR else content_length
-        if payload_length > PAYLOAD_LIMIT or inline > INLINE_LIMIT:
-            raise RemoteProtocolError(
-                f"slot frame of {payload_length} + {inline} octets exceeds the limit"
-            )
-        total = _LENGTHS.size + payload_length + inline
-        if not await self._fill(total):
-            raise RemoteProtocolError("slot stream ended in the middle of a frame")
-        start = _LENGTHS.size
-        payload = bytes(self._buffer[start : start + payload_length])
-        data = bytes(self._buffer[start + payload_length : total])
-        del self._buffer[:total]
-        if content_length != _DESCRIPTOR:
-            return payload, InlineContent(data)
-        if not self._descriptors:
-            raise RemoteProtocolError("slot frame without its descriptor")
-        return payload, FileContent(self._descriptors.popleft())
+        while not self._complete():
+            try:
+                ended = not self._take_in()
+            except BlockingIOError:
+                await trio.lowlevel.wait_readable(self._sock)
+                continue
+            if ended and self._buffer:
+                raise RemoteProtocolError("slot stream ended in the middle of a frame")
+            if ended:
+                return None
+        return self._cut()
 
-    async def _fill(self, octets: int) -> bool:
-        """Have at least `octets` in the buffer; False at a clean end of the stream."""
-        while len(self._buffer) < octets:
-            data, ancillary, flags, _ = await self._sock.recvmsg(
-                _RECEIVE_SIZE, _ANCILLARY, socket.MSG_CMSG_CLOEXEC
+    def receive_nowait(self) -> tuple[bytes, Content] | None:
+        """The next frame if all of it is there, else None; what is wrong receive() will say."""
+        try:
+            while not self._complete():
+                if not self._take_in():
+                    return None
+            return self._cut()
+        except (OSError, RemoteProtocolError) as exc:
+            if isinstance(exc, RemoteProtocolError):
+                self._failure = exc
+            return None
+
+    def _complete(self) -> bool:
+        """A whole frame is in the buffer. Raises RemoteProtocolError."""
+        if self._failure is not None:
+            raise self._failure
+        if len(self._buffer) < _LENGTHS.size:
+            return False
+        payload: int
+        content: int
+        payload, content = _LENGTHS.unpack_from(self._buffer)
+        inline = 0 if content == _DESCRIPTOR else content
+        if payload > PAYLOAD_LIMIT or inline > INLINE_LIMIT:
+            raise RemoteProtocolError(
+                f"slot frame of {payload} + {inline} octets exceeds the limit"
             )
-            for level, kind, rights in ancillary:
-                if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
-                    received = array("i")
-                    received.frombytes(rights[: len(rights) - len(rights) % received.itemsize])
-                    self._descriptors.extend(received)
-            if flags & socket.MSG_CTRUNC or len(self._descriptors) > _UNCLAIMED_LIMIT:
-                raise RemoteProtocolError("too many descriptors in a slot frame")
-            if not data:
-                if self._buffer:
-                    raise RemoteProtocolError("slot stream ended in the middle of a frame")
-                return False
-            self._buffer += data
-        return True
+        return len(self._buffer) >= _LENGTHS.size + payload + inline
+
+    def _cut(self) -> tuple[bytes, Content]:
+        """Take the complete frame off the buffer. Raises RemoteProtocolError."""
+        payload_length, content_length = _LENGTHS.unpack_from(self._buffer)
+        end = _LENGTHS.size + payload_length
+        payload = bytes(self._buffer[_LENGTHS.size : end])
+        if content_length == _DESCRIPTOR:
+            del self._buffer[:end]
+            if not self._descriptors:
+                raise RemoteProtocolError("slot frame without its descriptor")
+            return payload, FileContent(self._descriptors.popleft())
+        data = bytes(self._buffer[end : end + content_length])
+        del self._buffer[: end + content_length]
+        return payload, InlineContent(data)
+
+    def _take_in(self) -> bool:
+        """Have more in the buffer; False: the stream has ended.
+
+        Raises BlockingIOError (nothing is there), other OSErrors, RemoteProtocolError.
+        """
+        data, ancillary, flags, _ = self._sock.recvmsg(
+            _RECEIVE_SIZE, _ANCILLARY, socket.MSG_CMSG_CLOEXEC
+        )
+        for level, kind, rights in ancillary:
+            if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+                received = array("i")
+                received.frombytes(rights[: len(rights) - len(rights) % received.itemsize])
+                self._descriptors.extend(received)
+        if flags & socket.MSG_CTRUNC or len(self._descriptors) > _UNCLAIMED_LIMIT:
+            raise RemoteProtocolError("too many descriptors in a slot frame")
+        self._buffer += data
+        return len(data) > 0
 
     def close(self) -> None:
         """Close the socket and every descriptor that nobody claimed."""
+        if self._sock.fileno() >= 0:
+            trio.lowlevel.notify_closing(self._sock)
         self._sock.close()
         while self._descriptors:
             os.close(self._descriptors.popleft())
@@ -177,26 +221,48 @@ class RequestStream:
 
     def __init__(self, frames: FrameStream) -> None:
         self._frames = frames
+        self._upcoming: tuple[DeliveryRequest, Content] | RemoteProtocolError | None = None
 
     async def next_request(self) -> tuple[DeliveryRequest, Content] | None:
         """The next request and its content, which the caller closes; None: no more will come.
 
         Raises RemoteProtocolError, OSError.
         """
+        upcoming, self._upcoming = self._upcoming, None
+        if isinstance(upcoming, RemoteProtocolError):
+            raise upcoming
+        if upcoming is not None:
+            return upcoming
         frame = await self._frames.receive()
-        if frame is None:
-            return None
-        payload, content = frame
-        try:
-            return decode_request(payload), content
-        except BaseException:
-            content.close()
-            raise
+        return None if frame is None else _request(*frame)
+
+    def upcoming(self) -> DeliveryRequest | None:
+        """What next_request() will return, if it is there already; None: nobody knows.
+
+        Never waits and never raises: what is wrong, next_request() will say.
+        """
+        if self._upcoming is None and (frame := self._frames.receive_nowait()) is not None:
+            try:
+                self._upcoming = _request(*frame)
+            except RemoteProtocolError as exc:
+                self._upcoming = exc
+        return self._upcoming[0] if isinstance(self._upcoming, tuple) else None
 
     async def send_result(self, result: DeliveryResult) -> None:
         """Answer the oldest unanswered request. Raises OSError."""
         await self._frames.send(encode_result(result))
 
     def close(self) -> None:
-        """Close the stream."""
+        """Close the stream, and the content of a request that nobody took."""
+        if isinstance(self._upcoming, tuple):
+            self._upcoming[1].close()
         self._frames.close()
+
+
+def _request(payload: bytes, content: Content) -> tuple[DeliveryRequest, Content]:
+    """The request of a frame. Raises RemoteProtocolError, with `content` closed."""
+    try:
+        return decode_request(payload), content
+    except BaseException:
+        content.close()
+        raise

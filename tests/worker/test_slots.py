@@ -264,12 +264,80 @@ async def test_a_payload_that_is_no_request_ends_the_stream_and_closes_its_conte
     near, far = stream_pair()
     stream = RequestStream(FrameStream(far))
     file = content_file(tmp_path, b"octets")
-    await FrameStream(near).send(b"no request", file)
+    frames = FrameStream(near)
+    await frames.send(b"no request", file)
     with pytest.raises(RemoteProtocolError):
         await stream.next_request()
     file.close()
+    frames.close()
+    stream.close()
+
+
+# --- looking ahead ------------------------------------------------------------------------------
+
+
+@trio_test
+async def test_a_request_that_is_there_is_seen_before_it_is_taken(tmp_path: Path) -> None:
+    slot, stream = slot_pair()
+    assert stream.upcoming() is None
+    second = make_request("c@example.com")
+    await slot.send(REQUEST, InlineContent(b"one"))
+    await slot.send(second, content_file(tmp_path, b"two"))
+    for expected, content in ((REQUEST, b"one"), (second, b"two")):
+        seen = stream.upcoming()
+        assert seen == expected
+        assert stream.upcoming() is seen
+        taken = await stream.next_request()
+        assert taken is not None
+        assert taken[0] is seen
+        assert await read(taken[1]) == content
+        taken[1].close()
+    await slot.aclose()
+    assert stream.upcoming() is None
+    assert await stream.next_request() is None
+    stream.close()
+
+
+@trio_test
+async def test_half_a_request_is_not_seen() -> None:
+    near, far = stream_pair()
+    stream = RequestStream(FrameStream(far))
+    payload = encode_request(REQUEST)
+    frame = LENGTHS.pack(len(payload), 3) + payload + b"abc"
+    await near.send(frame[:-1])
+    assert stream.upcoming() is None
+    await near.send(frame[-1:])
+    assert stream.upcoming() == REQUEST
     near.close()
     stream.close()
+
+
+@pytest.mark.parametrize(
+    "octets",
+    [b"\xff" * 8, LENGTHS.pack(10, 0) + b"no request", LENGTHS.pack(0, DESCRIPTOR)],
+    ids=["length", "payload", "descriptor"],
+)
+@trio_test
+async def test_what_is_wrong_with_an_upcoming_request_is_said_when_it_is_taken(
+    octets: bytes,
+) -> None:
+    near, far = stream_pair()
+    stream = RequestStream(FrameStream(far))
+    await near.send(octets)
+    assert stream.upcoming() is None
+    with pytest.raises(RemoteProtocolError):
+        await stream.next_request()
+    near.close()
+    stream.close()
+
+
+@trio_test
+async def test_the_content_of_a_request_that_was_only_seen_is_closed(tmp_path: Path) -> None:
+    slot, stream = slot_pair()
+    await slot.send(REQUEST, content_file(tmp_path, b"octets"))
+    assert stream.upcoming() == REQUEST
+    stream.close()
+    await slot.aclose()
 
 
 @trio_test
