@@ -90,7 +90,7 @@ class Worker:
     async def _serve_slot(self, sock: trio.socket.SocketType) -> None:
         """One slot until its stream ends. A failure here costs this slot, not the process."""
         stream = RequestStream(FrameStream(sock))
-        slot = DeliverySlot()
+        slot = DeliverySlot(stream.upcoming)
         self._slots.add(slot)
         if self._stopping:
             slot.stop()

@@ -279,8 +279,10 @@ class _Dialogue:
             await self._do(Phase.QUIT, "", "221 2.0.0 bye")
             await self._flush()
             raise _Hangup
-        else:
+        elif verb in Phase.__members__:
             await self._do(Phase[verb], "", "250 2.0.0 ok")
+        else:
+            await self._act("500 5.5.2 what?")
 
     async def _content(self) -> None:
         content = bytearray()

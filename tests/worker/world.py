@@ -5,7 +5,8 @@ Names and connects are fakes with behaviour; the rest of the delivery is the rea
 
 import random
 import socket
-from collections.abc import Awaitable, Callable, Mapping
+from collections import deque
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 
 import trio
@@ -166,6 +167,14 @@ class World:
         self.took.append(trio.current_time() - began)
         self.results.append(result)
         return result
+
+    async def deliver_in_a_row(self, requests: Sequence[DeliveryRequest]) -> list[DeliveryResult]:
+        """Inside play(): one delivery after another, each next request being there early."""
+        waiting = deque(requests)
+        self.slot.upcoming = lambda: waiting[0] if waiting else None
+        while waiting:
+            await self.deliver(waiting.popleft())
+        return self.results
 
     @property
     def open_streams(self) -> list[trio.abc.Stream]:

@@ -12,8 +12,8 @@ ledger of recipients in `outcomes.py`.
 
 import traceback
 from collections.abc import Callable, Mapping
-from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import groupby
 
 import trio
@@ -21,8 +21,10 @@ import trio
 from protocol.outcome import Action, DeliveryResult, SiteFailure
 from protocol.request import DeliveryRequest, Protocol
 from worker.content import Content
+from worker.delivery.envelope import Envelope, envelope_ahead
 from worker.delivery.introduction import introduce
 from worker.delivery.outcomes import Outcomes, SessionFacts
+from worker.delivery.plain_peers import PlainPeers
 from worker.delivery.session import Session, SessionKey
 from worker.delivery.settings import DeliverySettings
 from worker.delivery.slot import DeliverySlot
@@ -51,6 +53,7 @@ class Environment:
     networks: Mapping[Protocol, Network]
     emit: Emit
     wall: Callable[[], float]  # seconds since the epoch, for the `delays` in the log
+    plain: PlainPeers = field(default_factory=PlainPeers)
 
 
 async def deliver(
@@ -148,14 +151,16 @@ class _Delivery:
 
     async def _try_parked(self) -> None:
         """The session that the request before left in the slot, if it is still good."""
-        session = await self.slot.take(self._key)
+        session = await self.slot.take(self._key, self._request)
         if session is None:
             return
-        with suppress(StaleSession):  # it died while it was idle: nothing was sent, no blame
+        try:
             await self._use(session, SessionReused(session.endpoint.relay, session.uses + 1))
-            self._sessions += 1
-            if self._served:
-                self._served_by = session.endpoint
+        except StaleSession:  # it died while it was idle: nothing was sent, no blame
+            return
+        self._sessions += 1
+        if self._served:
+            self._served_by = session.endpoint
 
     def _has_served(self, endpoint: Endpoint) -> bool:
         by = self._served_by
@@ -207,9 +212,10 @@ class _Delivery:
             dsn_announced=session.capabilities.dsn,
             setup=trio.current_time() - self._started,
         )
+        ahead = session.ahead is not None
         try:
             self._environment.emit(news)
-            clean = await transfer(
+            parkable = await transfer(
                 session,
                 self._request,
                 self._content,
@@ -217,16 +223,20 @@ class _Delivery:
                 facts,
                 self.slot,
                 self._environment.emit,
-                last=not self._keep,
+                following=partial(self._following, session) if self._keep else None,
             )
             self._served = True
             self._passed_over += self.outcomes.reasons()
-            if clean is not None and self._keep:
-                self.slot.park(self._key, clean)
+            if parkable is not None and self._keep:
+                self.slot.park(self._key, parkable)
             else:
+                if session.ahead is not None:
+                    self._distrust(session)
                 await session.quit()
         except BaseException as exc:
             await session.aclose()
+            if isinstance(exc, SessionError) and (ahead or session.ahead is not None):
+                self._distrust(session)
             if isinstance(exc, StaleSession):
                 raise
             if isinstance(exc, ContentUnreadable):
@@ -238,11 +248,36 @@ class _Delivery:
             else:
                 raise
 
+    def _distrust(self, session: Session) -> None:
+        """The session ended while an envelope was under way: perhaps for that very reason."""
+        self._environment.plain.note(session.endpoint, trio.current_time())
+
+    def _following(self, session: Session) -> Envelope | None:
+        """The slot's next request, if its envelope may travel with the final dot of this one."""
+        upcoming = self.slot.upcoming()
+        if upcoming is None or self.slot.stopping or not session.wanted:
+            return None
+        settings, announced = self._settings, session.capabilities
+        if (
+            not announced.pipelining
+            or settings.send_xforward
+            or self._key_of(upcoming) != self._key
+        ):
+            return None
+        if self._environment.plain.holds(session.endpoint, trio.current_time()):
+            return None
+        quote = settings.quote_envelope
+        return envelope_ahead(upcoming, announced, session.peer, quote=quote)
+
     @property
     def _key(self) -> SessionKey:
-        request = self._request
+        return self._key_of(self._request)
+
+    def _key_of(self, request: DeliveryRequest) -> SessionKey:
         return SessionKey(
-            transport=request.transport, nexthop=request.nexthop, settings=self._settings
+            transport=request.transport,
+            nexthop=request.nexthop,
+            settings=self._environment.settings[request.protocol],
         )
 
     # --- bookkeeping -------------------------------------------------------------------------

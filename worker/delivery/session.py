@@ -22,14 +22,11 @@ from protocol.command import Command, Quit
 from protocol.dialogue import Dialogue
 from protocol.errors import RemoteProtocolError
 from protocol.reply import NEED_DATA, Reply, ReplyParser
+from worker.delivery.envelope import Envelope
 from worker.delivery.settings import DeliverySettings
 from worker.errors import SessionError
 from worker.network.address import Endpoint
 
-# RFC 2920 section 3.1: we must not block in sending while the server blocks in replying. Our
-# commands always fit into the kernel's send buffer if at most this many octets of them are
-# unanswered. A nursery with a concurrent reader was turned down: it costs more than the flight.
-PIPELINE_WINDOW: Final = 4096
 # Octets of content between two looks at the clock. Small enough for a reader that takes 100 octets
 # a second to show progress within smtp_data_xfer_timeout; large enough not to cost anything.
 PIECE: Final = 16_384
@@ -65,6 +62,8 @@ class Session:
         self.idle_since = self.born  # parked then; seconds
         # RSET goes first: a transaction was left unfinished, or is the peer still there?
         self.needs_reset = False
+        # The next message's, if it travelled with the last final dot: only that message can go on.
+        self.ahead: Envelope | None = None
         self.broken = False  # nothing may be said any more
         self.unwanted = False  # may be ended politely, but not be used again
 
@@ -74,18 +73,21 @@ class Session:
         return self.endpoint.name_and_address
 
     @property
-    def reusable(self) -> bool:
-        """Sound, in step, wanted, and within the limits of age and count."""
+    def wanted(self) -> bool:
+        """Sound, not on its way out, and within the limits of age and count."""
         settings = self.settings
         return not (
             self.broken
             or self.unwanted
-            or not self.dialogue.in_step
-            or self.replies.unread
             or trio.current_time() - self.born >= settings.reuse_time_limit
             # The limit counts reuses: the first use is none.
             or (settings.reuse_count_limit and self.uses > settings.reuse_count_limit)
         )
+
+    @property
+    def reusable(self) -> bool:
+        """Wanted, and in step: every reply was read, and nothing else was said."""
+        return self.wanted and self.dialogue.in_step and not self.replies.unread
 
     def is_silent(self) -> bool:
         """The peer has neither said anything nor closed since its last reply.

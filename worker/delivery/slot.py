@@ -5,13 +5,15 @@ descriptor passed, and between requests that follow each other at once no probe 
 noticed before any message was sent).
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
 import trio
 
+from protocol.request import DeliveryRequest
 from worker.delivery.session import Session, SessionKey
-from worker.delivery.transaction import CleanSession
+from worker.delivery.transaction import ParkableSession
 
 # A session that was idle for longer (seconds) may hang in silence, because some box between us
 # forgot it: RSET goes first then, within its short limit (smtp_rset_timeout, S054). Requests that
@@ -31,7 +33,9 @@ class DeliverySlot:
     One delivery at a time. aclose() ends the parked session politely.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, upcoming: Callable[[], DeliveryRequest | None] = lambda: None) -> None:
+        """`upcoming` tells the next request of this slot if it is there already. Never waits."""
+        self.upcoming = upcoming
         self._parked: _Parked | None = None
         self._scope: trio.CancelScope | None = None
         self._committed = False  # between the first octet of content and the last reply
@@ -42,22 +46,25 @@ class DeliverySlot:
         """A session waits for the next request."""
         return self._parked is not None
 
-    def park(self, key: SessionKey, clean: CleanSession) -> None:
-        """Keep a session whose every reply was read; nothing else can be parked, and only one."""
+    def park(self, key: SessionKey, parkable: ParkableSession) -> None:
+        """Keep what transfer() has returned; nothing else can be parked, and only one."""
         assert self._parked is None
-        clean.session.idle_since = trio.current_time()
-        self._parked = _Parked(key, clean.session)
+        parkable.session.idle_since = trio.current_time()
+        self._parked = _Parked(key, parkable.session)
 
-    async def take(self, key: SessionKey) -> Session | None:
+    async def take(self, key: SessionKey, request: DeliveryRequest) -> Session | None:
         """The parked session if it serves `key` and its peer is silent; the caller owns it.
 
-        An unsuitable one is ended here.
+        One that is pledged serves its own request only. An unsuitable one is ended here.
         """
         parked, self._parked = self._parked, None
         if parked is None:
             return None
         session = parked.session
-        if parked.key == key and session.reusable and session.is_silent():
+        if session.ahead is not None:
+            if parked.key == key and session.ahead.request is request and session.wanted:
+                return session
+        elif parked.key == key and session.reusable and session.is_silent():
             if trio.current_time() - session.idle_since > PROBE_AFTER:
                 session.needs_reset = True
             return session

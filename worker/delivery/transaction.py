@@ -4,13 +4,19 @@ With PIPELINING (RFC 2920) MAIL, every RCPT and DATA travel in one flight and th
 final dot in the next; without it, in lock-step, nothing is sent that an earlier reply has made
 pointless. An outcome is recorded in the step that reads its reply: there is no `await` between.
 
-`transfer()` returns a `CleanSession`, the only thing that can be parked for reuse, if every reply
-was read and the session is sound; any other way out leaves a session to be quit or closed.
+If the next message for the session is known when the dot is sent, its envelope travels with the dot
+(`envelope.py`). Servers are known that lose such commands, or answer one too many. So nothing is
+concluded from the replies to an envelope that travelled ahead until the reply to its DATA stands
+where it must: that proves the pairing of all of them. Without that proof the session is closed and
+the message, of which no octet was sent, is offered anew.
+
+`transfer()` returns what may be parked for reuse: a `CleanSession`, every reply was read and the
+session is sound, or a `PledgedSession`, in which the next message's envelope is under way; any
+other way out leaves a session to be quit or closed.
 """
 
 import typing
-from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Final
@@ -18,17 +24,17 @@ from typing import Final
 import trio
 
 from protocol import phrases
-from protocol.address import AddressError, to_ascii
-from protocol.command import MAX_LINE, Command, Data, EndOfData, Mail, Quit, Rcpt, Rset, Xforward
+from protocol.command import Command, Data, EndOfData, Mail, Quit, Rcpt, Rset, Xforward
 from protocol.data import DataEncoder
-from protocol.envelope_parameters import mail_parameters, rcpt_parameters, xforward_commands
-from protocol.errors import LocalProtocolError, RemoteProtocolError
+from protocol.envelope_parameters import xforward_commands
+from protocol.errors import RemoteProtocolError
 from protocol.reply import Reply
 from protocol.request import DeliveryRequest, Protocol, Recipient
 from worker.content import Content, FileContent, InlineContent
+from worker.delivery.envelope import PIPELINE_WINDOW, Envelope, check_size, smtputf8_missing
 from worker.delivery.introduction import SERVICE_CLOSING
 from worker.delivery.outcomes import Outcomes, SessionFacts
-from worker.delivery.session import PIECE, PIPELINE_WINDOW, Conversation, Session
+from worker.delivery.session import PIECE, Conversation, Session
 from worker.errors import DeliveryError, MessageRefused, SessionError
 from worker.status.events import Emit, Warned
 
@@ -38,6 +44,13 @@ SYNTAX_ERRORS: Final = range(500, 510)
 PIPELINING_ADVICE: Final = (
     "if this comes again, list pipelining for this server in smtp_discard_ehlo_keyword_address_maps"
 )
+
+
+# What servers say to DATA when no recipient was accepted (RFC 5321 section 3.3, RFC 2033 section
+# 4.2).
+NO_VALID_RECIPIENTS: Final = (503, 554)
+
+Following = Callable[[], Envelope | None]  # the next message's envelope, if it may travel ahead
 
 
 class Commitment(typing.Protocol):
@@ -57,8 +70,18 @@ class CleanSession:
     session: Session
 
 
+@dataclass(frozen=True, slots=True)
+class PledgedSession:
+    """As CleanSession, but `session.ahead` is under way: of use for that message and no other."""
+
+    session: Session
+
+
+ParkableSession = CleanSession | PledgedSession
+
+
 class StaleSession(SessionError):
-    """A reused session turned out to be dead before it took anything: not the site's failure."""
+    """A reused session was of no use before it took anything: not the failure of the site."""
 
 
 class ContentUnreadable(DeliveryError):
@@ -74,16 +97,17 @@ async def transfer(
     commitment: Commitment,
     emit: Emit,
     *,
-    last: bool,
-) -> CleanSession | None:
+    following: Following | None,
+) -> ParkableSession | None:
     """Offer the undecided recipients to this server; returns what may be parked, or None.
 
-    `last`: no further message for this session is expected, so QUIT follows the final dot at once
-    where the configuration lets it. Raises SessionError if the session broke: every recipient that
+    `following` is asked when the final dot is sent: the next message's envelope, if one is to
+    travel with it. None: no further message for this session is expected, so QUIT does, where the
+    configuration lets it. Raises SessionError if the session broke: every recipient that
     was not decided by then still is undecided. Raises ContentUnreadable.
     """
     session.uses += 1
-    transaction = _Transaction(session, request, outcomes, facts, commitment, emit, last=last)
+    transaction = _Transaction(session, request, outcomes, facts, commitment, emit, following)
     try:
         with session.conversation() as talk:
             await transaction.run(talk, content)
@@ -99,6 +123,8 @@ async def transfer(
         raise
     finally:
         commitment.settle()
+    if session.ahead is not None:
+        return PledgedSession(session) if session.wanted else None
     return CleanSession(session) if session.reusable else None
 
 
@@ -113,8 +139,7 @@ class _Transaction:
         facts: SessionFacts,
         commitment: Commitment,
         emit: Emit,
-        *,
-        last: bool,
+        following: Following | None,
     ) -> None:
         self._session = session
         self._request = request
@@ -122,10 +147,11 @@ class _Transaction:
         self._facts = facts
         self._commitment = commitment
         self._emit = emit
-        self._last = last
+        self._following = following
         self._limits = session.settings.limits
         self._lmtp = session.settings.protocol is Protocol.LMTP
-        self._utf8 = request.options.requires_smtputf8
+        self._unproven = False  # the envelope travelled ahead, and DATA is not answered yet
+        self._held: list[tuple[Recipient, DeliveryError]] = []  # refusals that wait for that
         self._mail_refused = False
         self._accepted: list[Recipient] = []
         self._unanswered: list[Recipient] = []  # the final dot was sent for them
@@ -140,23 +166,8 @@ class _Transaction:
 
     async def run(self, talk: Conversation, content: Content) -> None:
         """The whole transaction; failures of the message are recorded, not raised."""
-        if self._session.replies.unread:
-            raise RemoteProtocolError("the server answers what it was not asked")
-        try:
-            if self._lacks_smtputf8():
-                return
-            self._check_size()
-            commands = self._envelope()
-        except MessageRefused as exc:
-            self._refuse(self._outcomes.undecided, exc)
-            return
-        if not self._outcomes.undecided:
-            return  # no recipient's address can be sent: nothing to ask the server
-        if self._session.settings.send_xforward:
-            await self._forward_client(talk)
-        if self._session.needs_reset:
-            commands.insert(0, Rset())
-        if not await self._talk_envelope(talk, commands):
+        envelope = self._travelled_ahead() or await self._prepare(talk)
+        if envelope is None or not await self._talk_envelope(talk, envelope):
             return
         if not self._accepted:
             await self._abandon_data(talk)
@@ -167,44 +178,40 @@ class _Transaction:
 
     # --- before anything is sent -------------------------------------------------------------
 
-    def _lacks_smtputf8(self) -> bool:
-        """RFC 6531 section 3.2: bounce, but only if no other exchanger is able either."""
-        peer = self._session.peer
-        if not self._utf8 or self._session.capabilities.smtputf8:
-            return False
-        error = MessageRefused("5.6.7", f"SMTPUTF8 is required, but was not offered by host {peer}")
-        self._outcomes.postponed(error, self._facts)
-        return True
+    def _travelled_ahead(self) -> Envelope | None:
+        """This message's envelope, if it was sent with the final dot of the one before it."""
+        envelope, self._session.ahead = self._session.ahead, None
+        if envelope is not None:
+            assert envelope.request is self._request  # nobody else may be given such a session
+            self._unproven = True
+        return envelope
 
-    def _check_size(self) -> None:
-        """What the server has said it will not take is not offered (S065)."""
-        limit, size = self._session.capabilities.size_limit, self._request.size
-        if limit and size > limit:
-            raise MessageRefused("5.3.4", phrases.size_exceeded(size, limit, self._session.peer))
-
-    def _envelope(self) -> list[Command]:
-        """MAIL and the RCPTs of all undecided recipients whose address can be sent."""
-        session, request = self._session, self._request
-        announced, quote = session.capabilities, session.settings.quote_envelope
-        utf8 = self._utf8
+    async def _prepare(self, talk: Conversation) -> Envelope | None:
+        """The envelope for whoever can be offered to this server; None: nobody."""
+        session, request, outcomes = self._session, self._request, self._outcomes
+        announced = session.capabilities
+        if session.replies.unread:
+            raise RemoteProtocolError("the server answers what it was not asked")
+        if missing := smtputf8_missing(request, announced, session.peer):
+            outcomes.postponed(missing, self._facts)  # bounced if no other exchanger is able either
+            return None
         try:
-            sender = request.sender if utf8 else to_ascii(request.sender)
-            mail = Mail(sender, mail_parameters(request, announced), quote)
-            mail.to_wire()
-        except (AddressError, LocalProtocolError) as exc:
-            raise MessageRefused("5.1.7", f"bad sender address: {exc}") from exc
-        commands: list[Command] = [mail]
-        for recipient in list(self._outcomes.undecided):
-            try:
-                address = recipient.address if utf8 else to_ascii(recipient.address)
-                rcpt = Rcpt(address, rcpt_parameters(recipient, announced), quote)
-                rcpt.to_wire()
-            except (AddressError, LocalProtocolError) as exc:
-                error = MessageRefused("5.1.3", f"bad recipient address: {exc}")
-                self._refuse([recipient], error)
-                continue
-            commands.append(rcpt)
-        return commands
+            check_size(request, announced, session.peer)
+            envelope = Envelope(
+                request, outcomes.undecided, announced, quote=session.settings.quote_envelope
+            )
+        except MessageRefused as exc:
+            self._refuse(outcomes.undecided, exc)
+            return None
+        for recipient, error in envelope.unsendable:
+            self._refuse([recipient], error)
+        if not outcomes.undecided:
+            return None  # no recipient's address can be sent: nothing to ask the server
+        if session.settings.send_xforward:
+            await self._forward_client(talk)
+        if session.needs_reset:
+            envelope.reset_first()
+        return envelope
 
     async def _forward_client(self, talk: Conversation) -> None:
         """XFORWARD: tell a content filter where the message came from (S048, S075).
@@ -224,12 +231,11 @@ class _Transaction:
 
     # --- envelope ----------------------------------------------------------------------------
 
-    async def _talk_envelope(self, talk: Conversation, commands: list[Command]) -> bool:
+    async def _talk_envelope(self, talk: Conversation, envelope: Envelope) -> bool:
         """Ask MAIL, RCPT and DATA; True: the server waits for content."""
-        recipients = iter(list(self._outcomes.undecided))
-        waiting = deque([*commands, Data()])
-        while waiting or not self._session.dialogue.in_step:
-            flight = self._flight(waiting)
+        dialogue = self._session.dialogue
+        while envelope.waiting or not dialogue.in_step:
+            flight = envelope.flight(dialogue)
             self._await_phase(talk)
             if flight:
                 await talk.send(flight)
@@ -237,35 +243,21 @@ class _Transaction:
             if isinstance(command, Data):
                 return self._after_data(command, reply)
             if isinstance(command, Rcpt):
-                self._after_rcpt(next(recipients), command, reply)
+                self._after_rcpt(envelope.recipients.popleft(), command, reply)
             elif isinstance(command, Mail):
                 self._after_mail(command, reply)
-            if waiting and self._pointless(waiting):
-                waiting.clear()
+            if envelope.waiting and self._pointless(envelope):
+                if self._unproven:
+                    raise self._out_of_step(command, reply)  # and DATA will never prove anything
+                envelope.drop()
         return False
 
-    def _flight(self, waiting: deque[Command]) -> bytearray:
-        """Take from `waiting` what may be sent now, in one segment if possible."""
-        dialogue = self._session.dialogue
-        flight = bytearray()
-        if dialogue.in_step:
-            flight += dialogue.send(waiting.popleft())
-        if self._session.capabilities.pipelining:
-            while waiting and self._fits(waiting[0]):
-                flight += dialogue.send(waiting.popleft())
-        return flight
-
-    def _fits(self, command: Command) -> bool:
-        """The server's window has room for `command` behind all that is unanswered."""
-        room = PIPELINE_WINDOW - self._session.dialogue.unanswered_octets
-        return room >= MAX_LINE or room >= len(command.to_wire())
-
-    def _pointless(self, waiting: Sequence[Command]) -> bool:
+    def _pointless(self, envelope: Envelope) -> bool:
         """What is left to send (DATA at least) has nobody to go to."""
         if self._mail_refused:
             return True
         # In order: once DATA is all that is left, every RCPT was sent; are they answered, too?
-        return len(waiting) == 1 and self._session.dialogue.in_step and not self._accepted
+        return envelope.waiting == 1 and self._session.dialogue.in_step and not self._accepted
 
     def _await_phase(self, talk: Conversation) -> None:
         """Which reply comes next decides what we are doing, and for how long."""
@@ -273,7 +265,9 @@ class _Transaction:
         if isinstance(command, Rcpt):
             talk.phase(phrases.RCPT, self._limits.rcpt)
         elif isinstance(command, Mail):
-            talk.phase(phrases.MAIL, self._limits.mail)
+            # Whether commands behind a dot were taken at all shows here: as short as a probe.
+            limit = min(self._limits.rset, self._limits.mail) if self._unproven else None
+            talk.phase(phrases.MAIL, limit or self._limits.mail)
         elif isinstance(command, Rset):
             talk.phase(phrases.RSET, self._limits.rset)
         elif isinstance(command, Xforward):
@@ -283,26 +277,63 @@ class _Transaction:
 
     def _after_mail(self, command: Command, reply: Reply) -> None:
         self._session.needs_reset = reply.positive
-        if not reply.positive:
-            self._mail_refused = True
+        if reply.positive:
+            return
+        self._mail_refused = True
+        if not self._unproven:
             self._refuse(self._outcomes.undecided, self._refused(reply, command))
+            return
+        if not reply.transient or reply.code == SERVICE_CLOSING:
+            raise self._out_of_step(command, reply)  # no bounce without proof
+        error = self._refused(reply, command)
+        self._held += [(recipient, error) for recipient in self._outcomes.undecided]
 
     def _after_rcpt(self, recipient: Recipient, command: Command, reply: Reply) -> None:
         if self._mail_refused:
+            if self._unproven and reply.positive:
+                raise self._out_of_step(command, reply)
             return  # this is a 503 that says nothing about the recipient
         if reply.positive:
             self._accepted.append(recipient)
+        elif self._unproven:
+            self._held.append((recipient, self._refused(reply, command)))
         else:
             self._refuse([recipient], self._refused(reply, command))
 
     def _after_data(self, command: Command, reply: Reply) -> bool:
         """True: the server waits for content, and be it for none of our recipients."""
+        if self._unproven:
+            self._prove(command, reply)
         if reply.code == 354:
             self._garbled = False  # nothing else says 354: what came before was paired rightly
             return True
         if self._accepted:
             self._refuse(self._accepted, self._refused(reply, command))
         return False
+
+    def _prove(self, command: Command, reply: Reply) -> None:
+        """The reply to DATA stands where it must: what was held is concluded. Else SessionError.
+
+        A server that answered one too many, or one too few, would have something else here: 354
+        follows an accepted recipient and nothing else does, and a server that took no recipient
+        says so and falls silent.
+        """
+        if self._accepted:
+            proven = reply.code == 354
+        else:
+            silent = not self._session.replies.unread
+            proven = reply.code in NO_VALID_RECIPIENTS and silent
+        if not proven:
+            raise self._out_of_step(command, reply)
+        self._unproven = False
+        self.heard = True
+        for recipient, error in self._held:
+            self._refuse([recipient], error)
+
+    def _out_of_step(self, command: Command, reply: Reply) -> SessionError:
+        """What came ahead was not taken, or not as it was meant."""
+        peer = self._session.peer
+        return SessionError("4.5.0", phrases.said(peer, reply, command.phrase), reply, peer)
 
     async def _abandon_data(self, talk: Conversation) -> None:
         """The server wants content though it took no recipient: a lone dot, result thrown away.
@@ -353,7 +384,7 @@ class _Transaction:
 
     async def _send_end(self, talk: Conversation, octets: bytes) -> None:
         """The last octets with the final dot, and QUIT behind it if nothing else is to come."""
-        session = self._session
+        session, following = self._session, self._following
         if len(octets) > PIECE:
             # Only the octets around the dot put the message in doubt; those before them are
             # content, sent under the content's limit.
@@ -362,9 +393,13 @@ class _Transaction:
             octets = bytes(view[-PIPELINE_WINDOW:])
         self._expect_silence()
         session.dialogue.send(EndOfData(len(self._accepted) if self._lmtp else 1))
-        if self._last and session.settings.skip_quit_response and session.capabilities.pipelining:
-            octets += session.dialogue.send(Quit())
-            session.unwanted = True
+        if following is None:
+            if session.settings.skip_quit_response and session.capabilities.pipelining:
+                octets += session.dialogue.send(Quit())
+                session.unwanted = True
+        elif envelope := following():
+            octets += envelope.flight(session.dialogue)
+            session.ahead = envelope
         talk.phase(phrases.END_OF_DATA, self._limits.data_done)
         self._unanswered = list(self._accepted)
         await talk.send(octets)
@@ -423,9 +458,11 @@ class _Transaction:
         if refused_reset or (reply.code == SERVICE_CLOSING and not isinstance(command, EndOfData)):
             text = phrases.said(session.peer, reply, command.phrase)
             raise SessionError(f"4{reply.dsn[1:]}", text, reply, session.peer)
+        if self._unproven and not reply.well_formed:
+            raise self._out_of_step(command, reply)
         if isinstance(command, Rset):
             session.needs_reset = False
-        else:
+        elif not self._unproven:
             self.heard = True
         if reply.code == SERVICE_CLOSING:
             session.unwanted = True

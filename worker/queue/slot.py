@@ -17,7 +17,7 @@ class WorkerLost(Exception):
 class Slot(Protocol):
     """A stream of requests to one worker, answered in their order.
 
-    A caller keeps at most two requests unanswered. send() and receive() may run in two tasks.
+    A caller keeps at most three requests unanswered. send() and receive() may run in two tasks.
     """
 
     async def send(self, request: DeliveryRequest, content: Content) -> None:

@@ -1,7 +1,7 @@
-"""One slot's life: entries of one destination go in, results come out, at most two under way.
+"""One slot's life: entries of one destination go in, results come out, at most three under way.
 
 The first request of a session goes alone: nobody knows yet whether there will be a session. While
-the session is kept, the worker always has the next request before it has finished the last, so
+the session is kept, the worker always has the next requests before it has finished the last, so
 that transactions follow each other without an idle round trip.
 
 An entry is in exactly one place: in the destination's queue, `in_hand` (taken, not sent), or
@@ -24,7 +24,9 @@ from worker.queue.store import StoreError
 
 OPEN_PAUSE: Final = 1.0  # seconds between attempts to get a slot: workers come back soon
 CLOSE_LIMIT: Final = 5.0  # seconds for a slot to close
-WARM_DEPTH: Final = 2  # requests under way in a slot with a session
+# Requests under way in a slot with a session: one is being answered, the next one's envelope
+# travels with its final dot, and a third must be there when that one's dot is sent.
+WARM_DEPTH: Final = 3
 
 
 class NoWorker(Exception):

@@ -1,0 +1,137 @@
+"""The envelope of one message in one session: MAIL, the RCPTs and DATA, and how far they were said.
+
+Answers for what can be asked of this server at all, and for what may travel in one segment
+(RFC 2920); how the answers are judged is in `transaction.py`.
+
+An envelope may travel ahead: in one segment with the final dot of the message before it, as RFC
+2920 section 3.1 allows. A busy session then costs one round trip for each message.
+"""
+
+from collections import deque
+from collections.abc import Sequence
+from typing import Final
+
+from protocol import phrases
+from protocol.address import AddressError, to_ascii
+from protocol.capabilities import Capabilities
+from protocol.command import MAX_LINE, Command, Data, Mail, Rcpt, Rset
+from protocol.dialogue import Dialogue
+from protocol.envelope_parameters import mail_parameters, rcpt_parameters
+from protocol.errors import LocalProtocolError
+from protocol.request import DeliveryRequest, Recipient
+from worker.errors import MessageRefused
+
+# RFC 2920 section 3.1: we must not block in sending while the server blocks in replying. Our
+# commands always fit into the kernel's send buffer if at most this many octets of them are
+# unanswered. A nursery with a concurrent reader was turned down: it costs more than the flight.
+PIPELINE_WINDOW: Final = 4096
+
+
+class Envelope:
+    """The commands of one transaction in their order, taken from the front as they are said."""
+
+    def __init__(
+        self,
+        request: DeliveryRequest,
+        recipients: Sequence[Recipient],
+        announced: Capabilities,
+        *,
+        quote: bool,
+    ) -> None:
+        """Write the commands for `recipients` and a server that `announced` its extensions.
+
+        `quote`: smtp_quote_rfc821_envelope. Who has an address that cannot be sent is left out, see
+        `unsendable`. Raises MessageRefused if that is so of the sender.
+        """
+        self.request = request
+        self.recipients: deque[Recipient] = deque()  # whose RCPT is not answered yet
+        self.unsendable: list[tuple[Recipient, MessageRefused]] = []
+        self._announced = announced
+        self._waiting: deque[Command] = deque()  # not said yet
+        self._write(recipients, quote=quote)
+
+    def _write(self, recipients: Sequence[Recipient], *, quote: bool) -> None:
+        request, announced = self.request, self._announced
+        utf8 = request.options.requires_smtputf8
+        try:
+            sender = request.sender if utf8 else to_ascii(request.sender)
+            mail = Mail(sender, mail_parameters(request, announced), quote)
+            mail.to_wire()
+        except (AddressError, LocalProtocolError) as exc:
+            raise MessageRefused("5.1.7", f"bad sender address: {exc}") from exc
+        self._waiting.append(mail)
+        for recipient in recipients:
+            try:
+                address = recipient.address if utf8 else to_ascii(recipient.address)
+                rcpt = Rcpt(address, rcpt_parameters(recipient, announced), quote)
+                rcpt.to_wire()
+            except (AddressError, LocalProtocolError) as exc:
+                error = MessageRefused("5.1.3", f"bad recipient address: {exc}")
+                self.unsendable.append((recipient, error))
+                continue
+            self._waiting.append(rcpt)
+            self.recipients.append(recipient)
+        self._waiting.append(Data())
+
+    def reset_first(self) -> None:
+        """RSET goes in front of MAIL."""
+        self._waiting.appendleft(Rset())
+
+    @property
+    def waiting(self) -> int:
+        """How many commands were not said yet; 1: DATA alone is left."""
+        return len(self._waiting)
+
+    def drop(self) -> None:
+        """What was not said yet has become pointless."""
+        self._waiting.clear()
+
+    def flight(self, dialogue: Dialogue) -> bytearray:
+        """Take what may be said now; the octets to send, in one segment if possible.
+
+        With replies outstanding and no PIPELINING that is nothing.
+        """
+        flight = bytearray()
+        if dialogue.in_step and self._waiting:
+            flight += dialogue.send(self._waiting.popleft())
+        if self._announced.pipelining:
+            while self._waiting and _fits(self._waiting[0], dialogue):
+                flight += dialogue.send(self._waiting.popleft())
+        return flight
+
+
+def _fits(command: Command, dialogue: Dialogue) -> bool:
+    """The server's window has room for `command` behind all that is unanswered."""
+    room = PIPELINE_WINDOW - dialogue.unanswered_octets
+    return room >= MAX_LINE or room >= len(command.to_wire())
+
+
+def smtputf8_missing(
+    request: DeliveryRequest, announced: Capabilities, peer: str
+) -> MessageRefused | None:
+    """RFC 6531 section 3.2: the message needs SMTPUTF8, and this server has not offered it."""
+    if not request.options.requires_smtputf8 or announced.smtputf8:
+        return None
+    return MessageRefused("5.6.7", f"SMTPUTF8 is required, but was not offered by host {peer}")
+
+
+def check_size(request: DeliveryRequest, announced: Capabilities, peer: str) -> None:
+    """What the server has said it will not take is not offered (S065). Raises MessageRefused."""
+    limit, size = announced.size_limit, request.size
+    if limit and size > limit:
+        raise MessageRefused("5.3.4", phrases.size_exceeded(size, limit, peer))
+
+
+def envelope_ahead(
+    request: DeliveryRequest, announced: Capabilities, peer: str, *, quote: bool
+) -> Envelope | None:
+    """The envelope of `request` for travelling ahead; None: something must be decided first."""
+    if smtputf8_missing(request, announced, peer):
+        return None
+    recipients = list(dict.fromkeys(request.recipients))
+    try:
+        check_size(request, announced, peer)
+        envelope = Envelope(request, recipients, announced, quote=quote)
+    except MessageRefused:
+        return None
+    return None if envelope.unsendable else envelope

@@ -1,0 +1,33 @@
+"""Servers that get plain treatment for a while: no envelope travels with another message's dot.
+
+A server that closed the session, or lost track, after such a flight is remembered here. Nothing was
+lost by it, but each time costs a new connection.
+"""
+
+from collections import OrderedDict
+from typing import Final
+
+from worker.network.address import Endpoint
+
+PLAIN_FOR: Final = 600.0  # seconds; servers are restarted and mended, too
+LIMIT: Final = 10_000  # servers remembered at one time: the oldest is forgotten first
+
+
+class PlainPeers:
+    """Endpoints and until when they are treated so. `now`: seconds of one clock."""
+
+    def __init__(self) -> None:
+        self._until: OrderedDict[tuple[str, int], float] = OrderedDict()
+
+    def note(self, endpoint: Endpoint, now: float) -> None:
+        """It did not bear what came ahead."""
+        key = (endpoint.address, endpoint.port)
+        self._until[key] = now + PLAIN_FOR
+        self._until.move_to_end(key)
+        if len(self._until) > LIMIT:
+            self._until.popitem(last=False)
+
+    def holds(self, endpoint: Endpoint, now: float) -> bool:
+        """Whether it is to be treated plainly."""
+        until = self._until.get((endpoint.address, endpoint.port))
+        return until is not None and now < until
