@@ -1,8 +1,9 @@
 """The table of all parameters: every name that is known, once, with everything known about it.
 
 The rows stand in `rows_client.py`, `rows_cache.py`, `rows_queue.py` and `rows_general.py`; the
-columns are explained in `parameter.py`. Here they become one mapping, the lmtp_ twins (requirements S172) are generated,
-and the names of the per-transport pattern `<transport>_destination_...` are understood.
+columns are explained in `parameter.py`. Here they become one mapping, the lmtp_ twins (requirements
+S172) are generated, and the names of the per-transport pattern `<transport>_destination_...` are
+understood.
 """
 
 import re
