@@ -1,11 +1,13 @@
-"""Our reading of main.cf and of lookup tables beside postconf(1) and postmap(1).
+"""Our reading of main.cf, lookup tables and lists beside postconf(1), postmap(1), postqueue(1).
 
 Each test gives both the same files, in a directory of its own, and compares what they say.
 """
 
 import os
+import shutil
 import subprocess
-from collections.abc import Coroutine
+import tempfile
+from collections.abc import Coroutine, Iterator
 from pathlib import Path
 
 import pytest
@@ -13,8 +15,10 @@ import pytest
 from tests.integration.peers import find_program
 from worker.config.config import Config, Facts
 from worker.config.listing import Form, Which, show
+from worker.config.match_list import open_string_list
 from worker.config.parameters import PARAMETERS
-from worker.config.tables import TableConfigError, open_table
+from worker.config.tables import TableConfigError, TableError, open_table
+from worker.config.values import BadValueError, split_list
 
 pytestmark = pytest.mark.peer("postfix")  # the package of postconf and postmap
 
@@ -176,7 +180,7 @@ def test_every_name_from_postfix_is_one_that_postfix_knows(tmp_path: Path) -> No
     own = {name for name, row in PARAMETERS.items() if row.source == "postrio"}
     gone = {
         *("fallback_relay", "smtp_skip_4xx_greeting"),  # accepted for old configurations
-        *("smtp_per_record_deadline", "lmtp_per_record_deadline"),
+        *("smtp_per_record_deadline", "lmtp_per_record_deadline", "lmtp_cache_connection"),
     }
     pattern = {name for name in PARAMETERS if name.startswith(("smtp_", "lmtp_"))} & {
         f"{transport}_{rest}"
@@ -306,3 +310,81 @@ def test_tables_that_postfix_refuses_are_refused(tmp_path: Path) -> None:
     for spec in specs:
         with pytest.raises(TableConfigError):
             open_table(spec, environ={}, clock=lambda: 0.0)
+
+
+# --- lists to match ------------------------------------------------------------------------------
+
+# postqueue(1) tells an ordinary user that the mail system is down, or, if authorized_mailq_users, a
+# string list, has not the name of that user, to go away: so it says who is on a list.
+VERDICTS = {"mail system is down": "on", "is not allowed to view": "off"}
+
+
+@pytest.fixture
+def opened_directory() -> Iterator[Path]:
+    """A directory that everybody may enter, which tmp_path is not, with a postqueue of its own.
+
+    The installed one has the rights of a group, and so takes no configuration from us.
+    """
+    with tempfile.TemporaryDirectory(prefix="lists-") as name:
+        directory = Path(name)
+        directory.chmod(0o755)
+        (directory / "queue" / "public").mkdir(parents=True)
+        program = find_program("postqueue")
+        assert program is not None
+        shutil.copyfile(program, directory / "postqueue")
+        (directory / "postqueue").chmod(0o755)
+        write_old(directory / "names", "# nobody\nx, !static:{},y\n\tZ NoBody # !nobody\n")
+        write_old(directory / "others", f"x\n{directory}/names\n")
+        write_old(directory / "except", "!nobody\n")
+        write_old(directory / "empty", "")
+        yield directory
+
+
+def their_verdict(directory: Path, value: str) -> str:
+    """What Postfix says of nobody and this list: on, off or failed."""
+    configured(
+        directory,
+        f"compatibility_level=3.6\nqueue_directory={directory}/queue\nmail_owner=postfix\n"
+        f"authorized_mailq_users = {value}\n",
+    )
+    done = subprocess.run(
+        [directory / "postqueue", "-c", directory, "-p"],
+        capture_output=True,
+        text=True,
+        check=False,
+        user="nobody",
+        group="nogroup",
+        extra_groups=[],
+        cwd="/",
+    )
+    fatal = done.stderr.splitlines()[-1]
+    return next((verdict for text, verdict in VERDICTS.items() if text in fatal), "failed")
+
+
+def our_verdict(value: str) -> str:
+    """What we say of it."""
+    try:
+        listed = open_string_list(split_list(value), environ={}, clock=lambda: 0.0)
+        with pytest.raises(StopIteration) as caught:
+            listed.matches("nobody").send(None)
+    except (BadValueError, TableConfigError, TableError):
+        return "failed"
+    return "on" if caught.value.value else "off"
+
+
+LISTS = (
+    *("", "nobody", "NOBODY, x", "x y", "!nobody, static:all", "!!nobody", "! nobody", "!"),
+    *("!x, nobody", "nobody, !nobody", "!nobody, nobody", "{nobody}", "[nobody]", "x #nobody"),
+    *("x, #y nobody", "inline:{nobody=x}", "!inline:{nobody=x} static:all", "inline:{nobody=x"),
+    *("static:{}", "fail:x nobody", "nobody fail:x", "nobody:", ":nobody", "nosuch:x nobody"),
+    *("@/names", "!@/names static:all", "@/others", "!@/others, static:all", "@/except nobody"),
+    *("!@/except", "@/empty nobody", "!@/empty", "@/nowhere nobody", "nobody @/nowhere"),
+)
+
+
+@pytest.mark.peer("root", "postqueue")
+def test_lists_have_the_same_keys_on_them(opened_directory: Path) -> None:
+    lists = [text.replace("@", str(opened_directory)) for text in LISTS]
+    said = {text: our_verdict(text) for text in lists}
+    assert said == {text: their_verdict(opened_directory, text) for text in lists}
+    assert set(said.values()) == {"on", "off", "failed"}

@@ -100,6 +100,7 @@ BY_KIND = {
     Kind.INTEGER: st.integers(1, 6).map(str),
     Kind.TIME: st.sampled_from(["1h", "30", "${myhostname?{5}}m"]),
     Kind.TABLES: st.sampled_from(["inline:{a=b, {c = d e}}, static:x", "regexp:{{/a b/ c}}"]),
+    Kind.MATCHES: st.sampled_from(["a.example, !B", "!static:{x  y}, $mydomain", "{a b} ::1"]),
 }
 NAMES = [
     name

@@ -30,6 +30,7 @@ def test_getters_give_the_typed_value() -> None:
     assert config.text("smtp_helo_name") == "client.example"
     assert config.text("smtp_helo_timeout") == "2m"
     assert not config.maps("transport_maps")
+    assert config.matches("smtp_connection_cache_destinations").warnings == ()
 
 
 def test_getters_refuse_names_and_kinds_that_are_not_in_the_table() -> None:
@@ -38,6 +39,8 @@ def test_getters_refuse_names_and_kinds_that_are_not_in_the_table() -> None:
         config.text("mine")
     with pytest.raises(LookupError, match="smtp_helo_timeout is of the kind time, not number"):
         config.integer("smtp_helo_timeout")
+    with pytest.raises(LookupError, match="relayhost is of the kind text, not list to match"):
+        config.matches("relayhost")
     with pytest.raises(LookupError, match="ask for_transport"):
         config.integer("relay_destination_concurrency_limit")
 

@@ -34,6 +34,7 @@ def row(kind: Kind, **details: object) -> Parameter:
             "inline:{a=b, {c = d e}} texthash:/x",
             ("inline:{a=b, {c = d e}}", "texthash:/x"),
         ),
+        (Kind.MATCHES, "!a, static:{b  c}", ("!a", "static:{b  c}")),
         (Kind.TEXT, "any thing", "any thing"),
     ],
 )
@@ -60,6 +61,7 @@ def test_a_text_has_the_value_of_its_kind(kind: Kind, text: str, value: Value) -
         (Kind.TIME, "s", "not a time"),
         (Kind.TIME, "9" * 20, "too large"),
         (Kind.TABLES, "inline:{a=b", '"{" without "}"'),
+        (Kind.MATCHES, "a, inline:{a=b", '"{" without "}"'),
     ],
 )
 def test_a_text_of_another_kind_is_refused(kind: Kind, text: str, why: str) -> None:

@@ -20,6 +20,7 @@ from types import MappingProxyType
 from protocol.request import Protocol
 from worker.config.expander import Expander, Facts
 from worker.config.main_cf import MainCf, Setting, parse_main_cf, parse_setting
+from worker.config.match_list import StringList, open_string_list
 from worker.config.parameters import (
     PARAMETERS,
     TRANSPORT_SUFFIXES,
@@ -54,6 +55,7 @@ class Config:
     _expander: Expander = field(repr=False)
     _values: Mapping[str, Value] = field(repr=False)
     _maps: Mapping[str, Maps] = field(repr=False)
+    _lists: Mapping[str, StringList] = field(repr=False)
 
     @classmethod
     def load(
@@ -133,6 +135,7 @@ class Config:
             expander,
             MappingProxyType(check.values),
             MappingProxyType(check.maps),
+            MappingProxyType(check.lists),
         )
 
     # --- what a parameter says -----------------------------------------------------------------
@@ -176,6 +179,11 @@ class Config:
         """The open lookup tables of a tables parameter; `find` of none at all answers None."""
         self._value(name, Kind.TABLES)
         return self._maps[name]
+
+    def matches(self, name: str) -> StringList:
+        """The open list of a parameter that keys are matched with; on an empty one is no key."""
+        self._value(name, Kind.MATCHES)
+        return self._lists[name]
 
     # --- which parameter to ask ----------------------------------------------------------------
 
@@ -279,6 +287,7 @@ class _Check:
         self._bad: set[str] = set()
         self.values: dict[str, Value] = {}
         self.maps: dict[str, Maps] = {}
+        self.lists: dict[str, StringList] = {}
         self.problems: list[Problem] = []
         self.warnings: list[str] = []
 
@@ -304,17 +313,28 @@ class _Check:
             return
         try:
             value = parse_value(row, text)
-            if row.kind is Kind.TABLES:
-                assert isinstance(value, tuple)
-                maps = open_maps(value, environ=self._environ, clock=self._clock)
-                self.maps[row.name] = maps
-                self.warnings += (f"{row.name}: {text}" for text in maps.warnings)
+            self._open(row, value)
         except BadValueError as exc:
             self._problem(row.name, exc.why, exc.expected)
         except TableConfigError as exc:
             self._problem(row.name, exc.why, exc.expected)
         else:
             self.values[row.name] = value
+
+    def _open(self, row: Parameter, value: Value) -> None:
+        """Open what the value names, tables and files. Raises TableConfigError."""
+        opened: Maps | StringList
+        if row.kind is Kind.TABLES:
+            assert isinstance(value, tuple)
+            opened = open_maps(value, environ=self._environ, clock=self._clock)
+            self.maps[row.name] = opened
+        elif row.kind is Kind.MATCHES:
+            assert isinstance(value, tuple)
+            opened = open_string_list(value, environ=self._environ, clock=self._clock)
+            self.lists[row.name] = opened
+        else:
+            return
+        self.warnings += (f"{row.name}: {text}" for text in opened.warnings)
 
     def _expands(self, name: str) -> str | None:
         try:

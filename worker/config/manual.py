@@ -45,6 +45,10 @@ SYNTAX = (
     "A lookup table is type:name. Types: texthash:/file (lines of key, white space, text),"
     " inline:{key=text, ...}, static:text, regexp:/file, pcre:/file, cidr:/file, environ:name and"
     " fail:name. Changed files are read again within a second.",
+    "A list to match is searched in order, and the first item that fits a key decides: a name fits"
+    " itself, in any case of letters, and type:table every key that it has, whatever the text. A"
+    " /file stands for the items in it; lines that begin with # are comments. !item takes what it"
+    " fits off the list.",
     "An unknown name is a warning, a value that cannot be used an error: nothing starts until it is"
     " right.",
 )
@@ -127,6 +131,8 @@ def _kind_in_words(row: Parameter) -> str:
             return "List of " + ", ".join(row.choices) if row.choices else "List"
         case Kind.TABLES:
             return "Lookup tables"
+        case Kind.MATCHES:
+            return "List to match"
         case Kind.CHOICE:
             return "One of " + ", ".join(choice or "nothing" for choice in row.choices)
         case Kind.TEXT:

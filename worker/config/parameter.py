@@ -16,6 +16,7 @@ class Kind(Enum):
     TIME = "time"
     WORDS = "list"
     TABLES = "lookup tables"
+    MATCHES = "list to match"
     CHOICE = "choice"
 
 

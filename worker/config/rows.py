@@ -58,6 +58,11 @@ def tables(name: str, default: str, summary: str, **details: Unpack[Details]) ->
     return _row(Kind.TABLES, name, default, summary, details)
 
 
+def matches(name: str, default: str, summary: str, **details: Unpack[Details]) -> Parameter:
+    """A row of a list that a key is on or not; see `match_list.py`."""
+    return _row(Kind.MATCHES, name, default, summary, details)
+
+
 def choice(name: str, default: str, summary: str, **details: Unpack[Details]) -> Parameter:
     """A row of one word out of `choices`; an empty word among them: it may be left open."""
     return _row(Kind.CHOICE, name, default, summary, details)

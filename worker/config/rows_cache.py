@@ -1,7 +1,7 @@
 """Rows of the parameter table: keeping connections for later messages, and the cache of them."""
 
 from worker.config.parameter import Parameter
-from worker.config.rows import boolean, integer, text, time, words
+from worker.config.rows import boolean, integer, matches, text, time
 
 REUSE: tuple[Parameter, ...] = (
     boolean(
@@ -10,11 +10,12 @@ REUSE: tuple[Parameter, ...] = (
         "Keep connections to a destination while there is much mail for it; no: only to those in"
         " smtp_connection_cache_destinations.",
     ),
-    words(
+    matches(
         "smtp_connection_cache_destinations",
         "",
         "Destinations whose connections are always kept: domains, hosts and addresses without"
-        " brackets and port, paths of UNIX sockets; /file and type:table stand for what they list.",
+        " brackets and port. /file stands for what it lists, so a UNIX socket's path is listed as a"
+        " key of a table: inline:{/path=yes}.",
     ),
     time(
         "smtp_connection_cache_time_limit",

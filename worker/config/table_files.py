@@ -1,4 +1,4 @@
-"""Tables in text files: reading, noticing changes, and the type texthash.
+"""Text files of the configuration: reading, noticing changes; tables in them; the type texthash.
 
 A file is read when the table is opened and again when a lookup finds it changed; it is looked at
 once a second at most. It is read in place, not in a thread: such files are small, and a lookup then
@@ -24,46 +24,38 @@ LOOK_AGAIN = 1.0  # seconds between two looks at a file
 _Signature = tuple[int, int, int]
 
 
-class FileTable(Table, Generic[Contents]):
-    """A table whose contents `read` makes of a file's text, and in which `find` finds a key."""
+class WatchedFile(Generic[Contents]):
+    """What `read` makes of a file's text, kept up with the file. `spec` names it in errors."""
 
-    def __init__(
-        self, spec: str, path: Path, clock: Clock, read: Read[Contents], find: Find[Contents]
-    ) -> None:
+    def __init__(self, spec: str, path: Path, clock: Clock, read: Read[Contents]) -> None:
         """Raises TableConfigError if the file cannot be read now."""
-        super().__init__(spec)
         if not path.is_absolute():
             raise TableConfigError(
                 f'"{path}" depends on the working directory',
                 f"a path from the root, as $config_directory/{path}",
             )
+        self._spec = spec
         self._path = path
         self._clock = clock
         self._read = read
-        self._find = find
         self._looked = clock()
-        self._signature, self._contents, self._warnings = self._load()
+        self._signature, self._contents, self.warnings = self._load()
 
-    async def lookup(self, key: str) -> str | None:
-        """See Table. Raises TableError while the file cannot be read."""
+    def contents(self) -> Contents:
+        """The contents as of a second ago or later. Raises TableError while it cannot be read."""
         now = self._clock()
         if now - self._looked >= LOOK_AGAIN:
             self._look(now)
-        return self._find(self._contents, key)
-
-    @property
-    def warnings(self) -> tuple[str, ...]:
-        """See Table."""
-        return tuple(self._warnings)
+        return self._contents
 
     def _look(self, now: float) -> None:
         try:
             status = self._path.stat()
             if _signature(status) != self._signature:
-                self._signature, self._contents, self._warnings = self._load()
+                self._signature, self._contents, self.warnings = self._load()
         except (OSError, TableConfigError) as exc:
             why = exc.why if isinstance(exc, TableConfigError) else f"{exc.strerror or exc}"
-            raise TableError(f"{self.spec} cannot be used: {why}") from exc
+            raise TableError(f"{self._spec} cannot be used: {why}") from exc
         self._looked = now  # not after trouble: then each lookup looks, until it is right
 
     def _load(self) -> tuple[_Signature, Contents, list[str]]:
@@ -81,6 +73,27 @@ class FileTable(Table, Generic[Contents]):
             raise TableConfigError(f"{self._path}:{line}: not UTF-8 text", "UTF-8") from exc
         contents, warnings = self._read(text, str(self._path))
         return signature, contents, warnings
+
+
+class FileTable(Table, Generic[Contents]):
+    """A table whose contents `read` makes of a file's text, and in which `find` finds a key."""
+
+    def __init__(
+        self, spec: str, path: Path, clock: Clock, read: Read[Contents], find: Find[Contents]
+    ) -> None:
+        """Raises TableConfigError if the file cannot be read now."""
+        super().__init__(spec)
+        self._file = WatchedFile(spec, path, clock, read)
+        self._find = find
+
+    async def lookup(self, key: str) -> str | None:
+        """See Table. Raises TableError while the file cannot be read."""
+        return self._find(self._file.contents(), key)
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """See Table."""
+        return tuple(self._file.warnings)
 
 
 def _signature(status: os.stat_result) -> _Signature:

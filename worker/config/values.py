@@ -31,8 +31,8 @@ class BadValueError(ValueError):
 def parse_value(parameter: Parameter, text: str) -> Value:
     """The value that an expanded text has for this parameter. Raises BadValueError.
 
-    TEXT, CHOICE: str; BOOLEAN: bool; INTEGER: int; TIME: seconds as float; WORDS and TABLES: the
-    items as a tuple of str (opening the tables is not done here).
+    TEXT, CHOICE: str; BOOLEAN: bool; INTEGER: int; TIME: seconds as float; WORDS, TABLES and
+    MATCHES: the items as a tuple of str (opening tables and files is not done here).
     """
     match parameter.kind:
         case Kind.BOOLEAN:
@@ -44,7 +44,7 @@ def parse_value(parameter: Parameter, text: str) -> Value:
             return _in_range(parameter, seconds)
         case Kind.WORDS:
             return _words(parameter, text)
-        case Kind.TABLES:
+        case Kind.TABLES | Kind.MATCHES:
             return split_list(text)
         case Kind.CHOICE:
             return _choice(parameter, text)
