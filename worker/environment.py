@@ -6,6 +6,7 @@ from collections.abc import Callable
 from protocol.request import Protocol
 from worker.config.config import Config
 from worker.delivery.deliver import Environment
+from worker.delivery.reuse import ReusePolicy
 from worker.delivery.settings import DeliverySettings
 from worker.network.network import (
     DnsSettings,
@@ -42,6 +43,7 @@ def make_environment(
             protocol: DeliverySettings.from_config(config, protocol) for protocol in Protocol
         },
         networks=networks,
+        reuse={protocol: ReusePolicy.from_config(config, protocol) for protocol in Protocol},
         emit=emit,
         wall=wall,
     )

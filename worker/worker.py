@@ -104,7 +104,7 @@ class Worker:
         finally:
             stream.close()
             self._slots.discard(slot)
-            await slot.aclose()
+            await slot.release()
 
     async def _serve_requests(self, stream: RequestStream, slot: DeliverySlot) -> None:
         while (received := await self._next_request(stream)) is not None:

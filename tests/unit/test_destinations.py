@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from protocol.request import ClientFacts, Protocol, Recipient, Ret, SendOptions
+from protocol.request import ClientFacts, Protocol, Recipient, RequestFlags, Ret, SendOptions
 from worker.queue.active import ActiveMessage, Entry, FairQueue, Share
 from worker.queue.destinations import Destination, Destinations
 from worker.queue.destinations import Feedback as Change
@@ -53,6 +53,32 @@ def message(number: int, recipients: int = 1) -> ActiveMessage:
 def add(queue: FairQueue, active: ActiveMessage) -> None:
     """Queue all recipients of a message."""
     queue.add(Share(active, active.message.recipients))
+
+
+# --- the connection cache ------------------------------------------------------------------------
+
+LOAD, SAVE = RequestFlags.CACHE_LOAD, RequestFlags.CACHE_SAVE
+
+
+def test_saving_and_loading_begin_with_deliveries_back_to_back() -> None:
+    place = destination()
+    place.busy = 5  # parallel ones are not enough
+    assert [place.reuse_flags(100.0) for _ in range(5)] == [RequestFlags.NONE] * 5
+    place.delivered(103.0)
+    assert place.reuse_flags(104.0) == LOAD | SAVE
+
+
+def test_saving_ends_when_deliveries_are_neither_parallel_nor_back_to_back() -> None:
+    place = destination()
+    place.delivered(100.0)
+    place.busy = 2
+    assert place.reuse_flags(100.5) == LOAD | SAVE
+    assert place.reuse_flags(101.5) == LOAD | SAVE  # late, but parallel
+    place.busy = 1
+    assert place.reuse_flags(101.5) == LOAD
+    assert place.reuse_flags(200.0) == LOAD  # what was saved is still used up
+    place.delivered(200.5)
+    assert place.reuse_flags(201.5) == LOAD | SAVE
 
 
 # --- the window ----------------------------------------------------------------------------------

@@ -6,12 +6,12 @@ one, nothing is sent twice that is not marked in doubt, and nobody is bounced fo
 """
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import pytest
 import trio
-from trio.testing import MockClock, trio_test
+from trio.testing import MockClock, trio_test, wait_all_tasks_blocked
 
 from protocol.outcome import Action
 from protocol.request import DeliveryRequest, Protocol, SendOptions
@@ -239,7 +239,9 @@ class _Filtered(MemoryStream):
         return head + dot + self._change(rest)
 
 
-def filtered(change: Callable[[bytes], bytes]) -> Peer:
+def filtered(
+    change: Callable[[bytes], bytes], script: Mapping[Phase, Script] | None = None
+) -> Peer:
     """A server to which what travels ahead arrives changed."""
 
     class Peculiar(Peer):
@@ -247,7 +249,7 @@ def filtered(change: Callable[[bytes], bytes]) -> Peer:
             assert isinstance(stream, MemoryStream)
             await super().serve(_Filtered(stream, change))
 
-    return Peculiar()
+    return Peculiar(script)
 
 
 def without(verb: bytes) -> Callable[[bytes], bytes]:
@@ -302,6 +304,32 @@ async def test_a_server_that_loses_track_costs_a_connection_and_nobody_s_mail(
     assert not [s for s in peer.links[1].segments if b".\r\nMAIL" in s]
     if seconds is not None:
         assert world.took[1] == seconds
+
+
+@trio_test
+async def test_nobody_is_bounced_for_the_reply_to_another(autojump_clock: MockClock) -> None:
+    # One reply too many: the 550 to b stands where the reply to b2 is expected.
+    peer = filtered(
+        lambda rest: b"RSET\r\n" + rest, {Phase.RCPT: {"b@example.com": "550 5.1.1 who?"}}
+    )
+    outcomes = await in_a_row(World(peer), requests("a", "b,b2", "c"))
+    assert outcomes == [{"a": SENT}, {"b": BOUNCED, "b2": SENT}, {"c": SENT}]
+
+
+@trio_test
+async def test_a_server_that_goes_on_talking_after_it_refused_proves_nothing(
+    autojump_clock: MockClock,
+) -> None:
+    no = "554 5.5.1 no valid recipients"
+    peer = Peer(
+        {
+            Phase.RCPT: {"b@example.com": "550 5.1.1 who?"},
+            Phase.DATA: ["354 go", f"{no}\n250 2.0.0 more", no, "354 go"],
+        }
+    )
+    outcomes = await in_a_row(World(peer), requests("a", "b", "c"))
+    assert outcomes == [{"a": SENT}, {"b": BOUNCED}, {"c": SENT}]
+    assert len(peer.links) == 2
 
 
 @trio_test
@@ -516,6 +544,7 @@ async def test_a_slot_that_is_stopped_reports_the_message_that_had_gone_ahead_as
         world.slot.upcoming = lambda: second
         await world.deliver(first)
         assert world.slot.holds_session
+        await wait_all_tasks_blocked()  # the server has read what came ahead
         world.slot.stop()
         await world.deliver(second)
 
@@ -535,6 +564,7 @@ async def test_a_pledged_session_serves_no_other_request(autojump_clock: MockClo
     async def scenario() -> None:
         world.slot.upcoming = lambda: second
         await world.deliver(first)
+        await wait_all_tasks_blocked()
         world.slot.upcoming = lambda: None
         await world.deliver(other)
 

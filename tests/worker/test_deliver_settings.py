@@ -69,7 +69,7 @@ def test_the_defaults_are_those_of_the_parameters(protocol: Protocol) -> None:
     )
     if protocol is Protocol.LMTP:
         expected = replace(expected, skip_quit_response=False)
-    assert read({}, protocol) == expected
+    assert replace(read({}, protocol), fingerprint="") == expected
 
 
 @pytest.mark.parametrize("field", [*SETTINGS, *LIMITS])
@@ -106,7 +106,7 @@ def test_the_keyword_table_is_read_by_protocol(protocol: Protocol) -> None:
 
 
 def test_no_setting_is_forgotten_here() -> None:
-    known = {*SETTINGS, "protocol", "limits", "discard_maps"}
+    known = {*SETTINGS, "protocol", "limits", "discard_maps", "fingerprint"}
     assert {field.name for field in fields(DeliverySettings)} == known
     assert {field.name for field in fields(Limits)} == set(LIMITS)
 

@@ -16,7 +16,7 @@ import trio
 from trio.testing import MockClock, trio_test
 
 from protocol.outcome import Action
-from protocol.request import DeliveryRequest, Notify, Protocol, Recipient
+from protocol.request import DeliveryRequest, Notify, Protocol, Recipient, RequestFlags
 from tests.cancel_everywhere import cancel_everywhere
 from tests.worker.memory_store import MemoryStore
 from tests.worker.scripted_slots import (
@@ -301,6 +301,20 @@ async def test_a_slot_has_three_requests_under_way_only_while_its_session_is_kep
             node.submit(f"u{number}@one.example")
         await node.run()
         assert node.workers.deepest == depth
+
+
+@pytest.mark.parametrize(("count", "saving"), [(1, 0), (5, 0), (20, 15)])
+@trio_test
+async def test_sessions_are_saved_once_slots_are_refilled(
+    autojump_clock: MockClock, count: int, saving: int
+) -> None:
+    node = Node(lambda _: Answer(session_kept=False, delay=3.0))
+    for number in range(count):
+        node.submit(f"u{number}@one.example")
+    await node.run()
+    flags = [request.flags for request in node.workers.requests]
+    both = RequestFlags.CACHE_LOAD | RequestFlags.CACHE_SAVE
+    assert flags == [RequestFlags.NONE] * (count - saving) + [both] * saving
 
 
 @trio_test

@@ -17,8 +17,10 @@ from protocol.request import DeliveryRequest, Protocol, Recipient
 from tests.worker.fake_dns import FakeResolver
 from tests.worker.memory_line import MemoryStream, memory_stream_pair
 from tests.worker.peer import Peer
+from worker.cache import SessionCache
 from worker.content import Content, InlineContent
 from worker.delivery.deliver import Environment, deliver
+from worker.delivery.reuse import CachedSessions, ReusePolicy
 from worker.delivery.settings import DeliverySettings
 from worker.delivery.slot import DeliverySlot
 from worker.network.address import Endpoint
@@ -102,6 +104,8 @@ class World:
         settings: DeliverySettings | None = None,
         stagger: float = 0.0,
         session_limit: int | None = None,
+        policy: ReusePolicy | None = None,
+        cache: SessionCache | None = None,
     ) -> None:
         settings = settings or DeliverySettings(hostname="client.example", helo_name="helo.example")
         if session_limit is not None:
@@ -139,6 +143,8 @@ class World:
             },
             emit=self.events.append,
             wall=lambda: 1_000.0,
+            reuse=dict.fromkeys(Protocol, policy or ReusePolicy()),
+            cached=CachedSessions(cache, trio.current_time) if cache else None,
         )
 
     async def play(self, scenario: Callable[[], Awaitable[object]]) -> None:
@@ -148,7 +154,7 @@ class World:
             try:
                 await scenario()
             finally:
-                await self.slot.aclose()
+                await self.slot.release()
             # Servers read to the end what was sent to them; those that hang are cut off.
             await wait_all_tasks_blocked()
             nursery.cancel_scope.cancel()

@@ -325,8 +325,8 @@ class _Deliveries:
 
     async def _serve(self, requests: Sequence[DeliveryRequest]) -> None:
         """Requests to one nexthop, one after another over one session where the peer lets us."""
-        slot = DeliverySlot()
         unsettled = list(requests)
+        slot = DeliverySlot(lambda: unsettled[1] if len(unsettled) > 1 else None)
         try:
             async with self._limiter:
                 self._slots.add(slot)
@@ -335,7 +335,7 @@ class _Deliveries:
                 while unsettled:
                     result = await deliver(unsettled[0], self._content, self._environment, slot)
                     self._settle(unsettled.pop(0), result.outcomes)
-                await slot.aclose()
+                await slot.release()
         finally:
             self._slots.discard(slot)
             for request in unsettled:  # cut off: nobody knows how far it came

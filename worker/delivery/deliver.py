@@ -1,13 +1,14 @@
 """Deliver one request: endpoints x recipients -> outcomes. This is the main path.
 
-A session left in the slot by the request before serves first. Otherwise the nexthop is resolved to
-endpoints, best preference first, and they are tried in order (or raced to connect, among equals)
-until no recipient is undecided: recipients that a server accepted or refused for good are settled,
-the others go on to the next endpoint, and what is left at the end is deferred with the reason that
+A session left in the slot by the request before serves first, then one to the nexthop from the
+cache. Otherwise the nexthop is resolved to endpoints, best preference first, and they are tried in
+order (with a cached session, else by a connect, raced among equals if so configured) until no
+recipient is undecided: recipients that a server accepted or refused for good are settled, the
+others go on to the next endpoint, and what is left at the end is deferred with the reason that
 came last. One outcome per recipient, always.
 
-What is said in a session is in `transaction.py`, how it is opened in `introduction.py`, the
-ledger of recipients in `outcomes.py`.
+What is said in a session is in `transaction.py`, how it is opened in `introduction.py`, how it
+comes from the cache and goes there in `reuse.py`, the ledger of recipients in `outcomes.py`.
 """
 
 import traceback
@@ -25,9 +26,10 @@ from worker.delivery.envelope import Envelope, envelope_ahead
 from worker.delivery.introduction import introduce
 from worker.delivery.outcomes import Outcomes, SessionFacts
 from worker.delivery.plain_peers import PlainPeers
+from worker.delivery.reuse import NO_REUSE, CachedSessions, ReusePolicy
 from worker.delivery.session import Session, SessionKey
 from worker.delivery.settings import DeliverySettings
-from worker.delivery.slot import DeliverySlot
+from worker.delivery.slot import DeliverySlot, Save
 from worker.delivery.transaction import ContentUnreadable, StaleSession, transfer
 from worker.errors import ConnectError, DeliveryError, ResolveError, SessionError, SiteError
 from worker.network.address import Endpoint
@@ -53,6 +55,8 @@ class Environment:
     networks: Mapping[Protocol, Network]
     emit: Emit
     wall: Callable[[], float]  # seconds since the epoch, for the `delays` in the log
+    reuse: Mapping[Protocol, ReusePolicy]
+    cached: CachedSessions | None = None  # None: there is no connection cache
     plain: PlainPeers = field(default_factory=PlainPeers)
 
 
@@ -64,10 +68,11 @@ async def deliver(
 ) -> DeliveryResult:
     """Try to deliver to every recipient of `request`; never raises for what goes wrong.
 
-    With a `slot` its session is used and a good one is left in it; without, the session ends with
-    this request. The caller closes `content`. An outer cancellation passes through.
+    With a `slot` its session or a cached one is used, and a good one is left in it; without, the
+    session ends with this request. The caller closes `content`. An outer cancellation passes
+    through.
     """
-    delivery = _Delivery(request, content, environment, slot or DeliverySlot(), keep=bool(slot))
+    delivery = _Delivery(request, content, environment, slot)
     unexplained = NOT_TRIED
     scope = delivery.slot.begin()
     try:
@@ -96,23 +101,22 @@ class _Delivery:
         request: DeliveryRequest,
         content: Content,
         environment: Environment,
-        slot: DeliverySlot,
-        *,
-        keep: bool,
+        slot: DeliverySlot | None,
     ) -> None:
         self._request = request
         self._content = content
         self._environment = environment
         self._settings = environment.settings[request.protocol]
         self._network = environment.networks[request.protocol]
-        self._keep = keep  # the slot outlives this request
+        self._policy = environment.reuse[request.protocol] if slot else None
+        self._wishes = NO_REUSE
         self._started = trio.current_time()
         self._sessions = 0  # that got as far as taking mail (smtp_mx_session_limit)
         self._site_failure: SiteFailure | None = None
         self._served = False  # some session came to the end of a transaction
-        self._served_by: Endpoint | None = None  # by the parked session
+        self._asked: set[tuple[str, int]] = set()  # who has had its say on a reused session
         self._passed_over: list[str] = []  # reasons to log once another endpoint is tried
-        self.slot = slot
+        self.slot = slot or DeliverySlot()
         self.outcomes = Outcomes(request, environment.wall(), self._started)
 
     def result(self, unexplained: DeliveryError) -> DeliveryResult:
@@ -126,8 +130,12 @@ class _Delivery:
         )
 
     async def run(self) -> None:
-        """The way of the request: the parked session, then endpoint after endpoint."""
+        """The way of the request: a session that is there, then endpoint after endpoint."""
+        if self._policy is not None:
+            self._wishes = await self._policy.wishes(self._request, self._environment.emit)
         await self._try_parked()
+        if not self._sessions:
+            await self._try_cached_destination()
         if not self._wanted:
             return
         try:
@@ -136,10 +144,11 @@ class _Delivery:
             self._failed(exc, SessionFacts())
             self.outcomes.postponed(exc, SessionFacts())
             return
-        # Who has just had its say on a parked session is not asked again.
-        fresh = [endpoint for endpoint in endpoints if not self._has_served(endpoint)]
-        for _, equals in groupby(fresh, key=lambda endpoint: endpoint.preference):
-            await self._try_equals(list(equals))
+        for _, group in groupby(endpoints, key=lambda endpoint: endpoint.preference):
+            equals = list(group)
+            await self._try_cached_endpoints(equals)
+            # Who has just had its say on a reused session is not asked again.
+            await self._try_equals([e for e in equals if (e.address, e.port) not in self._asked])
 
     @property
     def _wanted(self) -> bool:
@@ -152,19 +161,47 @@ class _Delivery:
     async def _try_parked(self) -> None:
         """The session that the request before left in the slot, if it is still good."""
         session = await self.slot.take(self._key, self._request)
-        if session is None:
-            return
-        try:
-            await self._use(session, SessionReused(session.endpoint.relay, session.uses + 1))
-        except StaleSession:  # it died while it was idle: nothing was sent, no blame
-            return
-        self._sessions += 1
-        if self._served:
-            self._served_by = session.endpoint
+        if session is not None:
+            await self._reuse(session)
 
-    def _has_served(self, endpoint: Endpoint) -> bool:
-        by = self._served_by
-        return by is not None and (by.address, by.port) == (endpoint.address, endpoint.port)
+    async def _try_cached_destination(self) -> None:
+        """A session to this nexthop from the cache, whichever endpoint it is with."""
+        cached = self._environment.cached
+        if cached is None or not self._wishes.load:
+            return
+        session = await cached.find_destination(self._key)
+        if session is not None:
+            await self._reuse(session)
+
+    async def _try_cached_endpoints(self, endpoints: list[Endpoint]) -> None:
+        """Sessions with endpoints of one preference from the cache, in their order."""
+        cached = self._environment.cached
+        if cached is None or not self._wishes.load:
+            return
+        for endpoint in endpoints:
+            # A UNIX socket is the only endpoint of its nexthop: it would have been found by that.
+            if not self._wanted or not endpoint.port:
+                return
+            if (endpoint.address, endpoint.port) in self._asked:
+                continue
+            session = await cached.find_endpoint(self._key, endpoint)
+            if session is not None:
+                self._log_passed_over()
+                await self._reuse(session)
+
+    async def _reuse(self, session: Session) -> None:
+        """Offer the message on a session that others have used; takes it over."""
+        try:
+            # A server that settled not everybody: one session is enough.
+            await self.slot.release()
+        except BaseException:
+            await session.aclose()
+            raise
+        try:
+            if await self._use(session, SessionReused(session.endpoint.relay, session.uses + 1)):
+                self._asked.add((session.endpoint.address, session.endpoint.port))
+        except StaleSession:
+            pass  # it died while it was idle: nothing was sent, no blame
 
     async def _try_equals(self, endpoints: list[Endpoint]) -> None:
         """Endpoints of one preference: one after another, or whichever connects first."""
@@ -172,7 +209,7 @@ class _Delivery:
         while endpoints and self._wanted:
             candidates = endpoints if race else endpoints[:1]
             self._log_passed_over()
-            await self.slot.aclose()  # a server that settled not everybody: one session is enough
+            await self.slot.release()
             setup = trio.current_time()
             try:
                 endpoint, stream = await self._network.connect(candidates)
@@ -196,15 +233,15 @@ class _Delivery:
             self.outcomes.failed(self.outcomes.undecided, exc, facts, trio.current_time())
             return
         session.born = connected_since
-        self._sessions += 1
         await self._use(session, SessionOpened(endpoint.relay))
 
     # --- one session -------------------------------------------------------------------------
 
-    async def _use(self, session: Session, news: SessionOpened | SessionReused) -> None:
+    async def _use(self, session: Session, news: SessionOpened | SessionReused) -> bool:
         """Transfer the message; then park the session, end it, or close it. Owns the session.
 
-        Raises StaleSession, and concludes nothing, if a reused session was dead.
+        True: the transaction came to its end. Raises StaleSession, and concludes nothing, if a
+        reused session was dead.
         """
         facts = SessionFacts(
             relay=session.endpoint.relay,
@@ -223,12 +260,11 @@ class _Delivery:
                 facts,
                 self.slot,
                 self._environment.emit,
-                following=partial(self._following, session) if self._keep else None,
+                following=partial(self._following, session) if self._wishes.keep else None,
             )
-            self._served = True
             self._passed_over += self.outcomes.reasons()
-            if parkable is not None and self._keep:
-                self.slot.park(self._key, parkable)
+            if parkable is not None and self._wishes.keep:
+                self.slot.park(self._key, parkable, self._save(first=not self._sessions))
             else:
                 if session.ahead is not None:
                     self._distrust(session)
@@ -237,16 +273,33 @@ class _Delivery:
             await session.aclose()
             if isinstance(exc, SessionError) and (ahead or session.ahead is not None):
                 self._distrust(session)
-            if isinstance(exc, StaleSession):
+            if not self._concludes(exc, facts):
                 raise
-            if isinstance(exc, ContentUnreadable):
-                now = trio.current_time()
-                self.outcomes.deferred(self.outcomes.undecided, exc, facts, now)
-            elif isinstance(exc, SessionError):
-                self._failed(exc, facts)
-                self.outcomes.failed(self.outcomes.undecided, exc, facts, trio.current_time())
-            else:
-                raise
+            self._sessions += 1
+            return False
+        self._served = True
+        self._sessions += 1
+        return True
+
+    def _concludes(self, error: BaseException, facts: SessionFacts) -> bool:
+        """Note what the end of a session means for its recipients; False: nothing, for now."""
+        now = trio.current_time()
+        if isinstance(error, ContentUnreadable):
+            self.outcomes.deferred(self.outcomes.undecided, error, facts, now)
+            return True
+        if isinstance(error, SessionError) and not isinstance(error, StaleSession):
+            self._failed(error, facts)
+            self.outcomes.failed(self.outcomes.undecided, error, facts, now)
+            return True
+        return False
+
+    def _save(self, *, first: bool) -> Save | None:
+        """How a session is given to the next one, if it may be; `first`: of this request."""
+        cached, policy = self._environment.cached, self._policy
+        if cached is None or policy is None or not self._wishes.save:
+            return None
+        limit = policy.time_limit
+        return partial(cached.save, self._key, limit=limit, for_destination=first)
 
     def _distrust(self, session: Session) -> None:
         """The session ended while an envelope was under way: perhaps for that very reason."""
@@ -278,6 +331,7 @@ class _Delivery:
             transport=request.transport,
             nexthop=request.nexthop,
             settings=self._environment.settings[request.protocol],
+            smtputf8=request.options.requires_smtputf8,
         )
 
     # --- bookkeeping -------------------------------------------------------------------------

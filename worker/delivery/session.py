@@ -42,20 +42,29 @@ class SessionKey:
 
     transport: str
     nexthop: str
-    settings: DeliverySettings  # protocol, HELO name and everything else the dialogue depends on
-    source: str = ""  # source address we bind to
+    # Protocol, HELO name, source address and everything else the dialogue depends on; another
+    # process compares their fingerprint.
+    settings: DeliverySettings
+    smtputf8: bool = False  # the request needs it: a server may be chosen for it (S137)
     # TLS level and verdict, SASL identity: they join the key together with TLS and SASL.
 
 
 class Session:
     """One connection and what we know of its peer. Whoever holds it closes it, or parks it."""
 
-    def __init__(self, endpoint: Endpoint, stream: trio.abc.Stream, settings: DeliverySettings):
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        stream: trio.abc.Stream,
+        settings: DeliverySettings,
+        dialogue: Dialogue | None = None,
+    ) -> None:
+        """Own `stream`. `dialogue`: where the conversation stands; None: before the greeting."""
         self.endpoint = endpoint
         self.stream = stream
         self.settings = settings
         self.replies = ReplyParser()
-        self.dialogue = Dialogue()
+        self.dialogue = dialogue or Dialogue()
         self.capabilities = Capabilities()
         self.born = trio.current_time()  # seconds; reuse ends by age, not by count
         self.uses = 0  # requests it was used for

@@ -1,10 +1,12 @@
 """What the configuration says about delivering: parsed once, the same for SMTP and LMTP."""
 
+import hashlib
 from dataclasses import dataclass
 from typing import Final, Self
 
 from protocol.request import Protocol
 from worker.config.config import Config
+from worker.config.parameters import PARAMETERS
 from worker.config.tables import Maps
 
 # One object for all: tables are equal only if they are the same, and settings are compared.
@@ -47,6 +49,7 @@ class DeliverySettings:
     send_xforward: bool = False  # smtp_send_xforward_command
     reuse_time_limit: float = 300.0  # smtp_connection_reuse_time_limit, seconds
     reuse_count_limit: int = 0  # smtp_connection_reuse_count_limit; 0: no limit
+    fingerprint: str = ""  # of all parameters that shape a session: equal in processes that agree
 
     @classmethod
     def from_config(cls, config: Config, protocol: Protocol) -> Self:
@@ -89,4 +92,22 @@ class DeliverySettings:
             send_xforward=config.boolean(name("smtp_send_xforward_command")),
             reuse_time_limit=seconds("smtp_connection_reuse_time_limit"),
             reuse_count_limit=config.integer(name("smtp_connection_reuse_count_limit")),
+            fingerprint=_fingerprint(config, protocol),
         )
+
+
+# Besides those of the client itself: who we are, and from where we connect.
+_SHAPING: Final = ("myhostname", "inet_interfaces", "inet_protocols")
+
+
+def _fingerprint(config: Config, protocol: Protocol) -> str:
+    """A digest of every parameter that may decide who we talk to and as whom.
+
+    All of the client's, whether or not they do: a parameter that was forgotten here would let a
+    session serve somebody it must not; one too many costs a reconnect after a reload.
+    """
+    digest = hashlib.sha256()
+    for parameter in PARAMETERS:
+        if parameter in _SHAPING or parameter.startswith(f"{protocol.value}_"):
+            digest.update(f"{parameter}={config.text(parameter)}\0".encode("utf-8", "replace"))
+    return digest.hexdigest()[:32]

@@ -2,10 +2,10 @@
 
 A slot is one concurrent delivery to one destination. Reuse in it costs nothing: no search, no
 descriptor passed, and between requests that follow each other at once no probe (a dead session is
-noticed before any message was sent).
+noticed before any message was sent). What the slot has no use for goes to the cache, if it may.
 """
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Final
 
@@ -13,7 +13,7 @@ import trio
 
 from protocol.request import DeliveryRequest
 from worker.delivery.session import Session, SessionKey
-from worker.delivery.transaction import ParkableSession
+from worker.delivery.transaction import CleanSession, ParkableSession
 
 # A session that was idle for longer (seconds) may hang in silence, because some box between us
 # forgot it: RSET goes first then, within its short limit (smtp_rset_timeout, S054). Requests that
@@ -21,16 +21,38 @@ from worker.delivery.transaction import ParkableSession
 PROBE_AFTER: Final = 1.0
 
 
+# Gives a clean session to whoever comes next, and closes our copy.
+Save = Callable[[CleanSession], Awaitable[None]]
+
+
 @dataclass(frozen=True, slots=True)
 class _Parked:
     key: SessionKey
-    session: Session
+    parkable: ParkableSession
+    save: Save | None
+
+    @property
+    def session(self) -> Session:
+        """The session itself."""
+        return self.parkable.session
+
+    async def release(self) -> None:
+        """Save it or end it politely; nothing of it is ours afterwards, also when cancelled."""
+        session = self.session
+        good = session.reusable and session.is_silent()
+        try:
+            if self.save is not None and good and isinstance(self.parkable, CleanSession):
+                await self.save(self.parkable)
+            else:
+                await session.quit()
+        finally:
+            await session.aclose()
 
 
 class DeliverySlot:
     """Holds a parked session, and can stop the delivery under way before it is committed.
 
-    One delivery at a time. aclose() ends the parked session politely.
+    One delivery at a time. release() gives away or ends the parked session.
     """
 
     def __init__(self, upcoming: Callable[[], DeliveryRequest | None] = lambda: None) -> None:
@@ -46,16 +68,19 @@ class DeliverySlot:
         """A session waits for the next request."""
         return self._parked is not None
 
-    def park(self, key: SessionKey, parkable: ParkableSession) -> None:
-        """Keep what transfer() has returned; nothing else can be parked, and only one."""
+    def park(self, key: SessionKey, parkable: ParkableSession, save: Save | None) -> None:
+        """Keep what transfer() has returned; nothing else can be parked, and only one.
+
+        `save`: what to do with it if the slot has no more use for it; None: end it.
+        """
         assert self._parked is None
         parkable.session.idle_since = trio.current_time()
-        self._parked = _Parked(key, parkable.session)
+        self._parked = _Parked(key, parkable, save)
 
     async def take(self, key: SessionKey, request: DeliveryRequest) -> Session | None:
         """The parked session if it serves `key` and its peer is silent; the caller owns it.
 
-        One that is pledged serves its own request only. An unsuitable one is ended here.
+        One that is pledged serves its own request only. An unsuitable one is released here.
         """
         parked, self._parked = self._parked, None
         if parked is None:
@@ -68,17 +93,14 @@ class DeliverySlot:
             if trio.current_time() - session.idle_since > PROBE_AFTER:
                 session.needs_reset = True
             return session
-        try:
-            await session.quit()
-        finally:
-            await session.aclose()
+        await parked.release()
         return None
 
-    async def aclose(self) -> None:
-        """QUIT what is parked; the slot may be used on."""
+    async def release(self) -> None:
+        """Save or end what is parked; the slot may be used on."""
         parked, self._parked = self._parked, None
         if parked is not None:
-            await parked.session.quit()
+            await parked.release()
 
     # --- stopping: SIGTERM lets sessions past DATA finish and ends the others -----------------
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from protocol.outcome import Action, RecipientOutcome
-from protocol.request import DeliveryRequest, Protocol, Recipient
+from protocol.request import DeliveryRequest, Protocol, Recipient, RequestFlags
 from worker.queue.records import QueuedMessage
 
 
@@ -57,7 +57,9 @@ class Entry:
         """As Store.begin() takes it: message id, recipient keys."""
         return self.active.message.id, [recipient.key for recipient in self.recipients]
 
-    def request(self, transport: str, protocol: Protocol, nexthop: str) -> DeliveryRequest:
+    def request(
+        self, transport: str, protocol: Protocol, nexthop: str, flags: RequestFlags
+    ) -> DeliveryRequest:
         """The delivery request for this entry's destination."""
         message = self.active.message
         return DeliveryRequest(
@@ -72,6 +74,7 @@ class Entry:
             options=message.options,
             envelope_id=message.envelope_id,
             ret=message.ret,
+            flags=flags,
             arrival=message.arrival,
             active=self.active.since,
             client=message.client,

@@ -11,20 +11,28 @@ concurrency window follows what happens there, with Postfix's parameters and ari
 - Each site failure is also 1/window of a cohort; `failed_cohort_limit` cohorts with no success in
   between, and the destination is dead until a time.
 
-Nothing here waits, and time is passed in: `now` is wall-clock seconds.
+Whether requests may use the connection cache follows from what happens there, too: see
+`Destination.reuse_flags`.
+
+Nothing here waits, and time is passed in: `now` is wall-clock seconds where nothing else is said.
 """
 
+import math
 from collections import deque
 from collections.abc import Iterator
 from enum import Enum
 from typing import Final
 
+from protocol.request import RequestFlags
 from worker.queue.active import Entry, FairQueue
 from worker.queue.routing import Delivery
 from worker.queue.settings import TransportSettings
 
 Key = tuple[str, str, str]  # transport, nexthop, recipient or ""
 _ROUNDING: Final = 1e-9  # ten times 0.1 is one
+# Seconds after the end of a delivery within which another one follows it "back to back" (qmgr(8)).
+BACK_TO_BACK: Final = 1.0
+_SAVE_AND_LOAD: Final = RequestFlags.CACHE_LOAD | RequestFlags.CACHE_SAVE
 
 
 class Feedback(Enum):
@@ -42,7 +50,9 @@ class Destination:
 
     __slots__ = (
         "_failure",
+        "_last_done",
         "_limits",
+        "_reuse",
         "_success",
         "busy",
         "cohorts",
@@ -72,6 +82,8 @@ class Destination:
         self.reason = ""
         self.paused = False  # on the list of those that wait for not_before
         self.not_before = 0.0  # destination_rate_delay: no delivery before this time
+        self._reuse = RequestFlags.NONE
+        self._last_done = -math.inf  # a delivery ended then; seconds of a clock nobody sets
 
     # --- limits --------------------------------------------------------------------------------
 
@@ -113,6 +125,26 @@ class Destination:
     def may_go_on(self) -> bool:
         """There is work, and a slot that is open here may take it."""
         return self.busy <= self.window and bool(self.queue) and not self.dead_until
+
+    # --- connection cache ----------------------------------------------------------------------
+
+    def reuse_flags(self, now: float) -> RequestFlags:
+        """What the request that is sent now may do with the cache: qmgr(8)'s on-demand rule (S138).
+
+        Saving and loading begin when a delivery follows another one back to back; mere parallelism
+        is not enough. Saving ends when deliveries are neither parallel nor back to back; loading
+        goes on, to use up what was saved. `now`: as for delivered().
+        """
+        back_to_back = now - self._last_done <= BACK_TO_BACK
+        if back_to_back:
+            self._reuse = _SAVE_AND_LOAD
+        elif self.busy <= 1:
+            self._reuse &= RequestFlags.CACHE_LOAD
+        return self._reuse
+
+    def delivered(self, now: float) -> None:
+        """A delivery has ended; `now` in seconds of a clock that nobody sets."""
+        self._last_done = now
 
     # --- feedback ------------------------------------------------------------------------------
 

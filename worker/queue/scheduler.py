@@ -355,6 +355,7 @@ class Scheduler:
             self._books.hand_in_stopped(entry.active, program, result.outcomes)
             return
         self._books.hand_in(entry.active, program, result.outcomes)
+        destination.delivered(trio.current_time())
         failure = result.site_failure
         if failure is None:
             destination.succeeded()

@@ -159,7 +159,8 @@ class SlotFeed:
                     continue
                 self._in_hand.popleft()
                 self._in_flight.append(entry)  # before it is sent: a cut send is in doubt
-                request = entry.request(route.transport, route.protocol, route.nexthop)
+                flags = self._destination.reuse_flags(trio.current_time())
+                request = entry.request(route.transport, route.protocol, route.nexthop, flags)
                 await slot.send(request, content)
         finally:
             for left in contents:
