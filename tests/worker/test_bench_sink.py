@@ -21,8 +21,9 @@ from hypothesis import strategies as st
 from trio.testing import MockClock, memory_stream_pair, trio_test
 
 from bench.behaviour import Behaviour, BehaviourError, Phase, parse_behaviour, split_words
+from bench.content_receiver import ContentReceiver
 from bench.sink import Listen, RecordFile, parse_listen, serve_sinks
-from bench.sink_session import ContentReceiver, Received, Sink
+from bench.sink_session import Received, Sink
 
 HUNG = 10_000.0  # virtual seconds: whoever waits so long waits for ever
 EHLO = b"EHLO client.example\r\n"
