@@ -5,6 +5,7 @@ received: the SHA-256 of every content, dots unstuffed, to the octet. Listeners,
 and the command are in `sink.py`. Start reading at `SinkSession.run`.
 """
 
+import contextlib
 import hashlib
 import re
 from collections.abc import Callable
@@ -15,6 +16,7 @@ import trio
 
 from bench.behaviour import Behaviour, Phase
 from bench.content_receiver import ContentReceiver
+from bench.delay_line import DelayLine
 
 READ_SIZE: Final = 262_144  # octets: large, because the work per read is what costs
 MAX_LINE: Final = 65_536  # octets of one command line
@@ -72,16 +74,24 @@ class Sink:
     async def serve(self, stream: trio.abc.Stream) -> None:
         """One connection, to its end. Owns `stream`. A client that vanishes is no error."""
         self.counters.connections += 1
-        session = SinkSession(self, stream, self.counters.connections)
+        connection = self.counters.connections
         async with stream:
-            try:
-                await session.run()
-            except (trio.BrokenResourceError, trio.ClosedResourceError, _Hangup):
+            if not self.behaviour.rtt:
+                await self._converse(stream, connection)
                 return
+            async with trio.open_nursery() as nursery:
+                line = DelayLine(stream, self.behaviour.rtt)
+                nursery.start_soon(line.run)
+                async with line:
+                    await self._converse(line, connection)
+
+    async def _converse(self, stream: trio.abc.Stream, connection: int) -> None:
+        with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError, _Hangup):
+            await SinkSession(self, stream, connection).run()
 
 
 class _Hangup(Exception):
-    """The sink or its client ends this connection: an expected end, seen by Sink.serve() only."""
+    """The sink or its client ends this connection: an expected end, seen by Sink only."""
 
 
 @dataclass(slots=True)
