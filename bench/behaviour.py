@@ -1,8 +1,10 @@
 """How one listener of the sink treats its clients: plain data, and the words that spell it.
 
-Answers for what a sink does instead of accepting everything. The dialogue itself is in `sink.py`.
+Answers for what a sink does instead of accepting everything. The dialogue itself is in
+`sink_session.py`.
 """
 
+import math
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -43,7 +45,8 @@ class Behaviour:
     recipients: Mapping[str, str] = field(default_factory=dict)  # at RCPT: address -> reply
     mailboxes: Mapping[str, str] = field(default_factory=dict)  # after the dot, LMTP: same shape
     greylist: float | None = None  # seconds from first sight to acceptance; None: no greylisting
-    latency: float = 0.0  # seconds before each reply
+    latency: float = 0.0  # seconds before each reply, one after the other
+    rtt: float = 0.0  # seconds from a command's arrival to its reply's departure: see delay_line.py
     cut: Phase | None = None  # closes the connection instead of replying there
     cut_after: int | None = None  # closes it when so many octets were received
     silent: Phase | None = None  # stops replying there, and keeps the connection
@@ -82,12 +85,14 @@ def _with_word(behaviour: Behaviour, name: str, equals: str, value: str) -> Beha
         case "accept":
             return behaviour
         case "greylist":
-            return replace(behaviour, greylist=float(value) if equals else 0.0)
+            return replace(behaviour, greylist=_seconds(value) if equals else 0.0)
         case "refuse":
             reply = value or "550 5.1.1 mailbox unavailable"
             return replace(behaviour, replies={**behaviour.replies, Phase.RCPT: reply})
         case "latency":
-            return replace(behaviour, latency=float(value))
+            return replace(behaviour, latency=_seconds(value))
+        case "rtt":
+            return replace(behaviour, rtt=_seconds(value))
         case "cut":
             return replace(behaviour, cut=Phase(value))
         case "cut-after":
@@ -102,6 +107,13 @@ def _with_word(behaviour: Behaviour, name: str, equals: str, value: str) -> Beha
             kept = tuple(keyword for keyword in behaviour.keywords if keyword != value.upper())
             return replace(behaviour, keywords=kept)
     return _with_reply(behaviour, name, value)
+
+
+def _seconds(value: str) -> float:
+    seconds = float(value)
+    if not 0 <= seconds < math.inf:
+        raise ValueError("expected seconds, such as NAME=0.05")
+    return seconds
 
 
 def _with_reply(behaviour: Behaviour, name: str, value: str) -> Behaviour:

@@ -1,18 +1,18 @@
 """First figures: draining a queue, taking in messages, starting with a long queue.
 
-Answers for what is measured and against what; the parts are in `load.py`, the peers in
-`postfix_instance.py` and `postrio_instance.py`. Figures depend on the machine: quote ratios of one
-run. Needs root and Debian's package postfix, except `submit --no-postfix` and `start`.
+Answers for what is measured and against what; the parts are in `load.py`, `drain.py` and
+`sink_process.py`, the peers in `postfix_instance.py` and `postrio_instance.py`. Figures depend on
+the machine: quote ratios of one run. Needs root and Debian's package postfix, except
+`submit --no-postfix` and `start`.
 
 Run it: `python -m bench.first drain|submit|start`.
 """
 
 import os
 import signal
-import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -21,15 +21,28 @@ from typing import Final
 import click
 import trio
 
+from bench.drain import (
+    NO_QMGR,
+    POSTFIX,
+    POSTFIX_PLAIN,
+    POSTRIO,
+    QUIET,
+    SMTP_SOURCE,
+    UNCACHED,
+    Drained,
+    Load,
+    drain_postfix,
+    drain_postrio,
+    fill_postfix,
+    transport_maps,
+)
 from bench.load import (
-    CountingSink,
     LoadError,
     destinations,
     interleaved,
     peak_memory,
     ratio_table,
     resident_memory,
-    session_cpu,
 )
 from bench.postfix_instance import PostfixError, PostfixInstance
 from bench.postrio_instance import (
@@ -38,89 +51,9 @@ from bench.postrio_instance import (
     fill_queue,
     submit_concurrently,
 )
+from bench.sink_process import CountingSink, SinkProcess
 
-DRAIN_LIMIT: Final = 300.0  # seconds
 SETTLE: Final = 5.0  # seconds between start and the look at memory: the active set is full then
-QMGR: Final = "qmgr unix n - n 300 1 qmgr"
-SMTP_SOURCE: Final = "/usr/sbin/smtp-source"
-POSTFIX: Final = "Postfix, default"
-POSTFIX_PLAIN: Final = "Postfix, without connection cache"
-POSTRIO: Final = "postrio"
-
-
-# --- the peers -----------------------------------------------------------------------------------
-
-
-def fill_postfix(
-    postfix: PostfixInstance, count: int, domains: Sequence[str], size: int, sessions: int = 20
-) -> float:
-    """Put messages into a running Postfix over SMTP; messages per second."""
-    began = time.monotonic()
-    for number, domain in enumerate(domains):
-        share = count // len(domains) + (number < count % len(domains))
-        if not share:
-            continue
-        subprocess.run(
-            [
-                *(SMTP_SOURCE, "-s", str(min(sessions, share)), "-m", str(share)),
-                *("-l", str(size), "-f", "load@source.example", "-t", f"user@{domain}"),
-                f"{postfix.host}:{postfix.port}",
-            ],
-            check=True,
-        )
-    return count / (time.monotonic() - began)
-
-
-def drain_postfix(
-    sink: CountingSink, count: int, routes: dict[str, str], size: int, *, cache: bool
-) -> float:
-    """Messages per second of Postfix: filled with no queue manager, then started with one."""
-    postfix = PostfixInstance(
-        main_cf={
-            "in_flow_delay": "0",  # or cleanup(8) waits for the queue manager that is not there
-            "maillog_file": "",  # as on a Debian system without a log daemon: no cost of logging
-            "smtp_connection_cache_on_demand": "yes" if cache else "no",
-        },
-        master_cf=[f"#{QMGR}"],
-    )
-    table = postfix.directory / "transport"
-    table.write_text("".join(f"{domain} {route}\n" for domain, route in routes.items()))
-    table.chmod(0o644)
-    postfix.configure({"transport_maps": f"texthash:{table}"})
-    with postfix:
-        fill_postfix(postfix, count, list(routes), size)
-        postfix.stop()
-        if (queued := postfix.queued("incoming")) != count:
-            raise LoadError(f"Postfix has {queued} of {count} messages in its queue")
-        postfix.configure(master_cf=[QMGR])
-        took = sink.time_of(count, DRAIN_LIMIT, begin=postfix.start)
-        postfix.wait_until_drained(DRAIN_LIMIT)
-        _say_cpu(postfix.pid, count)
-        return count / took
-
-
-def drain_postrio(sink: CountingSink, count: int, routes: dict[str, str], size: int) -> float:
-    """Messages per second of postrio: the queue is filled, then `postrio run` is started."""
-    table = ", ".join(f"{domain}={route}" for domain, route in routes.items())
-    postrio = PostrioInstance(main_cf={"transport_maps": f"inline:{{ {table} }}"})
-    try:
-        trio.run(fill_queue, postrio.queue_directory, count, list(routes), size)
-        took = sink.time_of(count, DRAIN_LIMIT, begin=postrio.start)
-        deadline = time.monotonic() + DRAIN_LIMIT
-        while (gone := postrio.removed()) < count:
-            if time.monotonic() > deadline:
-                raise LoadError(f"only {gone} of {count} messages left postrio's queue")
-            time.sleep(0.1)
-        _say_cpu(postrio.pid, count)
-        return count / took
-    finally:
-        postrio.stop()
-        postrio.remove()
-
-
-def _say_cpu(leader: int, count: int) -> None:
-    each = session_cpu(leader) / count * 1000
-    click.echo(f"    {each:.2f} ms CPU per message, start-up included")
 
 
 # --- the scenarios -------------------------------------------------------------------------------
@@ -129,21 +62,18 @@ def _say_cpu(leader: int, count: int) -> None:
 def drain(count: int, domains: int, size: int, repeats: int, *, postfix: bool) -> None:
     """Print how fast a full queue is delivered, side by side."""
 
-    def against(measure: Callable[[CountingSink, dict[str, str]], float]) -> float:
+    def against(side: Callable[[SinkProcess, Load], Drained]) -> float:
         with CountingSink() as sink:  # a new one each time: nobody inherits its connections
-            return measure(sink, destinations(domains, sink.port))
+            routes = destinations(domains, sink.port)
+            drained = side(sink, Load(count=count, size=size, routes=routes))
+        click.echo(f"    {sum(drained.cpu.values()):.2f} ms CPU per message")
+        return drained.rate
 
-    contenders = {
-        POSTRIO: partial(against, lambda sink, to: drain_postrio(sink, count, to, size)),
-    }
+    contenders = {POSTRIO: partial(against, drain_postrio)}
     if postfix:
         contenders = {
-            POSTFIX: partial(
-                against, lambda sink, to: drain_postfix(sink, count, to, size, cache=True)
-            ),
-            POSTFIX_PLAIN: partial(
-                against, lambda sink, to: drain_postfix(sink, count, to, size, cache=False)
-            ),
+            POSTFIX: partial(against, drain_postfix),
+            POSTFIX_PLAIN: partial(against, partial(drain_postfix, main_cf=UNCACHED)),
             **contenders,
         }
     click.echo(f"draining {count} messages of {size} octets for {domains} destinations")
@@ -163,8 +93,7 @@ def submit(count: int, submitters: int, size: int, repeats: int, *, postfix: boo
             )
 
     def into_postfix() -> float:
-        quiet = {"maillog_file": "", "in_flow_delay": "0"}
-        with PostfixInstance(main_cf=quiet, master_cf=[f"#{QMGR}"]) as peer:
+        with PostfixInstance(main_cf=QUIET, master_cf=[NO_QMGR]) as peer:
             return fill_postfix(peer, count, domains, size, submitters)
 
     contenders: dict[str, Callable[[], float]] = {POSTRIO: into_postrio}
@@ -179,8 +108,7 @@ def start(count: int, domains: int, size: int, repeats: int) -> None:
     """Print how long a start with a long queue takes, and the memory of the queue process."""
     with CountingSink() as sink:
         routes = destinations(domains, sink.port)
-        table = ", ".join(f"{domain}={route}" for domain, route in routes.items())
-        postrio = PostrioInstance(main_cf={"transport_maps": f"inline:{{ {table} }}"})
+        postrio = PostrioInstance(main_cf={"transport_maps": transport_maps(routes)})
         try:
             click.echo(f"filling a queue with {count} messages")
             trio.run(fill_queue, postrio.queue_directory, count, list(routes), size)

@@ -1,104 +1,18 @@
-"""Parts that the figures share: the counting sink, messages, and tables of ratios.
+"""Parts that the figures share: messages, what a process costs, and tables of ratios.
 
-Answers for measuring from outside and for showing medians. What is measured is in `first.py`.
+Answers for measuring from outside and for showing medians. The sinks are in `sink_process.py`; what
+is measured is in `first.py` and `reuse.py`.
 """
 
 import os
 import re
-import shutil
 import statistics
-import subprocess
-import tempfile
-import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import TracebackType
-from typing import Final, Self
-
-from bench.postfix_instance import free_port
-
-SMTP_SINK: Final = "/usr/sbin/smtp-sink"
-POLL: Final = 0.005  # seconds between two looks at a counter
-COUNT: Final = re.compile(rb"mesg=(\d+)")
-COUNT_TAIL: Final = 200  # octets at the end of the sink's output that hold its last count
 
 
 class LoadError(Exception):
     """A measurement cannot be made: why."""
-
-
-class CountingSink:
-    """Debian's smtp-sink on every address of 127.0.0.0/8, and how many messages it took.
-
-    It listens on the wildcard address, for want of a way to name fifty; the peers dial loopback.
-    """
-
-    def __init__(self) -> None:
-        self.port = free_port("0.0.0.0")
-        self._directory = Path(tempfile.mkdtemp(prefix="sink-"))
-        self._output = self._directory / "count"
-        self._process: subprocess.Popen[bytes] | None = None
-
-    def __enter__(self) -> Self:
-        if not Path(SMTP_SINK).exists():
-            raise LoadError("smtp-sink is missing: install the Debian package postfix")
-        # As root it would refuse to run; as anybody else it must not be told who to be.
-        rights = ["-u", "nobody"] if os.geteuid() == 0 else []
-        with self._output.open("wb") as output:
-            self._process = subprocess.Popen(
-                [SMTP_SINK, *rights, "-4", "-c", f":{self.port}", "1024"],
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-            )
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait()
-        shutil.rmtree(self._directory, ignore_errors=True)
-
-    def count(self) -> int:
-        """Messages taken since the start."""
-        with self._output.open("rb") as output:
-            size = output.seek(0, 2)
-            output.seek(max(0, size - COUNT_TAIL))
-            found: list[bytes] = COUNT.findall(output.read())
-        return int(found[-1]) if found else 0
-
-    def time_of(self, more: int, limit: float, *, begin: Callable[[], object]) -> float:
-        """Seconds that `more` messages take, from the first to the last. Raises LoadError.
-
-        `begin` sets the peer going; start-up is no part of the time (it has a figure of its own).
-        Watching the sink, and not one peer's log or queue, is the same effort for every peer. A
-        peer may deliver before `begin` returns, so the sink is watched meanwhile.
-        """
-        before = self.count()
-        deadline = time.monotonic() + limit
-        with ThreadPoolExecutor(1) as pool:
-            started = pool.submit(begin)
-            while self.count() == before and not started.done():
-                time.sleep(POLL)
-            if started.done():
-                started.result()  # its exception, if it has one
-            self._wait(before + 1, deadline)
-            first = time.monotonic()
-            already = self.count() - before  # the first look may find several
-            self._wait(before + more, deadline)
-            took = time.monotonic() - first
-        return took * more / max(1, more - already)
-
-    def _wait(self, count: int, deadline: float) -> None:
-        while (seen := self.count()) < count:
-            if time.monotonic() > deadline:
-                raise LoadError(f"the sink has {seen} of {count} messages, and time is up")
-            time.sleep(POLL)
 
 
 def destinations(count: int, port: int) -> dict[str, str]:
@@ -128,7 +42,7 @@ def interleaved(
     for turn in range(repeats):
         for name, measure in contenders.items():
             figures[name].append(measure())
-            say(f"  {turn + 1}/{repeats} {name}: {figures[name][-1]:.0f}")
+            say(f"  {turn + 1}/{repeats} {name}: {_figure(figures[name][-1])}")
     return figures
 
 
@@ -139,10 +53,23 @@ def ratio_table(figures: Mapping[str, Sequence[float]], unit: str, base: str) ->
     for name, values in figures.items():
         median = statistics.median(values)
         lines.append(
-            f"{name:34} {median:8.0f} {min(values):8.0f} {max(values):8.0f}"
+            f"{name:34} {_figure(median):>8} {_figure(min(values)):>8} {_figure(max(values)):>8}"
             f"  {median / reference:.2f}"
         )
     return "\n".join(lines)
+
+
+def paired_ratios(over: Sequence[float], under: Sequence[float]) -> list[float]:
+    """The ratio of two contenders in each turn, smallest first.
+
+    What slows the machine down for minutes slows both of a turn, so this varies less than the
+    ratio of two medians.
+    """
+    return sorted(first / second for first, second in zip(over, under, strict=True))
+
+
+def _figure(value: float) -> str:
+    return f"{value:.0f}" if value >= 10 else f"{value:.3f}"
 
 
 def resident_memory(pid: int) -> int:
@@ -155,20 +82,38 @@ def peak_memory(pid: int) -> int:
     return _status(pid, "VmHWM")
 
 
-def session_cpu(leader: int) -> float:
-    """CPU seconds of all processes of one session so far, and of those they waited for.
+def process_cpu(pid: int) -> float:
+    """CPU seconds of one process so far, and of the children it waited for. Raises LoadError."""
+    try:
+        return _cpu(_stat(Path(f"/proc/{pid}/stat")))
+    except OSError as exc:
+        raise LoadError(f"process {pid} is gone") from exc
 
-    Both peers run in a session of their own, so this is all they cost; and unlike a rate it hardly
-    depends on what else the machine does.
+
+def session_cpu(leader: int) -> dict[int, float]:
+    """CPU seconds by process id of all processes of one session, as process_cpu().
+
+    Both peers run in a session of their own, so the sum is all they cost; and unlike a rate it
+    hardly depends on what else the machine does.
     """
-    ticks = 0
+    seconds = {}
     for path in Path("/proc").glob("[0-9]*/stat"):
         try:
-            fields = path.read_text().rpartition(")")[2].split()
+            fields = _stat(path)
         except OSError:  # it ended meanwhile; its parent counts it from now on
             continue
         if int(fields[3]) == leader:
-            ticks += sum(int(field) for field in fields[11:15])  # own, and children waited for
+            seconds[int(path.parent.name)] = _cpu(fields)
+    return seconds
+
+
+def _stat(path: Path) -> list[str]:
+    """The fields of a stat file behind the name of the program. OSError when it is gone."""
+    return path.read_text().rpartition(")")[2].split()
+
+
+def _cpu(fields: Sequence[str]) -> float:
+    ticks = sum(int(field) for field in fields[11:15])  # own, and children waited for
     return ticks / os.sysconf("SC_CLK_TCK")
 
 

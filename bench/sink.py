@@ -173,9 +173,9 @@ def _record_file(path: str | None) -> Iterator[RecordFile | None]:
     multiple=True,
     metavar="WORD",
     help="For every listener: greylist=SECONDS, refuse[=REPLY], PHASE=REPLY, cut=PHASE, "
-    "silent=PHASE, cut-after=OCTETS, latency=SECONDS, size=OCTETS, without=KEYWORD, "
-    "to:ADDRESS=REPLY, mailbox:ADDRESS=REPLY. Phases: connect, ehlo, mail, rcpt, data, content, "
-    "end, rset, quit.",
+    "silent=PHASE, cut-after=OCTETS, latency=SECONDS, rtt=SECONDS, size=OCTETS, "
+    "without=KEYWORD, to:ADDRESS=REPLY, mailbox:ADDRESS=REPLY. Phases: connect, ehlo, mail, rcpt, "
+    "data, content, end, rset, quit.",
 )
 @click.option("--record", metavar="FILE", help="Append one JSON line per message to FILE.")
 @click.option("--dump", is_flag=True, help="Put the content into the record, in base64.")

@@ -5,6 +5,7 @@ received: the SHA-256 of every content, dots unstuffed, to the octet. Listeners,
 and the command are in `sink.py`. Start reading at `SinkSession.run`.
 """
 
+import contextlib
 import hashlib
 import re
 from collections.abc import Callable
@@ -14,54 +15,16 @@ from typing import Final
 import trio
 
 from bench.behaviour import Behaviour, Phase
+from bench.content_receiver import ContentReceiver
+from bench.delay_line import DelayLine
 
 READ_SIZE: Final = 262_144  # octets: large, because the work per read is what costs
 MAX_LINE: Final = 65_536  # octets of one command line
 HEAD_SIZE: Final = 65_536  # octets of content that are searched for Message-ID
-END_OF_DATA: Final = b"\r\n.\r\n"
 MESSAGE_ID: Final = re.compile(rb"^message-id:\s*(\S[^\r\n]*)", re.IGNORECASE | re.MULTILINE)
 PATH: Final = re.compile(
     rb'(?:MAIL FROM|RCPT TO): ?<((?:"(?:[^"\\]|\\.)*"|[^>"])*)>(?: +(.*))?', re.IGNORECASE
 )
-
-
-class ContentReceiver:
-    """Splits what follows the 354 into content and what comes after it. No I/O.
-
-    Only CRLF.CRLF ends the content (RFC 5321 section 4.1.1.4): a client that lets a bare LF
-    out must not find a lenient server here. Memory: one read.
-    """
-
-    def __init__(self) -> None:
-        self._held = b"\r\n"  # DATA's own line end, so that a first line "." needs no special case
-        self._started = False
-        self.finished = False
-        self.rest = b""  # what the client pipelined behind the final dot, once finished
-
-    def receive_data(self, data: bytes | bytearray) -> bytes:
-        """The next octets of the content, dots unstuffed; may be empty."""
-        buffer = self._held + data
-        end = buffer.find(END_OF_DATA)
-        if end >= 0:
-            self.finished = True
-            self.rest = buffer[end + len(END_OF_DATA) :]
-            cut = end + 2
-        else:
-            cut = len(buffer) - _held_back(buffer)
-            self._held = buffer[cut:]
-        piece = buffer[:cut].replace(b"\r\n.", b"\r\n")
-        if not self._started and piece:
-            self._started = True
-            return piece[2:]
-        return piece
-
-
-def _held_back(buffer: bytes) -> int:
-    """How many last octets of `buffer` may be the beginning of the end of data."""
-    for length in range(len(END_OF_DATA) - 1, 0, -1):
-        if buffer.endswith(END_OF_DATA[:length]):
-            return length
-    return 0
 
 
 @dataclass(slots=True)
@@ -111,16 +74,24 @@ class Sink:
     async def serve(self, stream: trio.abc.Stream) -> None:
         """One connection, to its end. Owns `stream`. A client that vanishes is no error."""
         self.counters.connections += 1
-        session = SinkSession(self, stream, self.counters.connections)
+        connection = self.counters.connections
         async with stream:
-            try:
-                await session.run()
-            except (trio.BrokenResourceError, trio.ClosedResourceError, _Hangup):
+            if not self.behaviour.rtt:
+                await self._converse(stream, connection)
                 return
+            async with trio.open_nursery() as nursery:
+                line = DelayLine(stream, self.behaviour.rtt)
+                nursery.start_soon(line.run)
+                async with line:
+                    await self._converse(line, connection)
+
+    async def _converse(self, stream: trio.abc.Stream, connection: int) -> None:
+        with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError, _Hangup):
+            await SinkSession(self, stream, connection).run()
 
 
 class _Hangup(Exception):
-    """The sink or its client ends this connection: an expected end, seen by Sink.serve() only."""
+    """The sink or its client ends this connection: an expected end, seen by Sink only."""
 
 
 @dataclass(slots=True)

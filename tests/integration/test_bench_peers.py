@@ -1,13 +1,19 @@
-"""The Postfix of our own that figures and other tests stand on: it delivers, and leaves nothing."""
+"""The Postfix of our own that figures and tests stand on, the sinks, and draining into them."""
 
 import os
 import smtplib
+import subprocess
+import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from bench.load import CountingSink
+from bench.drain import UNCACHED, Load, drain_postfix, drain_postrio
+from bench.load import LoadError, destinations, process_cpu, session_cpu
 from bench.postfix_instance import PostfixError, PostfixInstance, missing_program, without_trace
+from bench.sink_process import CountingSink, FarSink, SinkProcess
 
 LIMIT = 20.0  # seconds: far more than a delivery takes
 
@@ -62,20 +68,96 @@ def test_an_ordinary_user_is_told_that_root_is_needed() -> None:
     assert ("root" in missing_program()) is (os.geteuid() != 0)
 
 
-@pytest.mark.peer("smtp-sink")
-def test_the_counting_sink_counts() -> None:
-    with CountingSink() as sink:
+# --- sinks ---------------------------------------------------------------------------------------
 
-        def send() -> None:
-            while True:
-                try:
-                    client = smtplib.SMTP("127.0.0.9", sink.port)
-                except ConnectionRefusedError:  # it is starting
-                    continue
-                with client:
-                    for _ in range(3):
-                        client.sendmail("a@example.com", ["b@example.com"], b"x\r\n")
-                return
 
-        assert sink.time_of(3, LIMIT, begin=send) >= 0
+def send(sink: SinkProcess, connections: int, messages: int) -> None:
+    """Messages on each of some connections."""
+    for number in range(connections):
+        with smtplib.SMTP(f"127.0.0.{number + 1}", sink.port) as client:
+            for _ in range(messages):
+                client.sendmail("a@example.com", ["b@example.com"], b"x\r\n")
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        pytest.param(CountingSink, marks=pytest.mark.peer("smtp-sink")),
+        pytest.param(partial(FarSink, 0.001), id="FarSink"),
+    ],
+)
+def test_a_sink_counts_and_knows_what_it_costs(make: Callable[[], SinkProcess]) -> None:
+    with make() as sink:
+        assert sink.count() == 0
+        assert sink.time_of(3, LIMIT, begin=lambda: send(sink, 1, 3)) >= 0
         assert sink.count() == 3
+        send(sink, 1, 2)
+        assert sink.count() == 5
+        assert sink.cpu() >= 0
+    with pytest.raises(LoadError, match="gone"):
+        sink.cpu()
+
+
+def test_a_far_sink_knows_its_connections_and_is_far_away() -> None:
+    with FarSink(0.02) as sink:
+        began = time.monotonic()
+        send(sink, 3, 2)
+        # Greeting, EHLO and QUIT; for each message MAIL, RCPT, DATA and the final dot.
+        assert time.monotonic() - began >= 3 * (3 + 2 * 4) * 0.02
+        assert sink.connections() == 3
+
+
+def test_a_sink_that_does_not_come_is_told_and_leaves_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sink = FarSink(0.02)
+    monkeypatch.setattr(sink, "_command", lambda: ["/bin/false"])
+    with pytest.raises(LoadError, match=f"does not listen on port {sink.port}"), sink:
+        pass
+    assert not processes_of(sink._directory)
+    assert not sink._directory.exists()
+
+
+def test_time_is_up_for_messages_that_do_not_come() -> None:
+    with FarSink(0.001) as sink:
+        send(sink, 1, 1)
+        with pytest.raises(LoadError, match="has 1 of 2 messages"):
+            sink.wait_for(2, time.monotonic())
+
+
+def test_cpu_is_counted_by_process_of_a_session() -> None:
+    busy = ["/bin/sh", "-c", "while :; do :; done"]
+    with subprocess.Popen(busy, start_new_session=True) as child:
+        try:
+            while not process_cpu(child.pid):
+                os.sched_yield()
+            assert list(session_cpu(child.pid)) == [child.pid]
+            assert session_cpu(child.pid)[child.pid] > 0
+        finally:
+            child.kill()
+    assert session_cpu(child.pid) == {}
+    with pytest.raises(LoadError, match=f"process {child.pid} is gone"):
+        process_cpu(child.pid)
+
+
+# --- draining ------------------------------------------------------------------------------------
+
+
+def test_postrio_drains_and_the_cost_of_each_process_is_known() -> None:
+    with FarSink(0.001) as sink:
+        load = Load(count=40, size=2000, routes=destinations(4, sink.port))
+        drained = drain_postrio(sink, load, {"postrio_worker_processes": "3"})
+        assert sink.count() == 40
+    assert list(drained.cpu) == ["queue", "worker 1", "worker 2", "worker 3"]
+    assert drained.cpu["queue"] > 0
+    assert drained.rate > 0
+
+
+@pytest.mark.peer("root", "postfix", "master", "smtp-source")
+def test_postfix_drains_through_as_many_sessions_as_it_is_told() -> None:
+    with FarSink(0.001) as sink:
+        load = Load(count=5, size=2000, routes=destinations(1, sink.port))
+        drained = drain_postfix(sink, load, UNCACHED)
+        assert (sink.count(), sink.connections()) == (5, 5)
+    assert list(drained.cpu) == ["Postfix"]
+    assert drained.rate > 0

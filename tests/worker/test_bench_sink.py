@@ -21,8 +21,9 @@ from hypothesis import strategies as st
 from trio.testing import MockClock, memory_stream_pair, trio_test
 
 from bench.behaviour import Behaviour, BehaviourError, Phase, parse_behaviour, split_words
+from bench.content_receiver import ContentReceiver
 from bench.sink import Listen, RecordFile, parse_listen, serve_sinks
-from bench.sink_session import ContentReceiver, Received, Sink
+from bench.sink_session import Received, Sink
 
 HUNG = 10_000.0  # virtual seconds: whoever waits so long waits for ever
 EHLO = b"EHLO client.example\r\n"
@@ -281,6 +282,76 @@ async def test_each_reply_takes_its_latency(autojump_clock: MockClock) -> None:
         assert trio.current_time() == 10.0
 
 
+# --- a round-trip time --------------------------------------------------------------------------
+
+
+@trio_test
+async def test_a_pipelined_flight_is_answered_one_round_trip_later(
+    autojump_clock: MockClock,
+) -> None:
+    async with talk(Behaviour(rtt=2.0)) as (client, _, _taken):
+        await client.lines(1)
+        assert trio.current_time() == 2.0  # the greeting, too
+        await client.send(EHLO)
+        await client.lines(7)
+        assert trio.current_time() == 4.0
+        await client.send(b"MAIL FROM:<>\r\n" + rcpt(b"a") * 8 + b"DATA\r\n")
+        assert await client.codes(10) == [250] * 9 + [354]
+        assert trio.current_time() == 6.0
+
+
+@trio_test
+async def test_commands_are_read_while_replies_are_on_their_way(autojump_clock: MockClock) -> None:
+    async with talk(Behaviour(rtt=2.0)) as (client, _, taken):
+        await greet(client)
+        began = trio.current_time()
+        await client.send(ENVELOPE)
+        await trio.sleep(0.5)
+        await client.send(b"x\r\n.\r\n" + ENVELOPE)
+        await trio.sleep(0.5)
+        assert len(taken) == 1  # before its 354 has left
+        await client.send(b"y\r\n.\r\nRSET\r\n")
+        arrived = []
+        for count in (3, 4, 2):
+            await client.codes(count)
+            arrived.append(trio.current_time() - began)
+    assert arrived == [2.0, 2.5, 3.0]
+    assert [one.content for one in taken] == [b"x\r\n", b"y\r\n"]
+
+
+@trio_test
+async def test_content_is_answered_one_round_trip_after_its_dot(autojump_clock: MockClock) -> None:
+    async with talk(Behaviour(rtt=2.0)) as (client, _, _taken):
+        await greet(client)
+        await client.send(ENVELOPE)
+        await client.lines(3)
+        for piece in (b"x\r\n", b"y\r", b"\n.\r", b"\n"):
+            await trio.sleep(1)
+            last = trio.current_time()
+            await client.send(piece)
+        assert await client.codes(1) == [250]
+        assert trio.current_time() == last + 2.0
+
+
+@pytest.mark.parametrize(
+    ("words", "sent", "last"),
+    [
+        ([], b"QUIT\r\n", b"221 2.0.0 sink.example bye\r\n"),
+        (["mail=421 4.3.2 busy"], ENVELOPE, b"421 4.3.2 busy\r\n"),
+        (["cut=data"], ENVELOPE, b"250 2.1.5 Ok\r\n"),
+    ],
+)
+@trio_test
+async def test_the_end_of_a_connection_is_as_far_away_as_its_replies(
+    autojump_clock: MockClock, words: list[str], sent: bytes, last: bytes
+) -> None:
+    async with talk(parse_behaviour(["rtt=2", *words])) as (client, _, _taken):
+        await greet(client)
+        await client.send(sent)
+        assert (await client.rest()).endswith(last)
+        assert trio.current_time() == 6.0
+
+
 @pytest.mark.parametrize(
     ("words", "command", "code"),
     [
@@ -327,6 +398,12 @@ async def test_a_message_beyond_the_size_limit_is_refused_after_the_dot(
 def test_an_unknown_word_is_refused_with_what_it_could_be() -> None:
     with pytest.raises(BehaviourError, match=r"'rctp=550 no'.*connect, ehlo, mail, rcpt"):
         parse_behaviour(["rctp=550 no"])
+
+
+@pytest.mark.parametrize("word", ["rtt=-1", "rtt=nan", "latency=inf", "greylist=-1", "rtt=", "rtt"])
+def test_seconds_are_a_number_and_not_negative(word: str) -> None:
+    with pytest.raises(BehaviourError, match=word):
+        parse_behaviour([word])
 
 
 def test_a_listener_takes_words_of_its_own() -> None:
