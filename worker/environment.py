@@ -1,12 +1,15 @@
-"""From a configuration to what deliveries need: settings, resolvers and dialers by protocol."""
+"""From a configuration to what deliveries need: settings, resolvers and dialers, and the cache."""
 
 import random
+import time
 from collections.abc import Callable
+from pathlib import Path
 
 from protocol.request import Protocol
+from worker.cache import CacheClient
 from worker.config.config import Config
 from worker.delivery.deliver import Environment
-from worker.delivery.reuse import ReusePolicy
+from worker.delivery.reuse import CachedSessions, ReusePolicy
 from worker.delivery.settings import DeliverySettings
 from worker.network.network import (
     DnsSettings,
@@ -26,10 +29,13 @@ def make_environment(
     rng: random.Random,
     *,
     resolver: str = "",
+    cache_socket: Path | None = None,
 ) -> Environment:
-    """Read everything once. `resolver`: "ADDR:PORT" that wins over postrio_dns_server.
+    """Read everything once.
 
-    May block (names in inet_interfaces are looked up). Raises ConfigError.
+    `resolver`: "ADDR:PORT" that wins over postrio_dns_server. `cache_socket`: of a connection cache
+    (`cache_path`); None: sessions stay in their slots. May block (names in inet_interfaces are
+    looked up). Raises ConfigError.
     """
     dns, native = make_dns(DnsSettings.from_config(config, resolver=resolver))
     networks = {}
@@ -38,12 +44,24 @@ def make_environment(
         networks[protocol] = Network(
             settings, make_resolver(settings, dns, native), make_dialer(settings, emit), rng
         )
+    cached = None
+    if cache_socket is not None:
+        timeout = config.seconds("connection_cache_protocol_timeout")
+        cached = CachedSessions(CacheClient(cache_socket, timeout=timeout, emit=emit), time.monotonic)
     return Environment(
         settings={
             protocol: DeliverySettings.from_config(config, protocol) for protocol in Protocol
         },
         networks=networks,
         reuse={protocol: ReusePolicy.from_config(config, protocol) for protocol in Protocol},
+        cached=cached,
         emit=emit,
         wall=wall,
     )
+
+
+def cache_path(config: Config) -> Path | None:
+    """The socket of the connection cache that workers use; None: there is none."""
+    name = config.text("connection_cache_service_name")
+    # An absolute name replaces what is in front of it.
+    return Path(config.text("queue_directory")) / "private" / name if name else None

@@ -13,6 +13,7 @@ import signal
 import time
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Final
 
 import click
@@ -21,7 +22,7 @@ import trio
 from protocol.address import split_address
 from protocol.destination import DestinationError, parse_destination, split_nexthops
 from protocol.outcome import Action, RecipientOutcome
-from protocol.request import DeliveryRequest, Protocol, Recipient
+from protocol.request import DeliveryRequest, Protocol, Recipient, RequestFlags
 from worker.cli.message import STANDARD_INPUT, open_message, read_message, send_options, spool
 from worker.cli.options import config_choice, configured
 from worker.cli.order import (
@@ -43,6 +44,7 @@ from worker.status.log import JsonValue, outcome_to_json
 from worker.status.sinks import LogFormat, LogSettings, open_sink, standard_error
 from worker.status.writer import LogWriter
 
+_USE_CACHE: Final = RequestFlags.CACHE_LOAD | RequestFlags.CACHE_SAVE
 QUEUE_ID: Final = "NOQUEUE"  # as Postfix logs what has no queue file
 PARALLEL: Final = 20  # nexthops served at a time
 JSON_KEYS: Final = ("recipient", "status", "dsn", "relay", "reply", "delays", "conn_use")
@@ -200,6 +202,8 @@ def run_order(order: Order, config: Config, log_format: LogFormat) -> list[Recip
         options=options,
         envelope_id=order.envelope_id,
         ret=order.ret,
+        # Who names a cache wants it used, for however few messages.
+        flags=_USE_CACHE if order.cache_socket else RequestFlags.NONE,
         arrival=now - order.age,
         active=now,
         client=order.client,
@@ -212,10 +216,13 @@ def run_order(order: Order, config: Config, log_format: LogFormat) -> list[Recip
     try:
         for warning in config.warnings:
             log.emit(Warned(warning))
-        if order.cache_socket:
-            log.emit(Warned("this version has no connection cache: cache_socket has no effect"))
         environment = make_environment(
-            config, log.emit, time.time, random.Random(), resolver=order.resolver
+            config,
+            log.emit,
+            time.time,
+            random.Random(),
+            resolver=order.resolver,
+            cache_socket=Path(order.cache_socket) if order.cache_socket else None,
         )
         limit = config.integer(config.for_transport("destination_recipient_limit", protocol.value))
         requests = split_request(request, config.text("myorigin"), limit)

@@ -11,7 +11,7 @@ from worker.cli.daemon import ProcessLog, calm_collector, raise_descriptor_limit
 from worker.cli.exits import CommandError
 from worker.cli.options import config_choice, configured
 from worker.delivery.deliver import Environment
-from worker.environment import make_environment
+from worker.environment import cache_path, make_environment
 from worker.status.sinks import LogFormat
 from worker.worker import inherited_listener, run_worker
 
@@ -48,7 +48,9 @@ def command(context: click.Context, listen_fd: int, log_format: str, *, syslog: 
 
     def load() -> Environment:
         current = first.pop() if first else choice.load()
-        environment = make_environment(current, log.writer.emit, time.time, random.Random())
+        environment = make_environment(
+            current, log.writer.emit, time.time, random.Random(), cache_socket=cache_path(current)
+        )
         if current is not config:
             log.reopen(current)
         return environment
