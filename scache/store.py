@@ -9,7 +9,7 @@ oldest making room, and `drop()` for a connection whose peer closed or spoke.
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from scache.counts import Counts
@@ -39,15 +39,6 @@ class Held:
     property: str
     ttl: int  # seconds
     expires: float
-
-
-@dataclass(frozen=True, slots=True)
-class Lookup:
-    """What a find came to. The connections in here have left the store."""
-
-    connection: Held | None
-    destination: str = ""  # the binding's property; "" for a lookup by endpoint
-    dead: tuple[Held, ...] = ()  # met on the way and no longer usable: to be closed
 
 
 _Binding = tuple[str, str]  # label of the endpoint, property of the destination
@@ -128,15 +119,14 @@ class Store:
         counts.max_connections = max(counts.max_connections, len(self._by_age))
         return held, evicted
 
-    def find_endpoint(self, label: str, now: float, usable: Callable[[int], bool]) -> Lookup:
-        """Take the endpoint's oldest connection out, of those whose handle is `usable`."""
-        dead: list[Held] = []
-        held = self._take(label, now, usable, dead)
+    def find_endpoint(self, label: str, now: float) -> Held | None:
+        """Take the endpoint's oldest connection out; None: it has none."""
+        held = self._take(label, now)
         if held is None:
             self.counts.endpoint_misses += 1
         else:
             self.counts.endpoint_hits += 1
-        return Lookup(held, dead=tuple(dead))
+        return held
 
     def drop(self, handle: int) -> Held | None:
         """Forget a connection whose peer closed or spoke; None if it is not held."""
@@ -162,17 +152,19 @@ class Store:
             self.counts.bindings_evicted += 1
         self.counts.max_destinations = max(self.counts.max_destinations, len(bindings.by_label))
 
-    def find_destination(self, label: str, now: float, usable: Callable[[int], bool]) -> Lookup:
-        """Take a connection out that serves the destination; the binding stays."""
-        dead: list[Held] = []
+    def find_destination(self, label: str, now: float) -> tuple[Held, str] | None:
+        """Take a connection out that serves the destination, with its binding's property.
+
+        The binding stays. None: there is no connection.
+        """
         for (endpoint, text), timer in self._bindings.by_label.get(label, {}).items():
             if timer.expires <= now:
                 continue  # expire() has not come to it yet
-            if (held := self._take(endpoint, now, usable, dead)) is not None:
+            if (held := self._take(endpoint, now)) is not None:
                 self.counts.destination_hits += 1
-                return Lookup(held, text, tuple(dead))
+                return held, text
         self.counts.destination_misses += 1
-        return Lookup(None, dead=tuple(dead))
+        return None
 
     # --- time -----------------------------------------------------------------------------------
 
@@ -204,18 +196,10 @@ class Store:
 
     # --- parts ----------------------------------------------------------------------------------
 
-    def _take(
-        self, label: str, now: float, usable: Callable[[int], bool], dead: list[Held]
-    ) -> Held | None:
-        """Remove the endpoint's oldest usable connection; unusable ones before it go to `dead`."""
-        for held in list(self._endpoints.get(label, {}).values()):
-            if held.expires <= now:
-                continue  # expire() has not come to it yet
-            self._remove(held.handle)
-            if usable(held.handle):
-                return held
-            self.counts.dropped += 1
-            dead.append(held)
+    def _take(self, label: str, now: float) -> Held | None:
+        for held in self._endpoints.get(label, {}).values():
+            if held.expires > now:  # else expire() has not come to it yet
+                return self._remove(held.handle)
         return None
 
     def _remove(self, handle: int) -> Held:

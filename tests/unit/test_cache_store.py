@@ -17,10 +17,6 @@ DESTINATIONS = st.sampled_from(["x", "y"])
 TTLS = st.integers(1, 7)
 
 
-def usable(_: int) -> bool:
-    return True
-
-
 def handles(connections: Iterator[Held] | list[Held] | tuple[Held, ...]) -> list[int]:
     return [held.handle for held in connections]
 
@@ -38,7 +34,7 @@ def filled(limits: StoreLimits = LIMITS, *labels: str, ttl: int = 2) -> Store:
 
 def test_an_endpoints_connections_are_handed_out_oldest_first_and_once() -> None:
     store = filled(StoreLimits(), "a", "a", "b")
-    found = [store.find_endpoint("a", 1.0, usable).connection for _ in range(3)]
+    found = [store.find_endpoint("a", 1.0) for _ in range(3)]
     assert [held and (held.handle, held.property) for held in found] == [
         (1, "property 1"),
         (2, "property 2"),
@@ -51,21 +47,19 @@ def test_a_destination_gets_the_first_binding_whose_endpoint_has_a_connection() 
     store = filled(StoreLimits(), "b", "c")
     for endpoint in "abc":
         store.save_destination(2, "x", f"for {endpoint}", endpoint, 0.0)
-    lookups = [store.find_destination("x", 1.0, usable) for _ in range(3)]
-    assert [
-        (lookup.connection and lookup.connection.handle, lookup.destination) for lookup in lookups
-    ] == [
+    found = [store.find_destination("x", 1.0) for _ in range(3)]
+    assert [pair and (pair[0].handle, pair[1]) for pair in found] == [
         (1, "for b"),
         (2, "for c"),
-        (None, ""),
+        None,
     ]
 
 
 def test_a_binding_survives_its_use() -> None:
     store = filled(StoreLimits(), "a", "a")
     store.save_destination(2, "x", "for a", "a", 0.0)
-    assert store.find_destination("x", 1.0, usable).connection is not None
-    assert store.find_destination("x", 1.0, usable).connection is not None
+    assert store.find_destination("x", 1.0) is not None
+    assert store.find_destination("x", 1.0) is not None
 
 
 def test_saving_a_binding_again_restarts_its_timer_and_not_its_place() -> None:
@@ -74,17 +68,17 @@ def test_saving_a_binding_again_restarts_its_timer_and_not_its_place() -> None:
     store.save_destination(9, "x", "", "b", 0.0)
     store.save_destination(2, "x", "", "a", 1.5)
     store.expire(2.5)
-    lookup = store.find_destination("x", 2.5, usable)
-    assert lookup.connection is not None
-    assert lookup.connection.label == "a"
+    found = store.find_destination("x", 2.5)
+    assert found is not None
+    assert found[0].label == "a"
 
 
 def test_bindings_with_different_properties_are_different() -> None:
     store = filled(StoreLimits(), "a", "a")
     store.save_destination(1, "x", "first", "a", 0.0)
     store.save_destination(2, "x", "second", "a", 0.0)
-    assert store.find_destination("x", 0.5, usable).destination == "first"
-    assert store.find_destination("x", 1.0, usable).destination == "second"
+    found = [store.find_destination("x", now) for now in (0.5, 1.0)]
+    assert [pair and pair[1] for pair in found] == ["first", "second"]
 
 
 def test_a_time_to_live_is_clipped_to_the_limit() -> None:
@@ -98,8 +92,8 @@ def test_a_time_to_live_is_clipped_to_the_limit() -> None:
 def test_what_has_expired_is_not_found_even_before_expire_is_called() -> None:
     store = filled(StoreLimits(), "a")
     store.save_destination(9, "x", "", "a", 0.0)
-    assert store.find_endpoint("a", 2.0, usable).connection is None
-    assert store.find_destination("x", 2.0, usable).connection is None
+    assert store.find_endpoint("a", 2.0) is None
+    assert store.find_destination("x", 2.0) is None
     assert handles(store.expire(2.0)) == [1]
 
 
@@ -137,15 +131,6 @@ def test_a_dropped_connection_is_gone_and_counted_once() -> None:
     assert handles(store.clear()) == [2]
 
 
-def test_unusable_connections_met_by_a_lookup_are_returned_to_be_closed() -> None:
-    store = filled(StoreLimits(), "a", "a", "a")
-    lookup = store.find_endpoint("a", 1.0, lambda handle: handle == 2)
-    assert lookup.connection is not None
-    assert lookup.connection.handle == 2
-    assert handles(lookup.dead) == [1]
-    assert (store.counts.endpoint_hits, store.counts.dropped) == (1, 1)
-
-
 def test_clearing_forgets_bindings_too() -> None:
     store = filled(StoreLimits(), "a")
     store.save_destination(2, "x", "", "a", 0.0)
@@ -181,17 +166,13 @@ class Model:
     bindings: list[tuple[str, str, str, float]] = field(default_factory=list)  # as made
     ages: list[tuple[str, str, str]] = field(default_factory=list)  # as last saved
 
-    def take(self, label: str, now: float, dead: set[int]) -> tuple[int | None, list[int]]:
-        closed: list[int] = []
-        for entry in list(self.connections):
+    def take(self, label: str, now: float) -> int | None:
+        for entry in self.connections:
             handle, of, _, expires = entry
-            if of != label or expires <= now:
-                continue
-            self.connections.remove(entry)
-            if handle not in dead:
-                return handle, closed
-            closed.append(handle)
-        return None, closed
+            if of == label and expires > now:
+                self.connections.remove(entry)
+                return handle
+        return None
 
 
 class StoreMachine(RuleBasedStateMachine):
@@ -203,10 +184,6 @@ class StoreMachine(RuleBasedStateMachine):
         self.model = Model()
         self.now = 0.0
         self.handle = 0
-        self.closing: set[int] = set()  # their peers have closed, and nobody has noticed yet
-
-    def usable(self, handle: int) -> bool:
-        return handle not in self.closing
 
     @rule(seconds=st.integers(0, 12))
     def wait(self, seconds: int) -> None:
@@ -230,9 +207,8 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule(label=LABELS)
     def find_endpoint(self, label: str) -> None:
-        lookup = self.store.find_endpoint(label, self.now, self.usable)
-        expected = self.model.take(label, self.now, self.closing)
-        assert (lookup.connection and lookup.connection.handle, handles(lookup.dead)) == expected
+        held = self.store.find_endpoint(label, self.now)
+        assert (held and held.handle) == self.model.take(label, self.now)
 
     @rule(label=DESTINATIONS, endpoint=LABELS, ttl=TTLS, text=st.sampled_from(["p", "q"]))
     def save_destination(self, label: str, endpoint: str, ttl: int, text: str) -> None:
@@ -252,20 +228,17 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule(label=DESTINATIONS)
     def find_destination(self, label: str) -> None:
-        lookup = self.store.find_destination(label, self.now, self.usable)
-        closed: list[int] = []
+        found = self.store.find_destination(label, self.now)
         for of, endpoint, text, expires in self.model.bindings:
             if of != label or expires <= self.now:
                 continue
-            handle, more = self.model.take(endpoint, self.now, self.closing)
-            closed += more
+            handle = self.model.take(endpoint, self.now)
             if handle is not None:
-                assert lookup.connection is not None
-                assert (lookup.connection.handle, lookup.destination) == (handle, text)
+                assert found is not None
+                assert (found[0].handle, found[1]) == (handle, text)
                 break
         else:
-            assert lookup.connection is None
-        assert handles(lookup.dead) == closed
+            assert found is None
 
     @rule()
     def expire(self) -> None:
@@ -278,16 +251,13 @@ class StoreMachine(RuleBasedStateMachine):
             self.model.ages.remove(binding[:3])
 
     @precondition(lambda self: self.model.connections)
-    @rule(data=st.data(), noticed=st.booleans())
-    def peer_closes(self, data: st.DataObject, noticed: bool) -> None:
+    @rule(data=st.data())
+    def drop(self, data: st.DataObject) -> None:
         entry = data.draw(st.sampled_from(self.model.connections))
-        if noticed:
-            dropped = self.store.drop(entry[0])
-            assert dropped is not None
-            assert dropped.property == entry[2]
-            self.model.connections.remove(entry)
-        else:
-            self.closing.add(entry[0])
+        dropped = self.store.drop(entry[0])
+        assert dropped is not None
+        assert dropped.property == entry[2]
+        self.model.connections.remove(entry)
 
     @invariant()
     def the_same_is_held(self) -> None:
