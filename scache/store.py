@@ -60,14 +60,16 @@ class _Bindings:
     by_age: OrderedDict[tuple[str, _Binding], None] = field(default_factory=OrderedDict)
     deadlines: Deadlines[tuple[str, _Binding]] = field(default_factory=Deadlines)
 
-    def save(self, label: str, binding: _Binding, ttl: int, now: float) -> None:
+    def save(self, label: str, binding: _Binding, ttl: int, now: float) -> float:
         bindings = self.by_label.setdefault(label, OrderedDict())
         key = (label, binding)
         if (timer := bindings.get(binding)) is not None:
             self.deadlines.remove(key, timer.ttl)
-        bindings[binding] = _Timer(ttl, self.deadlines.set(key, ttl, now))
+        expires = self.deadlines.set(key, ttl, now)
+        bindings[binding] = _Timer(ttl, expires)
         self.by_age[key] = None
         self.by_age.move_to_end(key)
+        return expires
 
     def remove(self, key: tuple[str, _Binding]) -> None:
         label, binding = key
@@ -143,14 +145,18 @@ class Store:
 
     # --- destinations ---------------------------------------------------------------------------
 
-    def save_destination(self, ttl: int, label: str, text: str, endpoint: str, now: float) -> None:
-        """Bind a destination, with its property, to an endpoint, or restart that timer."""
+    def save_destination(self, ttl: int, label: str, text: str, endpoint: str, now: float) -> float:
+        """Bind a destination, with its property, to an endpoint, or restart that timer.
+
+        Returns when the binding expires.
+        """
         bindings = self._bindings
-        bindings.save(label, (endpoint, text), min(ttl, self._limits.ttl), now)
+        expires = bindings.save(label, (endpoint, text), min(ttl, self._limits.ttl), now)
         if len(bindings.by_age) > self._limits.bindings:
             bindings.remove(next(iter(bindings.by_age)))
             self.counts.bindings_evicted += 1
         self.counts.max_destinations = max(self.counts.max_destinations, len(bindings.by_label))
+        return expires
 
     def find_destination(self, label: str, now: float) -> tuple[Held, str] | None:
         """Take a connection out that serves the destination, with its binding's property.
