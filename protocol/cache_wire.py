@@ -13,7 +13,8 @@ The last dummy of a find may arrive together with the next request. Labels and p
 nothing to the cache: texts with any octets but NUL, line ends among them. Names, order and number
 of attributes are fixed: a real scache(8) and a real smtp(8) take and send exactly these.
 
-Where to start: `decode_request()` on the server's side, the `encode()` methods on the client's.
+Where to start: `decode_request()` on the server's side, the `encode()` methods on the client's, and
+`ListReader` on both.
 """
 
 from collections.abc import Iterable, Sequence
@@ -23,6 +24,7 @@ from typing import Final
 
 from protocol.attributes import AttributeList, encode, parse_int
 from protocol.errors import LocalProtocolError, RemoteProtocolError
+from protocol.reply import NEED_DATA, NeedData
 
 MAX_TEXT: Final = 16_384  # octets of one label or property; Postfix sets no limit
 MAX_MESSAGE: Final = 3 * MAX_TEXT + 256  # octets of one list: save_dest has three texts
@@ -58,6 +60,67 @@ class BadRequest(RemoteProtocolError):
     def __init__(self, text: str, properties: int = 0) -> None:
         super().__init__(text)
         self.properties = properties
+
+
+class ListReader:
+    """Splits a byte stream into this protocol's lists, which are flat; memory is bounded.
+
+    Instead of `attributes.AttributeDecoder`, because four lists for each connection that is saved
+    and found are much of the cache's work: here one decode, one split and one search for the empty
+    name do it, in less than half the time.
+    """
+
+    def __init__(self, max_size: int = MAX_MESSAGE) -> None:
+        """`max_size`: octets of one list."""
+        self._max_size = max_size
+        self._unread = b""
+
+    def receive_data(self, data: bytes) -> None:
+        """Take what the peer sent, cut anywhere."""
+        self._unread += data
+
+    def next_event(self) -> AttributeList | NeedData:
+        """Return the next list, or NEED_DATA.
+
+        Raises RemoteProtocolError for a list of more than `max_size` octets, and for a group.
+        """
+        if not self._unread:
+            return NEED_DATA
+        fields = self._unread.decode("utf-8", "surrogateescape").split("\0")
+        # The last field is what follows the last NUL. Where a name is expected, "" ends the list.
+        names = fields[:-1:2]
+        try:
+            count = names.index("")
+        except ValueError:
+            if len(self._unread) > self._max_size:
+                raise RemoteProtocolError(
+                    f"attribute list is longer than {self._max_size} octets"
+                ) from None
+            return NEED_DATA
+        del names[count:]
+        if "{" in names:
+            raise RemoteProtocolError("attribute group in a list that has none")
+        rest = "\0".join(fields[2 * count + 1 :]).encode("utf-8", "surrogateescape")
+        if len(self._unread) - len(rest) > self._max_size:
+            raise RemoteProtocolError(f"attribute list is longer than {self._max_size} octets")
+        self._unread = rest
+        return tuple(zip(names, fields[1 : 2 * count : 2], strict=True))
+
+    @property
+    def unread(self) -> int:
+        """Octets received that are not part of a returned list."""
+        return len(self._unread)
+
+    def peek(self, octets: int) -> bytes:
+        """The first ones of `unread`, as many as there are."""
+        return self._unread[:octets]
+
+    def take(self, octets: bytes) -> bool:
+        """Take exactly these octets if they come next; False: they do not, or not all of them."""
+        if not self._unread.startswith(octets):
+            return False
+        self._unread = self._unread[len(octets) :]
+        return True
 
 
 @dataclass(frozen=True, slots=True)

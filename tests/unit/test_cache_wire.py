@@ -15,6 +15,7 @@ from protocol.cache_wire import (
     BadRequest,
     FindDestination,
     FindEndpoint,
+    ListReader,
     Reply,
     ReportRequest,
     Request,
@@ -74,12 +75,12 @@ REQUESTS = (
 
 def lists(octets: bytes) -> list[AttributeList]:
     """All lists in `octets`, which must end with the last one."""
-    decoder = AttributeDecoder(MAX_MESSAGE)
-    decoder.receive_data(octets)
+    reader = ListReader()
+    reader.receive_data(octets)
     found = []
-    while (event := decoder.next_event()) is not NEED_DATA:
+    while (event := reader.next_event()) is not NEED_DATA:
         found.append(event)
-    assert decoder.unread == 0
+    assert reader.unread == 0
     return found
 
 
@@ -209,3 +210,64 @@ def test_a_report_is_told_from_the_refusal_of_a_cache_that_gives_none() -> None:
     assert decode_report(only(encode_report('{"a": 1}'))) == '{"a": 1}'
     with pytest.raises(RemoteProtocolError, match="not postrio's"):
         decode_report((("status", "1"),))
+
+
+# --- the reader of lists -------------------------------------------------------------------------
+
+# Octets that look like lists, and some that do not; no groups, which this protocol does not have.
+WIRE = st.lists(
+    st.sampled_from([b"a\0", b"\0", b"label\0", b"\xff\0", b"\n", DUMMY_WIRE])
+    | st.binary(max_size=4)
+).map(lambda pieces: b"".join(pieces).replace(b"{", b"(").replace(b"}", b")"))
+
+
+@given(WIRE, st.lists(st.integers(1, 9)))
+def test_lists_are_those_of_the_general_decoder_however_the_stream_is_cut(
+    wire: bytes, sizes: list[int]
+) -> None:
+    general, expected = AttributeDecoder(MAX_MESSAGE), []
+    general.receive_data(wire)
+    while (event := general.next_event()) is not NEED_DATA:
+        expected.append(event)
+    reader, found, position = ListReader(), [], 0
+    for size in [*sizes, len(wire)]:
+        reader.receive_data(wire[position : position + size])
+        position += size
+        while (event := reader.next_event()) is not NEED_DATA:
+            found.append(event)
+    assert found == expected
+    assert reader.unread == general.unread
+
+
+@pytest.mark.parametrize(
+    "wire",
+    [
+        b"a" * 101,
+        b"a\0" * 51,
+        b"a\0" + b"b" * 98 + b"\0\0",
+        b"{\0a\0b\0}\0\0",
+        b"request\0find_endp\0{\0}\0\0",
+    ],
+)
+def test_a_list_that_is_too_long_or_has_a_group_is_refused(wire: bytes) -> None:
+    reader = ListReader(100)
+    reader.receive_data(wire)
+    with pytest.raises(RemoteProtocolError):
+        reader.next_event()
+
+
+def test_a_list_of_the_limit_is_taken_with_whatever_follows_it() -> None:
+    reader = ListReader(100)
+    reader.receive_data(b"a\0" + b"b" * 96 + b"\0\0" + DUMMY_WIRE)
+    assert reader.next_event() == (("a", "b" * 96),)
+    assert reader.next_event() == DUMMY
+
+
+def test_an_expected_list_is_taken_only_when_it_is_complete() -> None:
+    reader = ListReader()
+    reader.receive_data(DUMMY_WIRE[:5])
+    assert not reader.take(DUMMY_WIRE)
+    assert reader.peek(100) == b"dummy"
+    reader.receive_data(DUMMY_WIRE[5:] + b"label")
+    assert reader.take(DUMMY_WIRE)
+    assert reader.peek(3) == b"lab"
