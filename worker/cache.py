@@ -40,6 +40,18 @@ class Found:
     destination: str  # property of the destination; "" after find_endpoint()
 
 
+class Saving(Enum):
+    """What became of a connection that was to be saved. True in a condition: it is kept."""
+
+    KEPT = "kept"  # it is somebody else's from now on
+    REFUSED = "refused"  # it is still the caller's alone, who may say QUIT on it
+    UNKNOWN = "unknown"  # it was passed, and no answer came: it may be somebody else's
+
+    def __bool__(self) -> bool:
+        """Whether it is kept."""
+        return self is Saving.KEPT
+
+
 class SessionCache(Protocol):
     """Where idle connections are kept for whoever delivers next. No call raises but Cancelled."""
 
@@ -55,11 +67,11 @@ class SessionCache(Protocol):
         label: str,
         property: str,  # noqa: A002  # the protocol's word
         fd: int,
-    ) -> bool:
-        """Keep a connection, with its property, for `ttl` seconds at most; True: it is kept.
+    ) -> Saving:
+        """Keep a connection, with its property, for `ttl` seconds at most.
 
-        The caller still owns `fd`, and closes it without another word on the connection: after
-        True it is somebody else's, and after False it may be (the answer may have been lost).
+        The caller still owns `fd` and closes it; only after REFUSED it may say another word on the
+        connection.
         """
 
     async def save_destination(
@@ -102,15 +114,27 @@ class CacheClient:
         label: str,
         property: str,  # noqa: A002  # the protocol's word
         fd: int,
-    ) -> bool:
+    ) -> Saving:
         """See `SessionCache`. The connection is in blocking mode then, as smtp(8) wants it."""
         request = SaveEndpoint(ttl, label, property)
+        used: list[CacheChannel] = []
+
+        async def exchange(channel: CacheChannel) -> bool:
+            used.append(channel)
+            return await channel.save_endpoint(request, fd)
+
         try:
             os.set_blocking(fd, True)  # its parameters have no names
         except OSError as exc:
             self._emit(Warned(f"connection cache: descriptor {fd}: {exc.strerror}"))
-            return False
-        return bool(await self._call(lambda channel: channel.save_endpoint(request, fd)))
+            return Saving.REFUSED
+        kept = await self._call(exchange)
+        if kept:
+            return Saving.KEPT
+        if kept is None and any(channel.passed for channel in used):
+            return Saving.UNKNOWN
+        os.set_blocking(fd, False)
+        return Saving.REFUSED
 
     async def save_destination(
         self,

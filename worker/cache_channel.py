@@ -52,6 +52,7 @@ class CacheChannel:
         self._sock = sock
         self._lists = ListReader()
         self._answered = False  # whether the exchange under way has got an answer
+        self.passed = False  # whether a descriptor was sent in the exchange under way, or the last
 
     @classmethod
     async def connect(cls, path: Path) -> "CacheChannel":
@@ -89,6 +90,7 @@ class CacheChannel:
         if attributes != DUMMY:
             _refusal(attributes)
             return False
+        self.passed = True
         await self._send_descriptor(fd)
         return decode_reply(await self._next_list(), 0).status is Status.OK
 
@@ -121,7 +123,7 @@ class CacheChannel:
     # --- parts ----------------------------------------------------------------------------------
 
     async def _ask(self, request: bytes) -> AttributeList:
-        self._answered = False
+        self._answered = self.passed = False
         await self._send(request)
         return await self._next_list()
 

@@ -34,8 +34,8 @@ def make_environment(
     """Read everything once.
 
     `resolver`: "ADDR:PORT" that wins over postrio_dns_server. `cache_socket`: of a connection cache
-    (`cache_path`); None: sessions stay in their slots. May block (names in inet_interfaces are
-    looked up). Raises ConfigError.
+    (`cache_command.cache_socket`); None: sessions stay in their slots. May block (names in
+    inet_interfaces are looked up). Raises ConfigError.
     """
     dns, native = make_dns(DnsSettings.from_config(config, resolver=resolver))
     networks = {}
@@ -47,7 +47,9 @@ def make_environment(
     cached = None
     if cache_socket is not None:
         timeout = config.seconds("connection_cache_protocol_timeout")
-        cached = CachedSessions(CacheClient(cache_socket, timeout=timeout, emit=emit), time.monotonic)
+        cached = CachedSessions(
+            CacheClient(cache_socket, timeout=timeout, emit=emit), time.monotonic
+        )
     return Environment(
         settings={
             protocol: DeliverySettings.from_config(config, protocol) for protocol in Protocol
@@ -58,10 +60,3 @@ def make_environment(
         emit=emit,
         wall=wall,
     )
-
-
-def cache_path(config: Config) -> Path | None:
-    """The socket of the connection cache that workers use; None: there is none."""
-    name = config.text("connection_cache_service_name")
-    # An absolute name replaces what is in front of it.
-    return Path(config.text("queue_directory")) / "private" / name if name else None

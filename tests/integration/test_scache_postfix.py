@@ -12,7 +12,7 @@ import pytest
 import trio
 from trio.testing import trio_test
 
-from bench.first import fill_postfix
+from bench.drain import fill_postfix
 from bench.postfix_instance import PostfixInstance
 from tests.integration.scache_process import ROOT, CacheProcess
 from tests.worker import cache_conformance as conformance

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 import trio
 
-from worker.cache import Found
+from worker.cache import Found, Saving
 
 
 @dataclass(slots=True)
@@ -61,19 +61,19 @@ class MemoryCache:
         label: str,
         property: str,  # noqa: A002  # the protocol's word
         fd: int,
-    ) -> bool:
+    ) -> Saving:
         await trio.lowlevel.checkpoint()
         if not self.usable or ttl < 1:
-            return False
+            return Saving.REFUSED
         sock = socket.socket(fileno=os.dup(fd))
         try:
             sock.getpeername()
         except OSError:
             sock.close()
-            return False
+            return Saving.REFUSED
         self.kept.append(Kept(label, property, sock, self._expires(ttl)))
         self.saves += 1
-        return True
+        return Saving.KEPT
 
     async def save_destination(
         self,

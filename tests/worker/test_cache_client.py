@@ -16,6 +16,7 @@ from trio.testing import MockClock, trio_test
 
 from protocol.cache_wire import (
     ANNOUNCEMENT_WIRE,
+    DUMMY_WIRE,
     MAX_TEXT,
     Reply,
     Status,
@@ -26,7 +27,7 @@ from tests.cancel_everywhere import cancel_everywhere
 from tests.scache.world import OURSELVES, Talker, World, open_descriptors, play, settle
 from tests.worker import cache_conformance as conformance
 from tests.worker.memory_cache import MemoryCache
-from worker.cache import CHANNELS, CacheClient
+from worker.cache import CHANNELS, CacheClient, Saving
 from worker.status.events import Event, Noted, Warned
 
 STEPS = [*conformance.EVERYWHERE, *conformance.OURS]
@@ -535,3 +536,62 @@ def test_calls_may_be_cancelled_at_any_step_and_nothing_stays_open(tmp_path: Pat
         assert run.world.events == []
     assert run.world.results == [True, True]
     assert steps > 30
+
+
+# --- whose connection is it? --------------------------------------------------------------------
+
+
+async def take_and_vanish(talker: Talker) -> None:
+    """Takes the connection and dies before it can say so."""
+    await talker.say(ANNOUNCEMENT_WIRE)
+    await talker.hear()
+    await talker.say(DUMMY_WIRE)
+    (await talker.take_descriptor()).close()
+
+
+async def take_and_refuse(talker: Talker) -> None:
+    """Takes the connection and gives it up again."""
+    await talker.say(ANNOUNCEMENT_WIRE)
+    await talker.hear()
+    await talker.say(DUMMY_WIRE)
+    (await talker.take_descriptor()).close()
+    await talker.say(Reply(Status.FAILED).encode())
+    await talker.hear()
+
+
+async def refuse_at_once(talker: Talker) -> None:
+    """Does not want the connection at all."""
+    await talker.say(ANNOUNCEMENT_WIRE)
+    await talker.hear()
+    await talker.say(Reply(Status.MALFORMED).encode())
+    await talker.hear()
+
+
+@pytest.mark.parametrize(
+    ("handler", "saving"),
+    [
+        (take_and_vanish, Saving.UNKNOWN),
+        (take_and_refuse, Saving.REFUSED),
+        (refuse_at_once, Saving.REFUSED),
+        (say_nothing, Saving.REFUSED),
+    ],
+)
+@trio_test
+async def test_a_connection_that_was_passed_and_not_confirmed_may_be_somebody_else_s(
+    tmp_path: Path,
+    events: list[Event],
+    autojump_clock: MockClock,
+    handler: Handler,
+    saving: Saving,
+) -> None:
+    async def scenario(script: Script) -> None:
+        client = make_client(script.path, events)
+        connection, peer = socket.socketpair()
+        connection.setblocking(False)  # noqa: FBT003  # its parameter has no name
+        with connection, peer:
+            assert await client.save_endpoint(2, "a", "", connection.fileno()) is saving
+            # Whoever may still say QUIT finds the socket as it was.
+            assert os.get_blocking(connection.fileno()) is (saving is Saving.UNKNOWN)
+        client.close()
+
+    await with_script(tmp_path / "scache", handler, scenario)

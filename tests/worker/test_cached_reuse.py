@@ -18,7 +18,7 @@ from tests.cancel_everywhere import cancel_everywhere
 from tests.worker.memory_cache import MemoryCache
 from tests.worker.peer import EXTENSIONS, Answer, Fault, Peer, Phase
 from tests.worker.world import CONTENT, REFUSED, Site, World, make_request
-from worker.cache import Found
+from worker.cache import Found, Saving
 from worker.config.config import Config
 from worker.config.parameters import PARAMETERS, Kind
 from worker.content import InlineContent
@@ -597,10 +597,18 @@ async def test_a_pledged_session_is_never_saved(autojump_clock: MockClock) -> No
 class Refusing(MemoryCache):
     """Takes nothing."""
 
-    async def save_endpoint(self, *_: object) -> bool:
+    answer = Saving.REFUSED
+
+    async def save_endpoint(self, *_: object) -> Saving:
         """See SessionCache."""
         await trio.lowlevel.checkpoint()
-        return False
+        return self.answer
+
+
+class Silent(Refusing):
+    """Takes what is passed and does not say so: somebody else may be using it by now."""
+
+    answer = Saving.UNKNOWN
 
 
 class Lying(MemoryCache):
@@ -621,7 +629,7 @@ class Misplacing(MemoryCache):
         return found and replace(found, destination=found.destination.replace("192.0.2.1", "x"))
 
 
-@pytest.mark.parametrize("kind", [Refusing, Lying, Misplacing])
+@pytest.mark.parametrize("kind", [Refusing, Silent, Lying, Misplacing])
 @trio_test
 async def test_a_cache_in_trouble_costs_connections_and_no_mail(
     autojump_clock: MockClock, kind: type[MemoryCache]
@@ -638,6 +646,8 @@ async def test_a_cache_in_trouble_costs_connections_and_no_mail(
     assert len(peer.links) == 2
     if kind is Refusing:
         assert [link.verbs[-1] for link in peer.links] == ["QUIT", "QUIT"]
+    if kind is Silent:
+        assert "QUIT" not in peer.verbs
 
 
 # --- cancelled ----------------------------------------------------------------------------------

@@ -7,11 +7,12 @@ import time
 import click
 import trio
 
+from worker.cache_command import cache_socket
 from worker.cli.daemon import ProcessLog, calm_collector, raise_descriptor_limit
 from worker.cli.exits import CommandError
 from worker.cli.options import config_choice, configured
 from worker.delivery.deliver import Environment
-from worker.environment import cache_path, make_environment
+from worker.environment import make_environment
 from worker.status.sinks import LogFormat
 from worker.worker import inherited_listener, run_worker
 
@@ -49,7 +50,7 @@ def command(context: click.Context, listen_fd: int, log_format: str, *, syslog: 
     def load() -> Environment:
         current = first.pop() if first else choice.load()
         environment = make_environment(
-            current, log.writer.emit, time.time, random.Random(), cache_socket=cache_path(current)
+            current, log.writer.emit, time.time, random.Random(), cache_socket=cache_socket(current)
         )
         if current is not config:
             log.reopen(current)

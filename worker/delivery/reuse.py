@@ -21,7 +21,7 @@ from protocol.destination import DestinationError, parse_destination, split_next
 from protocol.dialogue import Dialogue, State
 from protocol.errors import RemoteProtocolError
 from protocol.request import DeliveryRequest, Protocol, RequestFlags
-from worker.cache import Found, SessionCache
+from worker.cache import Found, Saving, SessionCache
 from worker.config.config import Config
 from worker.config.match_list import StringList
 from worker.config.tables import TableError
@@ -107,23 +107,25 @@ class CachedSessions:
     ) -> None:
         """Give a clean session to whoever comes next, or say QUIT. It is the caller's no more.
 
+        Where the cache does not say whether it has it, it is closed without a word.
+
         `limit`: seconds it may be idle. `for_destination`: it was the first good one of its
         request, and so is what the next request for the nexthop would look for.
         """
         session = clean.session
         try:
             ttl = max(1, int(limit))
-            saved = await self._saved(key, session, ttl, for_destination=for_destination)
-            if not saved:
+            saving = await self._saved(key, session, ttl, for_destination=for_destination)
+            if saving is Saving.REFUSED:
                 await session.quit()
         finally:
             await session.aclose()  # our copy only: the connection is the cache's now
 
     async def _saved(
         self, key: SessionKey, session: Session, ttl: int, *, for_destination: bool
-    ) -> bool:
+    ) -> Saving:
         if not isinstance(session.stream, trio.SocketStream):
-            return False  # there is no descriptor that another process could use
+            return Saving.REFUSED  # there is no descriptor that another process could use
         endpoint = session.endpoint
         place = endpoint_label(key, endpoint)
         if for_destination:
