@@ -101,6 +101,8 @@ class ThreadHandler(logging.Handler):
             with suppress(queue.Full):
                 self._queue.put_nowait(None)
             self._thread.join(_LAST_WORDS)
+        if not self._thread.is_alive():
+            self._target.close()
         super().close()
 
     def _write(self) -> None:

@@ -39,7 +39,7 @@ def cache_command(
         arguments += ["--log-file", log_file]
     return [
         *arguments,
-        *("--ttl-limit", str(max(1, math.ceil(config.seconds("connection_cache_ttl_limit"))))),
+        *("--ttl-limit", str(math.ceil(config.seconds("connection_cache_ttl_limit")))),
         *("--protocol-timeout", _seconds(config, "connection_cache_protocol_timeout")),
         *("--status-update-time", _seconds(config, "connection_cache_status_update_time")),
         *("--connection-limit", str(config.integer("postrio_connection_cache_limit"))),
@@ -51,4 +51,4 @@ def cache_command(
 
 
 def _seconds(config: Config, name: str) -> str:
-    return f"{max(1.0, config.seconds(name)):g}"
+    return f"{config.seconds(name):g}"

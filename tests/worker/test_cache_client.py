@@ -88,6 +88,21 @@ async def test_our_daemon_forgets_in_time(
     await play(scenario, tmp_path)
 
 
+@trio_test
+async def test_a_saved_connection_is_in_blocking_mode_as_smtp_expects_it(
+    tmp_path: Path, events: list[Event]
+) -> None:
+    async def scenario(world: World) -> None:
+        client = make_client(world.path, events)
+        connection, _ = world.pair()
+        assert not os.get_blocking(connection.fileno())
+        assert await client.save_endpoint(2, "a", "", connection.fileno())
+        assert os.get_blocking(connection.fileno())
+        client.close()
+
+    await play(scenario, tmp_path)
+
+
 # --- many calls ----------------------------------------------------------------------------------
 
 
@@ -168,6 +183,24 @@ async def test_a_host_without_a_cache_is_no_trouble(
             assert await client.find_endpoint("a") is None
             await trio.sleep(1)
         assert events == []
+
+
+@trio_test
+async def test_a_cache_that_comes_after_many_attempts_is_used(
+    tmp_path: Path, events: list[Event], autojump_clock: MockClock
+) -> None:
+    client = make_client(tmp_path / "socket", events)
+    for _ in range(CHANNELS + 1):
+        assert await client.find_endpoint("a") is None
+        await trio.sleep(60)
+
+    async def scenario(script: Script) -> None:
+        assert await client.find_endpoint("a") is None
+        assert script.clients == 1
+        client.close()
+
+    await with_script(tmp_path / "socket", serve_misses, scenario)
+    assert events == []
 
 
 @trio_test
@@ -330,6 +363,11 @@ async def test_calls_beyond_the_bound_say_no_at_once(
                 nursery.start_soon(call)
         assert waited == [0.0] * 5 + [5.0] * CHANNELS
         assert script.clients == CHANNELS
+        # All that waited met one outage, and its pause is the first one.
+        script.handler = serve_misses
+        await trio.sleep(1)
+        await client.find_endpoint("a")
+        assert isinstance(events[-1], Noted)
         client.close()
 
     await with_script(tmp_path / "socket", say_nothing, scenario)
