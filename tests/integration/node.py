@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
@@ -27,6 +28,8 @@ from bench.sink_session import Received, Sink
 POSTRIO: Final = (sys.executable, "-m", "worker")  # what the `postrio` script runs
 LIMIT: Final = 40.0  # seconds for one thing that a test waits for; nothing takes nearly as long
 STARTED: Final = "daemon started"
+WORKER: Final = ["-m", "worker", "worker"]  # on a command line, after the interpreter
+CACHE: Final = ["-m", "scache"]
 SENDER: Final = "sender@from.example"
 
 # Independent of the machine, and impatient where Postfix's defaults wait for minutes.
@@ -37,6 +40,8 @@ DEFAULTS: Final[Mapping[str, str]] = {
     "minimal_backoff_time": "1s",
     "maximal_backoff_time": "2s",
     "transport_retry_time": "1s",
+    "postrio_worker_processes": "1",
+    "connection_cache_service_name": "",
 }
 
 
@@ -175,9 +180,21 @@ class Node:
 
     def worker_pids(self) -> list[int]:
         """Process ids of the workers."""
+        return [pid for pid, words in self.children().items() if words[1:4] == WORKER]
+
+    def cache_pids(self) -> list[int]:
+        """Process ids of the connection cache: at most one."""
+        return [pid for pid, words in self.children().items() if words[1:3] == CACHE]
+
+    def children(self) -> dict[int, list[str]]:
+        """Processes that the queue process started, with their command lines."""
         # By thread: children belong to the one that started them.
-        tasks = Path(f"/proc/{self.process.pid}/task").glob("*/children")
-        return [int(word) for path in tasks for word in path.read_text().split()]
+        found = {}
+        for path in Path(f"/proc/{self.process.pid}/task").glob("*/children"):
+            for word in path.read_text().split():
+                with suppress(OSError):  # it has just ended
+                    found[int(word)] = Path(f"/proc/{word}/cmdline").read_text().split("\0")
+        return found
 
     def send_signal(self, number: signal.Signals) -> None:
         """A signal to the queue process alone."""

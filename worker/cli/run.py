@@ -4,12 +4,14 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 
 import click
 import trio
 
 from worker.cli.daemon import ProcessLog, calm_collector, raise_descriptor_limit
 from worker.cli.options import config_choice, configured
+from worker.config.config import Config
 from worker.pool import Node, run_pool
 from worker.status.events import Emit
 from worker.status.sinks import LogFormat
@@ -64,6 +66,7 @@ def command(
                 *("--log-format", log_format),
                 *(["--syslog"] if syslog else []),
             ],
+            cache=partial(_cache_arguments, log_format=log_format, syslog=syslog),
             emit=emit,
             wall=time.time,
             reopen_log=log.reopen,
@@ -74,6 +77,10 @@ def command(
     finally:
         log.writer.close()
     return os.EX_OK
+
+
+def _cache_arguments(config: Config, *, log_format: str, syslog: bool) -> list[str]:
+    raise NotImplementedError(config, log_format, syslog)
 
 
 MakeNode = Callable[[Emit], Node]
