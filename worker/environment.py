@@ -44,4 +44,5 @@ def make_environment(
         networks=networks,
         emit=emit,
         wall=wall,
+        time_limit=config.seconds("daemon_timeout"),
     )

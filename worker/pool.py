@@ -37,7 +37,7 @@ class Node:
     cache: Arguments  # the command line of the connection cache under a configuration
     emit: Emit
     wall: Callable[[], float]
-    reopen_log: Callable[[Config], None]  # SIGHUP: follow a renamed file, a new setting
+    follow: Callable[[Config], None]  # SIGHUP: the log and whatever else the process has
     start_worker: Start = start_process
 
 
@@ -203,7 +203,7 @@ class _Pool:
             settings = QueueSettings.from_config(config, self._workers)
             router = Router.from_config(config)
             self._cache.reload(config)
-            node.reopen_log(config)
+            node.follow(config)
         except (ConfigError, OSError) as exc:
             node.emit(Warned(f"configuration not reloaded: {exc}"))
             return

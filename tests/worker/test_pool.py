@@ -85,7 +85,7 @@ async def test_the_slot_limit_counts_the_workers_started_also_after_a_reload(
         cache=lambda _: (),
         emit=emit,
         wall=lambda: 1_000.0,
-        reopen_log=lambda _: None,
+        follow=lambda _: None,
     )
     async with trio.open_nursery() as nursery:
         scheduler = await nursery.start(run_pool, node, 5)

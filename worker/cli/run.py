@@ -16,6 +16,7 @@ from worker.pool import Node, run_pool
 from worker.status.events import Emit
 from worker.status.sinks import LogFormat
 from worker.status.writer import fan_out
+from worker.watchdog import Watchdog
 
 EPILOG = """\b
 Examples:
@@ -56,7 +57,12 @@ def command(
     raise_descriptor_limit()
     calm_collector()
     log = ProcessLog(config, LogFormat(log_format), syslog=syslog)
+    watchdog = Watchdog(config.seconds("daemon_timeout"), log.writer.write_through)
     count = workers or config.integer("postrio_worker_processes") or os.cpu_count() or 1
+
+    def follow(reloaded: Config) -> None:
+        log.reopen(reloaded)
+        watchdog.limit = reloaded.seconds("daemon_timeout")
 
     def node(emit: Emit) -> Node:
         return Node(
@@ -69,11 +75,11 @@ def command(
             cache=partial(_cache_arguments, log_format=log_format, syslog=syslog),
             emit=emit,
             wall=time.time,
-            reopen_log=log.reopen,
+            follow=follow,
         )
 
     try:
-        trio.run(_run_live if live else _run, log, node, count)
+        trio.run(_run_live if live else _run, log, watchdog, node, count)
     finally:
         log.writer.close()
     return os.EX_OK
@@ -86,19 +92,21 @@ def _cache_arguments(config: Config, *, log_format: str, syslog: bool) -> list[s
 MakeNode = Callable[[Emit], Node]
 
 
-async def _run(log: ProcessLog, node: MakeNode, workers: int) -> None:
+async def _run(log: ProcessLog, watchdog: Watchdog, node: MakeNode, workers: int) -> None:
     async with trio.open_nursery() as nursery:
         await nursery.start(log.writer.run)
+        nursery.start_soon(watchdog.run)
         await run_pool(node(log.writer.emit), workers)
         nursery.cancel_scope.cancel()
 
 
-async def _run_live(log: ProcessLog, node: MakeNode, workers: int) -> None:
+async def _run_live(log: ProcessLog, watchdog: Watchdog, node: MakeNode, workers: int) -> None:
     from worker.status.live import Deliveries, show_live  # rich, only when asked
 
     deliveries = Deliveries()
     async with trio.open_nursery() as nursery:
         await nursery.start(log.writer.run)
+        nursery.start_soon(watchdog.run)
         await nursery.start(show_live, deliveries)
         await run_pool(node(fan_out(log.writer.emit, deliveries.emit)), workers)
         nursery.cancel_scope.cancel()

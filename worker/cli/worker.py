@@ -13,6 +13,7 @@ from worker.cli.options import config_choice, configured
 from worker.delivery.deliver import Environment
 from worker.environment import make_environment
 from worker.status.sinks import LogFormat
+from worker.watchdog import Watchdog
 from worker.worker import inherited_listener, run_worker
 
 EPILOG = """\b
@@ -44,6 +45,7 @@ def command(context: click.Context, listen_fd: int, log_format: str, *, syslog: 
     raise_descriptor_limit()
     calm_collector()
     log = ProcessLog(config, LogFormat(log_format), syslog=syslog)
+    watchdog = Watchdog(config.seconds("daemon_timeout"), log.writer.write_through)
     first = [config]  # the one that was just read serves the first load
 
     def load() -> Environment:
@@ -51,11 +53,13 @@ def command(context: click.Context, listen_fd: int, log_format: str, *, syslog: 
         environment = make_environment(current, log.writer.emit, time.time, random.Random())
         if current is not config:
             log.reopen(current)
+            watchdog.limit = current.seconds("daemon_timeout")
         return environment
 
     async def run() -> None:
         async with trio.open_nursery() as nursery:
             await nursery.start(log.writer.run)
+            nursery.start_soon(watchdog.run)
             stop_limit = config.seconds("postrio_shutdown_timeout")
             await run_worker(listener, load, log.writer.emit, stop_limit=stop_limit)
             nursery.cancel_scope.cancel()

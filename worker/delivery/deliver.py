@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import groupby
+from math import inf
 
 import trio
 
@@ -37,10 +38,12 @@ from worker.status.events import (
     SessionOpened,
     SessionReused,
     UnexpectedError,
+    Warned,
 )
 
 NOT_TRIED = DeliveryError("4.3.0", "no server could be tried")
 STOPPED = DeliveryError("4.3.2", "the delivery agent is shutting down")
+OVERDUE = DeliveryError("4.3.0", "the delivery took longer than daemon_timeout")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +54,7 @@ class Environment:
     networks: Mapping[Protocol, Network]
     emit: Emit
     wall: Callable[[], float]  # seconds since the epoch, for the `delays` in the log
+    time_limit: float = inf  # daemon_timeout (18000s): seconds that one request may take
 
 
 async def deliver(
@@ -66,7 +70,7 @@ async def deliver(
     """
     delivery = _Delivery(request, content, environment, slot or DeliverySlot(), keep=bool(slot))
     unexplained = NOT_TRIED
-    scope = delivery.slot.begin()
+    scope = delivery.slot.begin(environment.time_limit)
     try:
         with scope:
             await delivery.run()
@@ -78,7 +82,10 @@ async def deliver(
         )
         unexplained = DeliveryError("4.3.0", f"internal error: {type(exc).__name__}")
         delivery.outcomes.postponed(unexplained, SessionFacts())
-    if scope.cancelled_caught and delivery.outcomes.undecided:
+    if scope.cancelled_caught and not delivery.slot.stopping:
+        environment.emit(Warned(f"{OVERDUE.reason}: cancelled", request.queue_id))
+        delivery.outcomes.postponed(OVERDUE, SessionFacts())
+    elif scope.cancelled_caught and delivery.outcomes.undecided:
         # What is left was not given a fair try: that is nobody's failure but ours.
         delivery.outcomes.postponed(STOPPED, SessionFacts())
         return replace(delivery.result(STOPPED), stopped=True, site_failure=None)
