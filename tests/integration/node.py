@@ -72,8 +72,14 @@ class Node:
     wanted: the queue stays.
     """
 
-    def __init__(self, directory: Path, main_cf: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        main_cf: Mapping[str, str] | None = None,
+        run_options: Sequence[str] = (),
+    ) -> None:
         self.directory = directory
+        self._run_options = run_options  # of `postrio run`
         self.main_cf = directory / "main.cf"
         self.queue_directory = directory / "queue"
         self.log: list[str] = []
@@ -97,7 +103,7 @@ class Node:
         """Start it and return at once: its log is not read yet."""
         assert self._process is None, "already running"
         self._process = await trio.lowlevel.open_process(
-            [*POSTRIO, "run", "-c", str(self.main_cf)],
+            [*POSTRIO, "run", "-c", str(self.main_cf), *self._run_options],
             stdin=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             start_new_session=True,  # kill() ends the whole tree: it is a group of its own
@@ -187,13 +193,16 @@ class Node:
         return [pid for pid, words in self.children().items() if words[1:3] == CACHE]
 
     def children(self) -> dict[int, list[str]]:
-        """Processes that the queue process started, with their command lines."""
-        # By thread: children belong to the one that started them.
+        """Processes that came of the queue process, with their command lines."""
         found = {}
-        for path in Path(f"/proc/{self.process.pid}/task").glob("*/children"):
-            for word in path.read_text().split():
-                with suppress(OSError):  # it has just ended
-                    found[int(word)] = Path(f"/proc/{word}/cmdline").read_text().split("\0")
+        parents = [self.process.pid]
+        while parents:
+            # By thread: children belong to the one that started them.
+            for path in Path(f"/proc/{parents.pop()}/task").glob("*/children"):
+                for word in path.read_text().split():
+                    with suppress(OSError):  # it has just ended
+                        found[int(word)] = Path(f"/proc/{word}/cmdline").read_text().split("\0")
+                        parents.append(int(word))
         return found
 
     def send_signal(self, number: signal.Signals) -> None:
