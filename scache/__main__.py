@@ -1,0 +1,5 @@
+"""`python -m scache`."""
+
+from scache.command import main
+
+main()
