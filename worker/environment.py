@@ -59,4 +59,5 @@ def make_environment(
         cached=cached,
         emit=emit,
         wall=wall,
+        time_limit=config.seconds("daemon_timeout"),
     )

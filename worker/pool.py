@@ -1,8 +1,9 @@
-"""One node's queue process: store, scheduler, doors and worker processes under one nursery.
+"""One node's queue process: store, scheduler, doors and the processes it keeps, in one nursery.
 
 `run_pool` is what `postrio run` calls. Order matters on the way in (the queue is locked before
 anything else is touched, the doors open last) and on the way out: doors close, the scheduler stops
-claiming, workers finish what is past DATA, outcomes become durable, and only then the store closes.
+claiming, workers finish what is past DATA, outcomes become durable, the cache ends after the last
+worker, and only then the store closes.
 """
 
 import signal
@@ -13,6 +14,8 @@ from pathlib import Path
 
 import trio
 
+from worker.cache_process import Arguments, CacheProcess
+from worker.child import Start, start_process
 from worker.config.config import Config
 from worker.config.problems import ConfigError
 from worker.queue.listening import DoorLimits
@@ -31,9 +34,11 @@ class Node:
 
     load: Callable[[], Config]  # reads the configuration anew; raises ConfigError
     arguments: Sequence[str]  # of `postrio worker`: the same configuration, the same log
+    cache: Arguments  # the command line of the connection cache under a configuration
     emit: Emit
     wall: Callable[[], float]
-    reopen_log: Callable[[Config], None]  # SIGHUP: follow a renamed file, a new setting
+    follow: Callable[[Config], None]  # SIGHUP: the log and whatever else the process has
+    start_worker: Start = start_process
 
 
 async def run_pool(
@@ -59,8 +64,13 @@ async def run_pool(
     )
     try:
         (directory / "private").mkdir(mode=0o700, exist_ok=True)
+        cache = CacheProcess(config, node.cache, node.emit)
         processes = Workers(
-            directory / "private", workers, worker_command(node.arguments), node.emit
+            directory / "private",
+            workers,
+            worker_command(node.arguments),
+            node.emit,
+            start=node.start_worker,
         )
         scheduler = Scheduler(
             store,
@@ -70,7 +80,8 @@ async def run_pool(
             node.emit,
             node.wall,
         )
-        await _Pool(node, workers, config, store, processes, scheduler).run(directory, task_status)
+        pool = _Pool(node, workers, config, store, processes, cache, scheduler)
+        await pool.run(directory, task_status)
     finally:
         with trio.CancelScope(shield=True):  # pending commits: bounded by the disk, not by peers
             await store.aclose()
@@ -86,6 +97,7 @@ class _Pool:
         config: Config,
         store: SqliteStore,
         processes: Workers,
+        cache: CacheProcess,
         scheduler: Scheduler,
     ) -> None:
         self._node = node
@@ -93,6 +105,7 @@ class _Pool:
         self._config = config
         self._store = store
         self._processes = processes
+        self._cache = cache
         self._scheduler = scheduler
         self._doors = trio.CancelScope()
 
@@ -100,7 +113,7 @@ class _Pool:
         """Everything at once, until a signal says stop."""
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
             async with trio.open_nursery() as outer:
-                outer.start_soon(self._processes.run)
+                outer.start_soon(self._keep_processes)
                 async with trio.open_nursery() as nursery:
                     await nursery.start(self._schedule, nursery.cancel_scope)
                     await nursery.start(self._open_doors, directory)
@@ -110,6 +123,13 @@ class _Pool:
                 # The scheduler has ended, and with it the last slot: the workers have no work.
                 self._processes.stop()
         self._node.emit(Noted("daemon stopped"))
+
+    async def _keep_processes(self) -> None:
+        """Workers, and the cache for as long as there are any."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._cache.run)
+            await self._processes.run()
+            self._cache.stop()
 
     async def _schedule(
         self,
@@ -182,7 +202,8 @@ class _Pool:
             config = await trio.to_thread.run_sync(node.load)
             settings = QueueSettings.from_config(config, self._workers)
             router = Router.from_config(config)
-            node.reopen_log(config)
+            self._cache.reload(config)
+            node.follow(config)
         except (ConfigError, OSError) as exc:
             node.emit(Warned(f"configuration not reloaded: {exc}"))
             return

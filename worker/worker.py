@@ -1,9 +1,11 @@
 """A worker process: serves slots until told to stop.
 
 It listens on an inherited UNIX socket; every connection is one slot of the queue process: requests
-in, results out, one after another. Start at `run_worker`. Its standard input is the lifeline:
-octets there ask for a reload; the end of file means that the queue process is gone, and with it
-everybody who could record an outcome, so everything is cut off at once.
+in, results out, one after another: a request begins only when the result of the one before was
+written (the queue process relies on that, see queue/slot.py). Start at `run_worker`. Its standard
+input is the lifeline: octets there ask for a reload; the end of file means that the queue process
+is gone, and with it everybody who could record an outcome, so everything is cut off at once. If it
+is a socket, the worker says there when it takes slots, and when it takes no more (child.py).
 
 SIGTERM: deliveries whose content is under way finish within `postrio_shutdown_timeout`, the others
 end now and are reported as stopped. SIGHUP: later requests see the new configuration.
@@ -12,6 +14,7 @@ end now and are reported as stopped. SIGHUP: later requests see the new configur
 import os
 import signal
 import socket
+import stat
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
@@ -21,6 +24,7 @@ import trio
 
 from protocol.errors import RemoteProtocolError
 from protocol.request import DeliveryRequest
+from worker.child import READY, STOPPING
 from worker.content import Content
 from worker.delivery.deliver import Environment, deliver
 from worker.delivery.slot import DeliverySlot
@@ -145,6 +149,7 @@ async def run_worker(
                     if number == signal.SIGHUP:
                         worker.reload()
                     elif number == signal.SIGTERM:
+                        _tell(STOPPING)
                         worker.stop()
                     # SIGINT comes from a terminal to the whole group: the parent decides.
 
@@ -159,8 +164,16 @@ async def run_worker(
 
             nursery.start_soon(watch_signals)
             nursery.start_soon(watch_lifeline)
+            _tell(READY)
             await worker.serve(trio.socket.from_stdlib_socket(listener), stop_limit)
             nursery.cancel_scope.cancel()
+
+
+def _tell(word: bytes) -> None:
+    """Say something to the queue process, if it started us."""
+    if stat.S_ISSOCK(os.fstat(0).st_mode):
+        with suppress(OSError):  # it is gone: its end of the lifeline says so, too
+            os.write(0, word)
 
 
 def inherited_listener(descriptor: int) -> socket.socket:

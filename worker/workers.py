@@ -1,17 +1,16 @@
-"""The worker processes as the queue process has them: started, watched, restarted, given slots.
+"""The worker processes as the scheduler has them: which one gets a slot.
 
-Each listens on a socket in `private/` that is made, and kept, here: a slot opened while a worker
-restarts waits in the socket's backlog instead of failing. A worker that ends by itself is started
-again, after a pause that doubles with every early end, so that a crash loop is reported and does
-not spin.
+A slot goes to a worker that runs and has said that it takes slots; if none does, it waits, and the
+mail with it. Among those, a destination goes back to the worker that served it last, if that was a
+moment ago: it may still hold a warm session. Otherwise the one with the fewest slots gets it, and
+warmth does not count where a worker has clearly more of them than another.
+
+How a process is kept running is in `child.py`.
 """
 
-import os
-import signal
-import socket
 import sys
+from collections import OrderedDict
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -19,150 +18,148 @@ import trio
 
 from protocol.outcome import DeliveryResult
 from protocol.request import DeliveryRequest
+from worker.child import Child, Start, start_process
 from worker.content import Content
-from worker.queue.listening import socket_address
+from worker.queue.slot import DestinationKey, WorkerLost
 from worker.slots import StreamSlot
-from worker.status.events import Emit, Noted, Warned
+from worker.status.events import Emit, Noted
 
-RELOAD: Final = b"R"  # on the lifeline (worker.py)
-BACKLOG: Final = 1024  # slots that may be opened while a worker is busy or restarting
-FIRST_PAUSE: Final = 1.0  # seconds before a worker that ended early is started again
-LONGEST_PAUSE: Final = 60.0
-HEALTHY_AFTER: Final = 60.0  # seconds of life after which an end is not "early" any more
+# Seconds for which a session may be warm after its slot ended: that of the default
+# smtp_connection_cache_time_limit. A wrong guess costs nothing but an uneven spread.
+WARM_FOR: Final = 2.0
+SPREAD: Final = 2  # slots that a worker may have more than another, at least
+SPREAD_SHARE: Final = 4  # and a fourth of what the other one has
 
 
-class WorkerProcess:
-    """One worker: its socket, its process, and how many slots it serves."""
+class Worker:
+    """One worker process, and how many slots it serves."""
 
-    def __init__(self, path: Path, command: Sequence[str], emit: Emit) -> None:
-        """`command`: arguments of a worker, to which the socket's descriptor is added."""
-        self.path = path
+    def __init__(self, child: Child) -> None:
+        self.child = child
         self.open_slots = 0
-        self._command = command
-        self._emit = emit
-        self._process: trio.Process | None = None
-        self._lifeline = -1  # our end of its standard input: closed, it knows that we are gone
-        self._stop = trio.Event()
-        path.unlink(missing_ok=True)
-        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        with socket_address(path) as address:
-            self._listener.bind(address)
-        path.chmod(0o600)
-        self._listener.listen(BACKLOG)
-
-    async def supervise(self) -> None:
-        """Keep the process running until stop(); close the socket on the way out."""
-        pause = FIRST_PAUSE
-        try:
-            while not self._stop.is_set():
-                started = trio.current_time()
-                status = await self._run_once()
-                if self._stop.is_set():
-                    return
-                if trio.current_time() - started > HEALTHY_AFTER:
-                    pause = FIRST_PAUSE
-                self._emit(Warned(f"{self._describe(status)} -- restarting in {pause:.0f}s"))
-                await trio.sleep(pause)
-                pause = min(2 * pause, LONGEST_PAUSE)
-        finally:
-            self._listener.close()
-            self.path.unlink(missing_ok=True)
-
-    async def _run_once(self) -> int:
-        """From start to end of one process; its exit status."""
-        descriptor = self._listener.fileno()
-        lifeline, self._lifeline = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        try:
-            try:
-                self._process = await trio.lowlevel.open_process(
-                    [*self._command, "--listen-fd", str(descriptor)],
-                    stdin=lifeline,
-                    pass_fds=[descriptor],
-                )
-            finally:
-                os.close(lifeline)
-            return await self._wait(self._process)
-        finally:
-            self._process = None
-            os.close(self._lifeline)
-            self._lifeline = -1
-
-    async def _wait(self, process: trio.Process) -> int:
-        try:
-            return await process.wait()
-        except BaseException:
-            # Cancelled: nobody will record its outcomes any more.
-            process.kill()
-            with trio.CancelScope(shield=True):
-                await process.wait()
-            raise
-
-    def _describe(self, status: int) -> str:
-        if status < 0:
-            return f"worker process was killed by signal {signal.Signals(-status).name}"
-        return f"worker process ended with status {status}"
-
-    def stop(self) -> None:
-        """Ask it to finish (SIGTERM); supervise() returns when it has."""
-        self._stop.set()
-        self.send_signal(signal.SIGTERM)
-
-    def reload(self) -> None:
-        """Ask it, if it runs, to read the configuration again; also while it is starting."""
-        if self._lifeline >= 0:
-            with suppress(OSError):  # it has just ended, or has thousands of requests unread
-                os.write(self._lifeline, RELOAD)
-
-    def send_signal(self, number: signal.Signals) -> None:
-        """Send a signal if the process runs."""
-        if self._process is not None and self._process.returncode is None:
-            self._process.send_signal(number)
 
 
 class Workers:
     """All worker processes of this node; gives out slots (`worker.queue.slot.SlotOpener`)."""
 
-    def __init__(self, directory: Path, count: int, command: Sequence[str], emit: Emit) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        count: int,
+        command: Sequence[str],
+        emit: Emit,
+        *,
+        start: Start = start_process,
+    ) -> None:
         """Make the sockets `worker.0`, `worker.1`, ... in `directory`. Raises OSError."""
         self._emit = emit
-        self._processes = [
-            WorkerProcess(directory / f"worker.{number}", command, emit) for number in range(count)
+        self._changed = trio.Event()  # a worker came or went, or we stop
+        self._stopping = False
+        # By destination: who served it last, until when that counts. In the order of time, so that
+        # what is over goes first: it holds only what ended in the last WARM_FOR seconds.
+        self._warm: OrderedDict[DestinationKey, tuple[Worker, float]] = OrderedDict()
+        self._workers = [
+            Worker(
+                Child(
+                    f"worker process {number}",
+                    directory / f"worker.{number}",
+                    command,
+                    emit,
+                    start=start,
+                    changed=self._look_again,
+                )
+            )
+            for number in range(count)
         ]
 
     async def run(self) -> None:
         """Keep them all running until stop() and their ends."""
         async with trio.open_nursery() as nursery:
-            for process in self._processes:
-                nursery.start_soon(process.supervise)
+            for worker in self._workers:
+                nursery.start_soon(worker.child.supervise)
         self._emit(Noted("worker processes ended"))
 
     def stop(self) -> None:
         """Ask all of them to finish."""
-        for process in self._processes:
-            process.stop()
+        self._stopping = True
+        self._look_again()
+        for worker in self._workers:
+            worker.child.stop()
 
     def reload(self) -> None:
         """Have all of them read the configuration again."""
-        for process in self._processes:
-            process.reload()
+        for worker in self._workers:
+            worker.child.reload()
 
-    async def open_slot(self) -> "CountedSlot":
-        """A slot at the worker that serves the fewest. Raises WorkerLost."""
-        process = min(self._processes, key=lambda worker: worker.open_slots)
-        process.open_slots += 1
+    async def open_slot(self, destination: DestinationKey) -> "CountedSlot":
+        """A slot at a worker that runs; waits until there is one. Raises WorkerLost."""
+        while (worker := self._choose(destination)) is None:
+            if self._stopping:
+                raise WorkerLost("no worker runs, and none will be started")
+            await self._changed.wait()
+        worker.open_slots += 1
         try:
-            return CountedSlot(await StreamSlot.connect(process.path), process)
+            slot = await StreamSlot.connect(worker.child.path)
         except BaseException:
-            process.open_slots -= 1
+            worker.open_slots -= 1
             raise
+        return CountedSlot(slot, self, worker, destination)
+
+    def _choose(self, destination: DestinationKey) -> Worker | None:
+        """The worker for a new slot; None: none runs."""
+        least = self._least()
+        if least is None:
+            return None
+        warm, until = self._warm.get(destination, (least, 0.0))
+        if warm.child.ready and trio.current_time() <= until and not _crowded(warm, least):
+            return warm
+        return least
+
+    def _least(self) -> Worker | None:
+        """The running worker with the fewest slots; None: none runs."""
+        running = [worker for worker in self._workers if worker.child.ready]
+        return min(running, key=lambda worker: worker.open_slots, default=None)
+
+    def crowded(self, worker: Worker) -> bool:
+        """It has clearly more slots than another, or takes no more: a slot there is misplaced."""
+        least = self._least()
+        return least is not None and (not worker.child.ready or _crowded(worker, least))
+
+    def closed(self, worker: Worker, destination: DestinationKey) -> None:
+        """A slot has ended."""
+        worker.open_slots -= 1
+        now = trio.current_time()
+        self._warm[destination] = (worker, now + WARM_FOR)
+        self._warm.move_to_end(destination)
+        while (oldest := next(iter(self._warm.items())))[1][1] < now:
+            del self._warm[oldest[0]]
+
+    def _look_again(self) -> None:
+        self._changed.set()
+        self._changed = trio.Event()
+
+
+def _crowded(worker: Worker, least: Worker) -> bool:
+    room = max(SPREAD, least.open_slots // SPREAD_SHARE)
+    return worker.open_slots > least.open_slots + room
 
 
 class CountedSlot:
     """A slot that its worker's count knows of until it is closed."""
 
-    def __init__(self, slot: StreamSlot, process: WorkerProcess) -> None:
+    def __init__(
+        self, slot: StreamSlot, workers: Workers, worker: Worker, destination: DestinationKey
+    ) -> None:
         self._slot = slot
-        self._process: WorkerProcess | None = process
+        self._workers = workers
+        self._worker = worker
+        self._destination = destination
+        self._open = True
+
+    @property
+    def misplaced(self) -> bool:
+        """See `Slot.misplaced`."""
+        return self._workers.crowded(self._worker)
 
     async def send(self, request: DeliveryRequest, content: Content) -> None:
         """See `Slot.send`."""
@@ -174,9 +171,9 @@ class CountedSlot:
 
     async def aclose(self) -> None:
         """See `Slot.aclose`."""
-        if self._process is not None:
-            self._process.open_slots -= 1
-            self._process = None
+        if self._open:
+            self._open = False
+            self._workers.closed(self._worker, self._destination)
         await self._slot.aclose()
 
 

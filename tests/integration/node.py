@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
@@ -27,6 +28,8 @@ from bench.sink_session import Received, Sink
 POSTRIO: Final = (sys.executable, "-m", "worker")  # what the `postrio` script runs
 LIMIT: Final = 40.0  # seconds for one thing that a test waits for; nothing takes nearly as long
 STARTED: Final = "daemon started"
+WORKER: Final = ["-m", "worker", "worker"]  # on a command line, after the interpreter
+CACHE: Final = ["-m", "scache"]
 SENDER: Final = "sender@from.example"
 
 # Independent of the machine, and impatient where Postfix's defaults wait for minutes.
@@ -37,6 +40,8 @@ DEFAULTS: Final[Mapping[str, str]] = {
     "minimal_backoff_time": "1s",
     "maximal_backoff_time": "2s",
     "transport_retry_time": "1s",
+    "postrio_worker_processes": "1",
+    "connection_cache_service_name": "",
 }
 
 
@@ -67,8 +72,14 @@ class Node:
     wanted: the queue stays.
     """
 
-    def __init__(self, directory: Path, main_cf: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        main_cf: Mapping[str, str] | None = None,
+        run_options: Sequence[str] = (),
+    ) -> None:
         self.directory = directory
+        self._run_options = run_options  # of `postrio run`
         self.main_cf = directory / "main.cf"
         self.queue_directory = directory / "queue"
         self.log: list[str] = []
@@ -92,7 +103,7 @@ class Node:
         """Start it and return at once: its log is not read yet."""
         assert self._process is None, "already running"
         self._process = await trio.lowlevel.open_process(
-            [*POSTRIO, "run", "-c", str(self.main_cf)],
+            [*POSTRIO, "run", "-c", str(self.main_cf), *self._run_options],
             stdin=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             start_new_session=True,  # kill() ends the whole tree: it is a group of its own
@@ -175,9 +186,24 @@ class Node:
 
     def worker_pids(self) -> list[int]:
         """Process ids of the workers."""
-        # By thread: children belong to the one that started them.
-        tasks = Path(f"/proc/{self.process.pid}/task").glob("*/children")
-        return [int(word) for path in tasks for word in path.read_text().split()]
+        return [pid for pid, words in self.children().items() if words[1:4] == WORKER]
+
+    def cache_pids(self) -> list[int]:
+        """Process ids of the connection cache: at most one."""
+        return [pid for pid, words in self.children().items() if words[1:3] == CACHE]
+
+    def children(self) -> dict[int, list[str]]:
+        """Processes that came of the queue process, with their command lines."""
+        found = {}
+        parents = [self.process.pid]
+        while parents:
+            # By thread: children belong to the one that started them.
+            for path in Path(f"/proc/{parents.pop()}/task").glob("*/children"):
+                for word in path.read_text().split():
+                    with suppress(OSError):  # it has just ended
+                        found[int(word)] = Path(f"/proc/{word}/cmdline").read_text().split("\0")
+                        parents.append(int(word))
+        return found
 
     def send_signal(self, number: signal.Signals) -> None:
         """A signal to the queue process alone."""

@@ -401,7 +401,10 @@ async def test_a_killed_worker_is_replaced_and_the_mail_goes_out(tmp_path: Path)
         async with node:
             queue_id = await node.send(CONTENT, "a@to.example")
             await node.wait_for(f"{queue_id}: removed")
-            assert node.count("worker process was killed by signal SIGKILL -- restarting") == 1
+            assert (
+                node.count("worker process 0 was killed by signal SIGKILL -- restarting at once")
+                == 1
+            )
             assert node.count(f"{queue_id}: .*status=deferred .*{IN_DOUBT}") == 1
             await node.send(CONTENT, "b@to.example")
             await node.wait_for(": removed$", 2)

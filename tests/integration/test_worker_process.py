@@ -24,11 +24,11 @@ from protocol.outcome import Action, DeliveryResult
 from protocol.request import DeliveryRequest
 from tests.worker.peer import Fault, Once, Peer, Phase
 from tests.worker.world import make_request
+from worker.child import RELOAD
 from worker.content import InlineContent
 from worker.queue.slot import WorkerLost
 from worker.slots import StreamSlot
 from worker.worker import inherited_listener
-from worker.workers import RELOAD
 
 ROOT = Path(__file__).parents[2]
 SENT, DEFERRED = Action.SENT, Action.DEFERRED

@@ -13,7 +13,7 @@ import trio
 from protocol.outcome import Action, DeliveryResult, RecipientOutcome, SiteFailure
 from protocol.request import DeliveryRequest, Recipient
 from worker.content import Content
-from worker.queue.slot import Slot, WorkerLost
+from worker.queue.slot import DestinationKey, Slot, WorkerLost
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,13 +79,16 @@ class ScriptedWorkers:
         self.most_slots = 0
         self.deepest = 0  # unanswered requests in one slot
         self.unreachable = 0  # so many of the next slots cannot be opened
+        self.opened: list[DestinationKey] = []  # for whom, in order
+        self.misplaced = False  # whether slots say that another worker has less to do
 
-    async def open_slot(self) -> Slot:
+    async def open_slot(self, destination: DestinationKey) -> Slot:
         """See SlotOpener."""
         await trio.lowlevel.checkpoint()
         if self.unreachable:
             self.unreachable -= 1
             raise WorkerLost("no worker listens")
+        self.opened.append(destination)
         return ScriptedSlot(self)
 
     def accept(self, request: DeliveryRequest, answer: Answer) -> None:
@@ -107,6 +110,11 @@ class ScriptedSlot:
         self._dead = False
         workers.open_slots += 1
         workers.most_slots = max(workers.most_slots, workers.open_slots)
+
+    @property
+    def misplaced(self) -> bool:
+        """See Slot."""
+        return self._workers.misplaced
 
     async def send(self, request: DeliveryRequest, content: Content) -> None:
         """See Slot."""

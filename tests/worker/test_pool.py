@@ -19,7 +19,7 @@ from worker.status.events import Event, Noted
 class IdleWorkers:
     """Worker processes that are never asked for a slot."""
 
-    def __init__(self, *_: object) -> None:
+    def __init__(self, *_: object, start: object) -> None:
         self._stopped = trio.Event()
 
     async def run(self) -> None:
@@ -71,6 +71,7 @@ async def test_the_slot_limit_counts_the_workers_started_also_after_a_reload(
         "queue_directory": str(tmp_path / "queue"),
         "postrio_slot_limit": "10",
         "postrio_worker_processes": "2",
+        "connection_cache_service_name": "",
     }
     reloaded = trio.Event()
 
@@ -81,9 +82,10 @@ async def test_the_slot_limit_counts_the_workers_started_also_after_a_reload(
     node = Node(
         load=lambda: Config.from_mapping(settings),
         arguments=(),
+        cache=lambda _: (),
         emit=emit,
         wall=lambda: 1_000.0,
-        reopen_log=lambda _: None,
+        follow=lambda _: None,
     )
     async with trio.open_nursery() as nursery:
         scheduler = await nursery.start(run_pool, node, 5)

@@ -33,7 +33,7 @@ from worker.queue.records import MessageState, NoticeDraft, Submission
 from worker.queue.routing import Router
 from worker.queue.scheduler import Scheduler
 from worker.queue.settings import NoticeSettings, QueueSettings, TransportSettings
-from worker.queue.slot import Slot, WorkerLost
+from worker.queue.slot import DestinationKey, Slot, WorkerLost
 from worker.queue.sqlite import open_store
 from worker.status.events import (
     DeliveryInDoubt,
@@ -794,7 +794,7 @@ async def test_reload_changes_routes_and_limits_of_what_comes_next(
 
 
 @trio_test
-async def test_what_was_in_flight_in_a_lost_worker_is_deferred_in_doubt(
+async def test_only_the_oldest_request_in_a_lost_worker_is_in_doubt_those_behind_go_out_at_once(
     autojump_clock: MockClock,
 ) -> None:
     died = False
@@ -817,12 +817,97 @@ async def test_what_was_in_flight_in_a_lost_worker_is_deferred_in_doubt(
         if isinstance(event, RecipientSettled) and event.outcome.action is Action.DEFERRED
     ]
     addresses = sorted(outcome.recipient.address for outcome in lost)
-    assert addresses == ["u2@one.example", "u3@one.example", "u4@one.example"]
+    assert addresses == ["u2@one.example"]
     assert all(outcome.in_doubt and outcome.dsn == "4.3.0" for outcome in lost)
     assert "more than once" in lost[0].reason
-    assert sum(row.doubts for m in node.store.messages.values() for row in m.rows.values()) == 3
-    await trio.lowlevel.checkpoint()
-    assert len(node.workers.accepted) == 8  # u2 was accepted before the worker died, the others not
+    assert sum(row.doubts for m in node.store.messages.values() for row in m.rows.values()) == 1
+    assert len(node.workers.accepted) == 10  # u2 was accepted before the worker died
+    # u3 and u4 were behind it: back in front of the queue, not behind the others.
+    sent = [request.recipients[0].address[:2] for request in node.workers.requests]
+    assert sent[:7] == ["u0", "u1", "u2", "u3", "u4", "u3", "u4"]
+    assert not node.of(UnexpectedError)
+
+
+@trio_test
+async def test_what_a_lost_worker_left_in_doubt_is_tried_again_soon_however_old_it_is(
+    autojump_clock: MockClock,
+) -> None:
+    def script(_request: DeliveryRequest) -> Answer:
+        first = len(node.workers.requests) == 1
+        return replace(SENT, lost=True) if first else SENT
+
+    node = Node(script)
+    node.submit("a@one.example")
+    await trio.sleep(2 * HOUR)  # the usual back-off would be as long, or 4000 s
+    await node.run(HOUR)
+    assert not node.store.messages
+    assert node.workers.times[1] - node.workers.times[0] == pytest.approx(300.0, abs=2)
+
+
+@trio_test
+async def test_the_loss_of_a_worker_is_not_held_against_the_destination(
+    autojump_clock: MockClock,
+) -> None:
+    node = Node(lambda _: replace(SENT, lost=True))
+    for number in range(30):
+        node.submit(f"u{number}@one.example")
+    await node.run(100.0)
+    assert not node.of(DestinationSuspended)
+
+
+@trio_test
+async def test_a_worker_that_dies_of_every_request_does_not_make_slots_spin(
+    autojump_clock: MockClock,
+) -> None:
+    def script(_request: DeliveryRequest) -> Answer:
+        raise WorkerLost("cut while sending")
+
+    node = Node(script, QueueSettings(transports=transports(concurrency_limit=1)))
+    node.submit("a@one.example")
+    await node.run(60.0)
+    assert 50 <= len(node.workers.requests) <= 62  # once a second
+    [left] = node.store.messages.values()
+    assert not any(row.doubts for row in left.rows.values())
+
+
+@trio_test
+async def test_requests_that_an_ending_worker_did_not_try_go_to_another_slot_at_once(
+    autojump_clock: MockClock,
+) -> None:
+    def script(request: DeliveryRequest) -> Answer:
+        if len(node.workers.requests) == 1:
+            return replace(
+                DEFERRED,
+                stopped=True,
+                session_kept=False,
+                per_recipient={"b@one.example": SENT.action},
+            )
+        return SENT
+
+    node = Node(script)
+    node.submit("a@one.example", "b@one.example")
+    await node.run(5.0)
+    assert not node.store.messages
+    first, second = node.workers.requests
+    assert [item.address for item in first.recipients] == ["a@one.example", "b@one.example"]
+    assert [item.address for item in second.recipients] == ["a@one.example"]
+    assert len(node.workers.opened) == 2  # not the slot of the worker that ends
+    assert [event.outcome.action for event in node.settled("a@one.example")] == [Action.SENT]
+
+
+@trio_test
+async def test_a_misplaced_slot_makes_room_for_a_better_one_and_others_do_not(
+    autojump_clock: MockClock,
+) -> None:
+    for misplaced, slots in ((False, 1), (True, 3)):
+        node = Node(settings=QueueSettings(transports=transports(concurrency_limit=1)))
+        node.workers.misplaced = misplaced
+        for number in range(60):
+            node.submit(f"u{number}@one.example")
+        await node.run(HOUR)
+        assert len(node.workers.accepted) == 60
+        assert len(node.workers.opened) == slots
+        assert {key[:2] for key in node.workers.opened} == {("smtp", "one.example")}
 
 
 @trio_test
@@ -881,9 +966,8 @@ async def test_contents_are_closed_when_the_worker_is_lost_between_two_requests(
         node.scheduler.wake()
         await trio.sleep(20.0)
         assert not node.store.open_contents
-        [left] = node.store.messages.values()
-        assert [row.doubts for row in left.rows.values()] == [1]
-        assert len(node.workers.accepted) == 2
+        assert not node.store.messages  # what did not arrive whole was not begun: it went again
+        assert len(node.workers.accepted) == 3
 
 
 @trio_test
@@ -905,7 +989,7 @@ async def test_a_bug_in_a_slot_defers_its_mail_and_the_scheduler_lives(
 
     usual = node.workers.open_slot
 
-    async def open_slot() -> Slot:
+    async def open_slot(destination: DestinationKey) -> Slot:
         node.workers.open_slot = usual  # type: ignore[method-assign]  # once only
         return BrokenSlot()  # type: ignore[return-value]  # its receive() is never called
 
@@ -934,8 +1018,8 @@ async def test_a_result_without_an_outcome_for_each_recipient_is_a_bug_and_loses
     node.submit("a@one.example", "b@one.example")
     usual = node.workers.open_slot
 
-    async def open_slot() -> Slot:
-        slot = await usual()
+    async def open_slot(destination: DestinationKey) -> Slot:
+        slot = await usual(destination)
         receive = slot.receive
 
         async def short() -> object:

@@ -3,17 +3,32 @@
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
 
 import click
 import trio
 
+from worker.child import start_process
 from worker.cli.daemon import ProcessLog, calm_collector, raise_descriptor_limit
 from worker.cli.options import config_choice, configured
+from worker.cli.rights import (
+    ROOT,
+    become,
+    check_jail,
+    find_account,
+    make_queue_directory,
+    require_root,
+)
+from worker.config.config import Config
 from worker.pool import Node, run_pool
+from worker.starter import Starter
 from worker.status.events import Emit
 from worker.status.sinks import LogFormat
 from worker.status.writer import fan_out
+from worker.watchdog import Watchdog
+from worker.workers import worker_command
 
 EPILOG = """\b
 Examples:
@@ -38,11 +53,25 @@ the configuration again and reopen its log.
     help="Postfix's lines (text), or one object for each event (json).",
 )
 @click.option("--syslog", is_flag=True, help="Log to the system's log, not standard error.")
+@click.option("--user", metavar="NAME", help="Run as this user; for root.")
+@click.option(
+    "--chroot",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Workers see only this directory; with --user.",
+)
 @click.option("--live", is_flag=True, help="Show deliveries as a table, if on a terminal.")
 @configured
 @click.pass_context
 def command(
-    context: click.Context, workers: int | None, log_format: str, *, syslog: bool, live: bool
+    context: click.Context,
+    workers: int | None,
+    log_format: str,
+    user: str | None,
+    chroot: Path | None,
+    *,
+    syslog: bool,
+    live: bool,
 ) -> int:
     """Run the queue and its worker processes until told to stop."""
     choice = config_choice(context)
@@ -51,47 +80,86 @@ def command(
     if live and not config.text("maillog_file"):
         choice.overrides.append("maillog_file=/dev/null")  # the screen is the table's
         config = choice.load()
+    arguments = [
+        *choice.arguments(),
+        *("--log-format", log_format),
+        *(["--syslog"] if syslog else []),
+    ]
+    starter = _give_up_rights(config, user, chroot, arguments)
     raise_descriptor_limit()
     calm_collector()
     log = ProcessLog(config, LogFormat(log_format), syslog=syslog)
+    watchdog = Watchdog(config.seconds("daemon_timeout"), log.writer.write_through)
     count = workers or config.integer("postrio_worker_processes") or os.cpu_count() or 1
+
+    def follow(reloaded: Config) -> None:
+        log.reopen(reloaded)
+        watchdog.limit = reloaded.seconds("daemon_timeout")
 
     def node(emit: Emit) -> Node:
         return Node(
             load=choice.load,
-            arguments=[
-                *choice.arguments(),
-                *("--log-format", log_format),
-                *(["--syslog"] if syslog else []),
-            ],
+            arguments=arguments,
+            cache=partial(_cache_arguments, log_format=log_format, syslog=syslog),
             emit=emit,
             wall=time.time,
-            reopen_log=log.reopen,
+            follow=follow,
+            start_worker=starter or start_process,
         )
 
     try:
-        trio.run(_run_live if live else _run, log, node, count)
+        trio.run(_run_live if live else _run, log, watchdog, node, count)
     finally:
         log.writer.close()
+        if starter is not None:
+            starter.close()
     return os.EX_OK
+
+
+def _give_up_rights(
+    config: Config, user: str | None, chroot: Path | None, arguments: Sequence[str]
+) -> Starter | None:
+    """Be `user` from now on; with `chroot` there is a starter that is not. Raises CommandError."""
+    if user is None:
+        if chroot is not None:
+            raise click.UsageError("--chroot needs --user: root can leave a jail")
+        return None
+    account = find_account(user)
+    if chroot is not None:
+        require_root("--chroot")
+        check_jail(chroot, account)
+    starter = None
+    if os.geteuid() == ROOT:
+        make_queue_directory(Path(config.text("queue_directory")), account)
+        if chroot is not None:
+            jail = ["--user", user, "--chroot", str(chroot)]
+            starter = Starter(worker_command([*arguments, *jail]))
+    become(account)
+    return starter
+
+
+def _cache_arguments(config: Config, *, log_format: str, syslog: bool) -> list[str]:
+    raise NotImplementedError(config, log_format, syslog)
 
 
 MakeNode = Callable[[Emit], Node]
 
 
-async def _run(log: ProcessLog, node: MakeNode, workers: int) -> None:
+async def _run(log: ProcessLog, watchdog: Watchdog, node: MakeNode, workers: int) -> None:
     async with trio.open_nursery() as nursery:
         await nursery.start(log.writer.run)
+        nursery.start_soon(watchdog.run)
         await run_pool(node(log.writer.emit), workers)
         nursery.cancel_scope.cancel()
 
 
-async def _run_live(log: ProcessLog, node: MakeNode, workers: int) -> None:
+async def _run_live(log: ProcessLog, watchdog: Watchdog, node: MakeNode, workers: int) -> None:
     from worker.status.live import Deliveries, show_live  # rich, only when asked
 
     deliveries = Deliveries()
     async with trio.open_nursery() as nursery:
         await nursery.start(log.writer.run)
+        nursery.start_soon(watchdog.run)
         await nursery.start(show_live, deliveries)
         await run_pool(node(fan_out(log.writer.emit, deliveries.emit)), workers)
         nursery.cancel_scope.cancel()

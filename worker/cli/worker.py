@@ -2,7 +2,9 @@
 
 import os
 import random
+import socket
 import time
+from pathlib import Path
 
 import click
 import trio
@@ -10,10 +12,22 @@ import trio
 from worker.cache_command import cache_socket
 from worker.cli.daemon import ProcessLog, calm_collector, raise_descriptor_limit
 from worker.cli.exits import CommandError
-from worker.cli.options import config_choice, configured
+from worker.cli.options import ConfigChoice, config_choice, configured
+from worker.cli.preload import preload
+from worker.cli.rights import (
+    borrowed,
+    check_jail,
+    enter_jail,
+    find_account,
+    inside,
+    require_root,
+)
+from worker.config.config import Config
 from worker.delivery.deliver import Environment
 from worker.environment import make_environment
+from worker.status.events import Noted
 from worker.status.sinks import LogFormat
+from worker.watchdog import Watchdog
 from worker.worker import inherited_listener, run_worker
 
 EPILOG = """\b
@@ -32,40 +46,95 @@ SIGTERM: finish what is past DATA. SIGHUP: read the configuration again.
     default=LogFormat.TEXT.value,
 )
 @click.option("--syslog", is_flag=True, help="Log to the system's log, not standard error.")
+@click.option("--user", metavar="NAME", help="Become this user; with --chroot.")
+@click.option("--chroot", type=click.Path(path_type=Path), metavar="DIR", help="See only this.")
 @configured
 @click.pass_context
-def command(context: click.Context, listen_fd: int, log_format: str, *, syslog: bool) -> int:
+def command(
+    context: click.Context,
+    listen_fd: int,
+    log_format: str,
+    user: str | None,
+    chroot: Path | None,
+    *,
+    syslog: bool,
+) -> int:
     """Deliver for a queue process that passes a listening socket."""
     choice = config_choice(context)
-    config = choice.load()
+    if (user is None) != (chroot is None):
+        raise click.UsageError("--user and --chroot go together")
     try:
         listener = inherited_listener(listen_fd)
     except OSError as exc:
         raise CommandError(f"--listen-fd: {exc}", os.EX_USAGE) from exc
     raise_descriptor_limit()
+    if user is None or chroot is None:
+        process = _Process(choice, choice.load(), LogFormat(log_format), syslog=syslog)
+    else:
+        process = _jailed(choice, LogFormat(log_format), user, chroot, syslog=syslog)
     calm_collector()
-    log = ProcessLog(config, LogFormat(log_format), syslog=syslog)
-    first = [config]  # the one that was just read serves the first load
-
-    def load() -> Environment:
-        current = first.pop() if first else choice.load()
-        environment = make_environment(
-            current, log.writer.emit, time.time, random.Random(), cache_socket=cache_socket(current)
-        )
-        if current is not config:
-            log.reopen(current)
-        return environment
-
-    async def run() -> None:
-        async with trio.open_nursery() as nursery:
-            await nursery.start(log.writer.run)
-            stop_limit = config.seconds("postrio_shutdown_timeout")
-            await run_worker(listener, load, log.writer.emit, stop_limit=stop_limit)
-            nursery.cancel_scope.cancel()
-
     try:
-        trio.run(run)
+        trio.run(process.run, listener)
     finally:
         listener.close()
-        log.writer.close()
+        process.log.writer.close()
     return os.EX_OK
+
+
+def _jailed(
+    choice: ConfigChoice, log_format: LogFormat, user: str, jail: Path, *, syslog: bool
+) -> "_Process":
+    """A worker that has read everything, with the user's rights, and is in the jail."""
+    account = find_account(user)
+    require_root("--chroot")
+    check_jail(jail, account)
+    with borrowed(account):
+        queue = inside(jail, Path(choice.load().text("queue_directory")))
+        if queue is None:  # sockets below it cannot be reached
+            choice.overrides.append("connection_cache_service_name=")
+        else:
+            choice.overrides.append(f"queue_directory={queue}")
+        process = _Process(choice, choice.load(), log_format, syslog=syslog)
+        preload()
+        # Also opens the system's log, which is not to be found later.
+        process.log.writer.write_through(Noted(f"worker goes into {jail} as {user}"))
+    enter_jail(jail, account)
+    return process
+
+
+class _Process:
+    """Log, watchdog and environment of this process under the configuration in force."""
+
+    def __init__(
+        self, choice: ConfigChoice, config: Config, log_format: LogFormat, *, syslog: bool
+    ) -> None:
+        self._choice = choice
+        self._config = config
+        self.log = ProcessLog(config, log_format, syslog=syslog)
+        self._watchdog = Watchdog(config.seconds("daemon_timeout"), self.log.writer.write_through)
+        self._environment: Environment | None = self._make(config)
+
+    def _make(self, config: Config) -> Environment:
+        emit, cache = self.log.writer.emit, cache_socket(config)
+        return make_environment(config, emit, time.time, random.Random(), cache_socket=cache)
+
+    def _load(self) -> Environment:
+        """The environment that was made at the start; later ones are read anew."""
+        first, self._environment = self._environment, None
+        if first is not None:
+            return first
+        config = self._choice.load()
+        environment = self._make(config)
+        self.log.reopen(config)
+        self._watchdog.limit = config.seconds("daemon_timeout")
+        return environment
+
+    async def run(self, listener: socket.socket) -> None:
+        """Serve slots until told to stop."""
+        emit = self.log.writer.emit
+        async with trio.open_nursery() as nursery:
+            await nursery.start(self.log.writer.run)
+            nursery.start_soon(self._watchdog.run)
+            stop_limit = self._config.seconds("postrio_shutdown_timeout")
+            await run_worker(listener, self._load, emit, stop_limit=stop_limit)
+            nursery.cancel_scope.cancel()

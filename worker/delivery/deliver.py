@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import groupby
+from math import inf
 
 import trio
 
@@ -41,10 +42,12 @@ from worker.status.events import (
     SessionOpened,
     SessionReused,
     UnexpectedError,
+    Warned,
 )
 
 NOT_TRIED = DeliveryError("4.3.0", "no server could be tried")
 STOPPED = DeliveryError("4.3.2", "the delivery agent is shutting down")
+OVERDUE = DeliveryError("4.3.0", "the delivery took longer than daemon_timeout")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,6 +61,7 @@ class Environment:
     reuse: Mapping[Protocol, ReusePolicy]
     cached: CachedSessions | None = None  # None: there is no connection cache
     plain: PlainPeers = field(default_factory=PlainPeers)
+    time_limit: float = inf  # daemon_timeout (18000s): seconds that one request may take
 
 
 async def deliver(
@@ -74,7 +78,7 @@ async def deliver(
     """
     delivery = _Delivery(request, content, environment, slot)
     unexplained = NOT_TRIED
-    scope = delivery.slot.begin()
+    scope = delivery.slot.begin(environment.time_limit)
     try:
         with scope:
             await delivery.run()
@@ -86,7 +90,10 @@ async def deliver(
         )
         unexplained = DeliveryError("4.3.0", f"internal error: {type(exc).__name__}")
         delivery.outcomes.postponed(unexplained, SessionFacts())
-    if scope.cancelled_caught and delivery.outcomes.undecided:
+    if scope.cancelled_caught and not delivery.slot.stopping:
+        environment.emit(Warned(f"{OVERDUE.reason}: cancelled", request.queue_id))
+        delivery.outcomes.postponed(OVERDUE, SessionFacts())
+    elif scope.cancelled_caught and delivery.outcomes.undecided:
         # What is left was not given a fair try: that is nobody's failure but ours.
         delivery.outcomes.postponed(STOPPED, SessionFacts())
         return replace(delivery.result(STOPPED), stopped=True, site_failure=None)

@@ -110,10 +110,10 @@ class DeliverySlot:
         if self._scope is not None and not self._committed:
             self._scope.cancel()
 
-    def begin(self) -> trio.CancelScope:
-        """The scope of a new delivery."""
+    def begin(self, limit: float) -> trio.CancelScope:
+        """The scope of a new delivery, which may take `limit` seconds (daemon_timeout)."""
         self._committed = False
-        self._scope = trio.CancelScope()
+        self._scope = trio.CancelScope(deadline=trio.current_time() + limit)
         if self.stopping:
             self._scope.cancel()
         return self._scope

@@ -24,6 +24,7 @@ class ActiveMessage:
         "failed",
         "gone",
         "inbox",
+        "interrupted",
         "message",
         "partial",
         "since",
@@ -39,6 +40,7 @@ class ActiveMessage:
         self.inbox: list[tuple[str, RecipientOutcome]] = []  # (program, outcome), not yet durable
         self.waiting = False  # in the books' queue, or in a bookkeeper's hands
         self.gone = False  # deleted while active: nothing is left to report
+        self.interrupted = False  # an attempt was lost with its worker: not the peer's failure
         self.failed: list[RecipientOutcome] = []  # durable, and to be reported as failed
         self.confirm: list[RecipientOutcome] = []  # durable, and to be reported as delivered
         self.deferred: list[RecipientOutcome] = []  # durable, to be tried again

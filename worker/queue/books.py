@@ -89,7 +89,7 @@ class Books:
     def hand_in_stopped(
         self, active: ActiveMessage, program: str, outcomes: Sequence[RecipientOutcome]
     ) -> None:
-        """Outcomes of a request that a shutdown cut short: the deferred were not really tried.
+        """Outcomes of a request that our shutdown cut short: the deferred were not really tried.
 
         They are written down, which clears their mark of doubt, but they end no run: the message
         stays claimed, and so is due at once when the queue is opened again.
@@ -184,6 +184,7 @@ class Books:
             confirm=active.confirm,
             deferred=active.deferred,
             now=self._wall(),
+            interrupted=active.interrupted,
         )
         decision, finish = await self._decide(end)
         settlements += [Settlement(item, is_reported(message, item)) for item in decision.expired]

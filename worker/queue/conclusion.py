@@ -75,6 +75,7 @@ class RunEnd:
     confirm: Sequence[RecipientOutcome]
     deferred: Sequence[RecipientOutcome]
     now: float  # wall-clock seconds
+    interrupted: bool = False  # an attempt was lost with its worker
 
 
 @dataclass(slots=True, kw_only=True)
@@ -115,8 +116,11 @@ def conclude(end: RunEnd, settings: QueueSettings) -> Decision:
             decision.events.append(MessageExpired(message.queue_id, message.sender))
             failed += (item for item in decision.expired if is_reported(message, item))
         else:
+            # Soon, however old it is, if we interrupted it; not at once, for the message may be
+            # what killed the worker.
+            longest = settings.minimal_backoff if end.interrupted else settings.maximal_backoff
             decision.next_attempt = retry.next_attempt(
-                end.now, message.arrival, settings.minimal_backoff, settings.maximal_backoff
+                end.now, message.arrival, settings.minimal_backoff, longest
             )
             _plan_warning(end, settings, decision)
     if failed:

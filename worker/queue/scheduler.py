@@ -351,8 +351,11 @@ class Scheduler:
     def delivered(self, destination: Destination, entry: Entry, result: DeliveryResult) -> None:
         """See Owner."""
         program = destination.route.protocol.value
-        if result.stopped:  # by our own shutdown: that says nothing about the destination
-            self._books.hand_in_stopped(entry.active, program, result.outcomes)
+        if result.stopped:  # by us: that says nothing about the destination
+            if self._stopping.is_set():
+                self._books.hand_in_stopped(entry.active, program, result.outcomes)
+            else:
+                self._take_back(destination, entry, result)
             return
         self._books.hand_in(entry.active, program, result.outcomes)
         destination.delivered(trio.current_time())
@@ -368,6 +371,19 @@ class Scheduler:
         if destination.busy < destination.window:
             self._offer(destination, self._wall())
 
+    def _take_back(self, destination: Destination, entry: Entry, result: DeliveryResult) -> None:
+        """A worker that ends has cut a request short: what it did not try waits for another."""
+        decided, untried = [], []
+        for outcome in result.outcomes:
+            if outcome.action is Action.DEFERRED and not outcome.in_doubt:
+                untried.append(outcome.recipient)
+            else:
+                decided.append(outcome)
+        if decided:
+            self._books.hand_in(entry.active, destination.route.protocol.value, decided)
+        if untried:
+            destination.queue.put_back(Entry(entry.active, tuple(untried)))
+
     def lost(self, destination: Destination, entries: list[Entry], reason: str) -> None:
         """See Owner."""
         if not entries:
@@ -382,6 +398,7 @@ class Scheduler:
                 )
                 for recipient in entry.recipients
             ]
+            entry.active.interrupted = True
             self._books.hand_in(entry.active, program, outcomes)
 
     def unsendable(self, entries: list[Entry], reason: str) -> None:

@@ -1,6 +1,11 @@
 """How the scheduler talks to a worker: one slot is one concurrent delivery to one destination.
 
 The real slots are UNIX-socket streams (`worker/slots.py`); tests script their own.
+
+A worker begins a request only when the result of the one before has left it, whole. So when a
+slot is lost, the oldest unanswered request may have been sent, and those behind it were certainly
+not: no acknowledgement is needed to know that. A request whose send() failed did not arrive whole,
+and was not begun either.
 """
 
 from typing import Protocol
@@ -9,9 +14,11 @@ from protocol.outcome import DeliveryResult
 from protocol.request import DeliveryRequest
 from worker.content import Content
 
+DestinationKey = tuple[str, str, str]  # Destination.key; workers need not import that
+
 
 class WorkerLost(Exception):
-    """The worker behind a slot is gone; what was in flight there may or may not have been sent."""
+    """The worker behind a slot is gone; the oldest request there may or may not have been sent."""
 
 
 class Slot(Protocol):
@@ -20,8 +27,15 @@ class Slot(Protocol):
     A caller keeps at most three requests unanswered. send() and receive() may run in two tasks.
     """
 
+    @property
+    def misplaced(self) -> bool:
+        """Another worker has so much less to do that a new slot would be better placed."""
+
     async def send(self, request: DeliveryRequest, content: Content) -> None:
-        """Hand over a request. Closes `content`, whatever happens. Raises WorkerLost."""
+        """Hand over a request. Closes `content`, whatever happens.
+
+        Raises WorkerLost: it was not begun; results of earlier requests may still be received.
+        """
 
     async def receive(self) -> DeliveryResult:
         """The result of the oldest unanswered request. Raises WorkerLost."""
@@ -33,5 +47,8 @@ class Slot(Protocol):
 class SlotOpener(Protocol):
     """Gives out slots, spread over the workers."""
 
-    async def open_slot(self) -> Slot:
-        """A fresh slot, which the caller closes. Raises WorkerLost: no worker can be reached."""
+    async def open_slot(self, destination: DestinationKey) -> Slot:
+        """A fresh slot for one destination, which the caller closes.
+
+        Waits while no worker runs. Raises WorkerLost: none can be reached, or none will run.
+        """

@@ -5,8 +5,10 @@ the session is kept, the worker always has the next requests before it has finis
 that transactions follow each other without an idle round trip.
 
 An entry is in exactly one place: in the destination's queue, `in_hand` (taken, not sent), or
-`in_flight` (sent, or perhaps sent). Whatever ends the slot, what is in hand goes back, and what is
-in flight is reported as lost; only cancellation leaves it as it is, marked in doubt in the store.
+`in_flight` (sent, or perhaps sent). Whatever ends the slot, what is in hand goes back. When the
+worker is gone, only the oldest in flight may have been delivered and is reported as lost; those
+behind it were not begun (see slot.py) and go back, too. Only cancellation leaves what is in flight
+as it is, marked in doubt in the store.
 """
 
 import traceback
@@ -27,6 +29,9 @@ CLOSE_LIMIT: Final = 5.0  # seconds for a slot to close
 # Requests under way in a slot with a session: one is being answered, the next one's envelope
 # travels with its final dot, and a third must be there when that one's dot is sent.
 WARM_DEPTH: Final = 3
+# Requests after which a slot looks whether another worker has much less to do: a new slot costs a
+# new session, a worker that idles after its restart costs a processor.
+SETTLED_AFTER: Final = 20
 
 
 class NoWorker(Exception):
@@ -43,7 +48,7 @@ class Owner(Protocol):
         """A request was answered, with one outcome per recipient."""
 
     def lost(self, destination: Destination, entries: list[Entry], reason: str) -> None:
-        """These may or may not have been sent."""
+        """These may or may not have been sent, and the destination is not to blame."""
 
     def unsendable(self, entries: list[Entry], reason: str) -> None:
         """The store cannot give these out; none of them was sent."""
@@ -75,6 +80,7 @@ class SlotFeed:
         self._destination = destination
         self._in_hand: deque[Entry] = deque([first])
         self._in_flight: deque[Entry] = deque()
+        self._served = 0
 
     async def run(self) -> None:
         """Feed the slot until there is nothing for it. Raises NoWorker."""
@@ -88,7 +94,12 @@ class SlotFeed:
                 with trio.move_on_after(CLOSE_LIMIT, shield=True):
                     await slot.aclose()
         except WorkerLost as exc:
-            self._owner.lost(self._destination, list(self._in_flight), str(exc))
+            doubtful = [self._in_flight.popleft()] if self._in_flight else []
+            self._in_hand.extendleft(reversed(self._in_flight))
+            self._put_back()
+            self._owner.lost(self._destination, doubtful, str(exc))
+            if not self._served:  # whatever is wrong there: no slot after slot without a pause
+                await trio.sleep(OPEN_PAUSE)
         except StoreError as exc:
             self._abandon("the queue cannot be used")
             self._owner.unsendable(self._drop_in_hand(), str(exc))
@@ -100,8 +111,11 @@ class SlotFeed:
             entries = self._drop_in_hand()
             self._owner.unexpected(self._destination, entries, traceback.format_exc())
         finally:
-            while self._in_hand:
-                self._destination.queue.put_back(self._in_hand.pop())
+            self._put_back()
+
+    def _put_back(self) -> None:
+        while self._in_hand:
+            self._destination.queue.put_back(self._in_hand.pop())
 
     def _abandon(self, reason: str) -> None:
         """The slot ends with requests under way: they may have been sent."""
@@ -118,7 +132,7 @@ class SlotFeed:
         waited = 0.0
         while limit := self._owner.open_limit():
             try:
-                return await self._workers.open_slot()
+                return await self._workers.open_slot(self._destination.key)
             except WorkerLost as exc:
                 if waited >= limit:
                     raise NoWorker(str(exc)) from exc
@@ -127,10 +141,10 @@ class SlotFeed:
         return None
 
     async def _feed(self, slot: Slot) -> None:
-        depth, served = 1, 0
+        depth, leaving = 1, False
         while True:
             while len(self._in_hand) + len(self._in_flight) < depth:
-                entry = self._owner.next_entry(self._destination, served)
+                entry = self._owner.next_entry(self._destination, self._served)
                 if entry is None:
                     break
                 self._in_hand.append(entry)
@@ -139,11 +153,17 @@ class SlotFeed:
             elif not self._in_flight:
                 return
             if self._in_flight:
-                result = await slot.receive()
-                _check(self._in_flight[0], result)  # it stays in flight if that fails
-                self._owner.delivered(self._destination, self._in_flight.popleft(), result)
-                served += 1
-                depth = WARM_DEPTH if result.session_kept else 1
+                result = await self._receive(slot)
+                leaving |= result.stopped or (self._served % SETTLED_AFTER == 0 and slot.misplaced)
+                depth = 0 if leaving else WARM_DEPTH if result.session_kept else 1
+
+    async def _receive(self, slot: Slot) -> DeliveryResult:
+        """The result of the oldest in flight, handed in. Raises WorkerLost."""
+        result = await slot.receive()
+        _check(self._in_flight[0], result)  # it stays in flight if that fails
+        self._owner.delivered(self._destination, self._in_flight.popleft(), result)
+        self._served += 1
+        return result
 
     async def _send(self, slot: Slot) -> None:
         """Send what is in hand, marked in doubt first."""
@@ -161,7 +181,13 @@ class SlotFeed:
                 self._in_flight.append(entry)  # before it is sent: a cut send is in doubt
                 flags = self._destination.reuse_flags(trio.current_time())
                 request = entry.request(route.transport, route.protocol, route.nexthop, flags)
-                await slot.send(request, content)
+                try:
+                    await slot.send(request, content)
+                except WorkerLost:
+                    self._in_hand.appendleft(self._in_flight.pop())  # it did not arrive whole
+                    while self._in_flight:  # but results may have left before the end
+                        await self._receive(slot)
+                    raise
         finally:
             for left in contents:
                 if left is not None:

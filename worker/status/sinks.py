@@ -166,10 +166,15 @@ class FileSink:
         return _write_records(self._fd, records, self._stamp)
 
     def reopen(self) -> None:
-        """Close and open again by name; if that fails, the next write tries again."""
-        self.close()
+        """Open by name, and then close the old one; if that fails, the next write tries again.
+
+        Until then lines go to the renamed file: better there than nowhere. A process that has gone
+        into a jail stays with it.
+        """
         with contextlib.suppress(OSError):
-            self._fd = self._open()
+            opened = self._open()
+            self.close()
+            self._fd = opened
 
     def close(self) -> None:
         """Close the file."""

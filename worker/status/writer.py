@@ -26,7 +26,7 @@ FINAL_LIMIT: Final = 2.0  # seconds to write what is left when the process ends
 
 
 class LogWriter:
-    """See the module. One per process; every method is for the loop's thread."""
+    """See the module. One per process; every method but one is for the loop's thread."""
 
     def __init__(
         self,
@@ -64,6 +64,13 @@ class LogWriter:
         self._buffer.append((self._wall(), event))
         if len(self._buffer) == 1:
             self._ready.set()
+
+    def write_through(self, event: Event) -> None:
+        """Write an event at once, from another thread: the loop may never turn again.
+
+        A batch of the log's own thread may be on its way at the same time; each is one write.
+        """
+        self._sink.write(self._records(self._wall(), event))
 
     def configure(self, settings: LogSettings, sink: Sink | None = None) -> None:
         """Follow a new configuration; `sink`, if given, replaces the old one, which is closed."""

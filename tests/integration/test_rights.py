@@ -1,0 +1,246 @@
+"""`postrio run --user` and `--chroot`, as root, with real processes.
+
+Paths are made below a directory that everybody may pass through: pytest's own is root's alone. So
+may be the Python that runs the tests; then the system's one runs postrio, with the same libraries.
+"""
+
+import os
+import pwd
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import trio
+from trio.testing import trio_test
+
+import tests.integration.node
+from bench.dns import Zone, serve_dns
+from tests.integration.node import Mailbox, Node, open_sink, port_of
+
+ROOT = Path(__file__).parents[2]
+NOBODY = "nobody"
+CONTENT = b"Subject: test\r\n\r\nHello.\r\n"
+LIMIT = 60.0
+
+
+@pytest.fixture(autouse=True)
+def python(monkeypatch: pytest.MonkeyPatch) -> str:
+    """A Python that everybody may execute: it runs the nodes and commands of these tests."""
+    for candidate in (sys.executable, "/usr/bin/python3"):
+        if everybody_may_execute(Path(candidate)) and version_of(candidate) == sys.version_info[:2]:
+            break
+    else:
+        pytest.skip("an ordinary user can execute no Python of this version")
+    libraries = [str(ROOT), *(path for path in sys.path if path.endswith("site-packages"))]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(libraries))
+    monkeypatch.setattr(tests.integration.node, "POSTRIO", (candidate, "-m", "worker"))
+    return candidate
+
+
+def everybody_may_execute(path: Path) -> bool:
+    """The file itself, and every directory on the way to it."""
+    found = path.resolve()
+    return found.exists() and all(one.stat().st_mode & 0o001 for one in (found, *found.parents))
+
+
+def version_of(python: str) -> tuple[int, int]:
+    """Its version, as far as libraries care."""
+    text = "import sys; print(*sys.version_info[:2])"
+    major, minor = subprocess.check_output([python, "-c", text], text=True).split()
+    return int(major), int(minor)
+
+
+def run(python: str, *options: str, user: str | None = None) -> "subprocess.CompletedProcess[str]":
+    """`postrio run OPTIONS`, which is to end by itself."""
+    return subprocess.run(
+        [python, "-m", "worker", "run", *options],
+        capture_output=True,
+        text=True,
+        timeout=LIMIT,
+        check=False,
+        stdin=subprocess.DEVNULL,
+        user=user,
+        group=None if user is None else pwd.getpwnam(user).pw_gid,
+        extra_groups=None if user is None else [],
+    )
+
+
+@pytest.fixture
+def place() -> Iterator[Path]:
+    """A directory of root's in which others may look around."""
+    path = Path(tempfile.mkdtemp(prefix="postrio-rights-"))
+    path.chmod(0o755)
+    yield path
+    shutil.rmtree(path)
+
+
+@pytest.fixture
+def jail(place: Path) -> Path:
+    """An empty directory that only root can change."""
+    path = place / "jail"
+    path.mkdir(mode=0o755)
+    return path
+
+
+def rights_of(pid: int) -> tuple[set[int], set[int], set[int]]:
+    """(user ids, group ids, supplementary groups) of a process."""
+    status = Path(f"/proc/{pid}/status").read_text()
+
+    def numbers(name: str) -> set[int]:
+        found = re.search(rf"^{name}:(.*)$", status, re.MULTILINE)
+        assert found is not None
+        return {int(word) for word in found[1].split()}
+
+    return numbers("Uid"), numbers("Gid"), numbers("Groups")
+
+
+def root_of(pid: int) -> str:
+    """What a process takes for the root directory."""
+    return str(Path(f"/proc/{pid}/root").readlink())
+
+
+def is_empty(directory: Path) -> bool:
+    """Nothing is in it."""
+    return not list(directory.iterdir())
+
+
+NOBODYS = (
+    {pwd.getpwnam(NOBODY).pw_uid},
+    {pwd.getpwnam(NOBODY).pw_gid},
+    set(os.getgrouplist(NOBODY, pwd.getpwnam(NOBODY).pw_gid)),
+)
+
+
+@pytest.mark.peer("root")
+@trio_test
+async def test_a_node_gives_up_roots_rights_and_delivers_as_an_ordinary_user(place: Path) -> None:
+    mailbox = Mailbox()
+    async with trio.open_nursery() as nursery:
+        sink = await open_sink(nursery, mailbox)
+        main_cf = {
+            "default_transport": f"smtp:[127.0.0.1]:{port_of(sink)}",
+        }
+        async with Node(place, main_cf, ["--user", NOBODY]) as node:
+            await node.send(CONTENT, "a@to.example")
+            await node.send(CONTENT + b"x" * 100_000, "b@to.example")  # a file of the queue
+            await node.wait_for(": removed$", 2)
+            assert node.worker_pids()
+            for pid in (node.process.pid, *node.children()):
+                assert rights_of(pid) == NOBODYS
+            assert node.queue_directory.owner() == NOBODY
+            (worker,) = node.worker_pids()
+            os.kill(worker, signal.SIGKILL)
+            await node.wait_for("worker process 0 was killed by signal SIGKILL")
+            await node.send(CONTENT, "c@to.example")
+            await node.wait_for(": removed$", 3)
+        assert len(mailbox.messages) == 3
+        nursery.cancel_scope.cancel()
+
+
+@pytest.mark.peer("root")
+@trio_test
+async def test_jailed_workers_deliver_by_address_and_by_dns_from_an_empty_directory(
+    place: Path, jail: Path
+) -> None:
+    mailbox = Mailbox()
+    async with trio.open_nursery() as nursery:
+        sink = await open_sink(nursery, mailbox)
+        zone = Zone.from_text(
+            "to.example MX 10 mx.to.example\nmx.to.example A 127.0.0.1\n"
+            "xn--bcher-kva.example MX 10 mx.to.example"
+        )
+        dns_port = await nursery.start(serve_dns, zone)
+        main_cf = {
+            "transport_maps": f"inline:{{ address.example=smtp:[127.0.0.1]:{port_of(sink)} }}",
+            "smtp_tcp_port": str(port_of(sink)),
+            "postrio_dns_server": f"127.0.0.1:{dns_port}",
+            "inet_interfaces": "127.0.0.9",  # not the sink's: that would be ourselves
+            "smtp_bind_address": "127.0.0.1",
+            "postrio_worker_processes": "2",
+        }
+        options = ["--user", NOBODY, "--chroot", str(jail)]
+        async with Node(place, main_cf, options) as node:
+            await node.send(CONTENT, "a@address.example")
+            await node.send(CONTENT, "b@to.example", "c@bücher.example", "d@missing.example")
+            await node.wait_for("status=sent", 3)
+            await node.wait_for("to=<d@missing.example>.*status=bounced .*Host or domain name not")
+            await node.wait_for(f"worker goes into {jail} as {NOBODY}", 2)
+            assert len(node.worker_pids()) == 2
+            assert rights_of(node.process.pid) == NOBODYS
+            for worker in node.worker_pids():
+                assert rights_of(worker) == NOBODYS
+                assert root_of(worker) == str(jail)
+            # One that dies is started again, in the jail.
+            os.kill(node.worker_pids()[0], signal.SIGKILL)
+            await node.wait_for("was killed by signal SIGKILL -- restarting at once")
+            await node.wait_for(f"worker goes into {jail} as {NOBODY}", 3)
+            await node.send(CONTENT, "e@to.example")
+            await node.wait_for("status=sent", 4)
+            starter = next(iter(node.children()))
+        assert is_empty(jail)
+        with pytest.raises(ProcessLookupError):
+            os.kill(starter, 0)
+        assert len(mailbox.messages) == 4
+        nursery.cancel_scope.cancel()
+
+
+@pytest.mark.peer("root")
+@trio_test
+async def test_a_node_whose_starter_is_gone_ends_instead_of_living_without_workers(
+    place: Path, jail: Path
+) -> None:
+    node = Node(place, {}, ["--user", NOBODY, "--chroot", str(jail)])
+    async with trio.open_nursery():
+        await node.start()
+        await node.wait_for("worker goes into")
+        starter = next(iter(node.children()))
+        os.kill(starter, signal.SIGKILL)
+        assert await node.wait_until_ended() == os.EX_SOFTWARE
+    assert node.count("the process that starts workers is gone")
+
+
+@pytest.mark.peer("root")
+@pytest.mark.parametrize(
+    ("options", "status", "complaint"),
+    [
+        (["--user", "no-such-user"], os.EX_NOUSER, "--user no-such-user: there is no such user"),
+        (["--user", "root"], os.EX_USAGE, "--user root: that keeps every right"),
+        (["--chroot", "JAIL"], os.EX_USAGE, "--chroot needs --user"),
+        (["--user", NOBODY, "--chroot", "MISSING"], os.EX_CONFIG, "No such file or directory"),
+        (["--user", NOBODY, "--chroot", "FILE"], os.EX_CONFIG, "not a directory"),
+        (["--user", NOBODY, "--chroot", "OPEN"], os.EX_CONFIG, "must belong to root"),
+        (["--user", NOBODY, "--chroot", "THEIRS"], os.EX_CONFIG, "must belong to root"),
+        (["--user", NOBODY, "--chroot", "."], os.EX_CONFIG, "not an absolute path"),
+        (["--user", NOBODY, "-o", "maillog_file=ROOTS/log"], os.EX_CANTCREAT, "Permission denied"),
+        (["--user", NOBODY, "-o", "queue_directory=ROOTS/q/q"], os.EX_CANTCREAT, "No such file"),
+    ],
+)
+def test_nonsense_is_refused_with_a_line_that_says_what_is_wrong(
+    python: str, place: Path, jail: Path, options: list[str], status: int, complaint: str
+) -> None:
+    roots, theirs, free = place / "roots", place / "theirs", place / "open"
+    for path in (roots, theirs, free):
+        path.mkdir(mode=0o700)
+    shutil.chown(theirs, NOBODY)
+    free.chmod(0o777)
+    (place / "file").touch()
+    names = {"JAIL": jail, "MISSING": place / "missing", "FILE": place / "file"}
+    names |= {"OPEN": free, "THEIRS": theirs, "ROOTS": roots}
+    expression = re.compile("|".join(names))
+    words = [expression.sub(lambda found: str(names[found[0]]), word) for word in options]
+    done = run(python, "-o", f"queue_directory={place}/queue", *words)
+    assert done.returncode == status, done.stderr
+    assert complaint in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_who_is_not_root_cannot_become_somebody_else(python: str) -> None:
+    done = run(python, "--user", "daemon", user=None if os.geteuid() else NOBODY)
+    assert done.returncode == os.EX_NOPERM, done.stderr
+    assert "works only for root" in done.stderr

@@ -1,0 +1,198 @@
+"""Which worker gets a slot. Virtual clock, no process; the sockets are real."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+import trio
+from trio.testing import MockClock, trio_test, wait_all_tasks_blocked
+
+from tests.worker.fake_process import FakeProcess, FakeProcesses
+from worker.child import READY, STOPPING
+from worker.queue.slot import DestinationKey, WorkerLost
+from worker.workers import WARM_FOR, CountedSlot, Workers
+
+
+def key(name: str) -> DestinationKey:
+    """A destination."""
+    return ("smtp", name, "")
+
+
+class World:
+    """Some workers; `counts` is how many slots each of them has."""
+
+    def __init__(self, directory: Path, count: int) -> None:
+        self.processes = FakeProcesses()
+        self.workers = Workers(
+            directory, count, ["postrio", "worker"], lambda _: None, start=self.processes
+        )
+        self.slots: list[CountedSlot] = []
+
+    async def open(self, name: str = "one.example") -> int:
+        """Open a slot; the number of the worker that got it."""
+        before = self.counts
+        self.slots.append(await self.workers.open_slot(key(name)))
+        (number,) = (n for n, (a, b) in enumerate(zip(before, self.counts, strict=True)) if a != b)
+        return number
+
+    async def close(self) -> None:
+        """Close the slot that was opened last."""
+        await self.slots.pop().aclose()
+
+    def process(self, number: int) -> FakeProcess:
+        """The latest life of a worker."""
+        (*_, latest) = (p for p in self.processes.started if p.path.name == f"worker.{number}")
+        return latest
+
+    @property
+    def counts(self) -> list[int]:
+        return [worker.open_slots for worker in self.workers._workers]
+
+
+@asynccontextmanager
+async def some_workers(directory: Path, count: int) -> AsyncIterator[World]:
+    """They run, and end with the block."""
+    world = World(directory, count)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(world.workers.run)
+        await wait_all_tasks_blocked()
+        yield world
+        while world.slots:
+            await world.close()
+        world.workers.stop()
+    assert not any(world.counts)
+
+
+@trio_test
+async def test_slots_are_spread_evenly(autojump_clock: MockClock, tmp_path: Path) -> None:
+    async with some_workers(tmp_path, 3) as world:
+        for number in range(30):
+            await world.open(f"d{number}.example")
+        assert world.counts == [10, 10, 10]
+
+
+@trio_test
+async def test_a_dead_worker_gets_no_slot_while_others_live_and_gets_some_when_it_is_back(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    async with some_workers(tmp_path, 2) as world:
+        for _ in range(2):  # the second end is followed by a pause of a second
+            world.process(1).end(-9)
+            await wait_all_tasks_blocked()
+        assert [await world.open() for _ in range(6)] == [0] * 6
+        await trio.sleep(1.0)
+        await wait_all_tasks_blocked()
+        assert [await world.open() for _ in range(6)] == [1] * 6
+
+
+@trio_test
+async def test_a_worker_that_has_said_that_it_ends_gets_no_slot(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    async with some_workers(tmp_path, 2) as world:
+        world.process(0).say(STOPPING)
+        await wait_all_tasks_blocked()
+        assert [await world.open() for _ in range(3)] == [1] * 3
+
+
+@trio_test
+async def test_slots_wait_as_long_as_no_worker_runs(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    async with some_workers(tmp_path, 1) as world:
+        world.processes.ready = False
+        world.process(0).end(-9)
+        await wait_all_tasks_blocked()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(world.open)
+            await trio.sleep(10_000.0)
+            assert not world.slots
+            world.process(0).say(READY)
+        assert world.counts == [1]
+
+
+@trio_test
+async def test_slots_that_wait_are_told_when_we_stop(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    async with some_workers(tmp_path, 1) as world:
+        world.processes.ready = False
+        world.process(0).end(-9)
+        await wait_all_tasks_blocked()
+        async with trio.open_nursery() as nursery:
+
+            async def wait() -> None:
+                with pytest.raises(WorkerLost, match="none will be started"):
+                    await world.workers.open_slot(key("one.example"))
+
+            nursery.start_soon(wait)
+            await wait_all_tasks_blocked()
+            world.workers.stop()
+
+
+@trio_test
+async def test_a_destination_goes_back_to_the_worker_that_served_it_a_moment_ago(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    async with some_workers(tmp_path, 3) as world:
+        await world.open("other.example")
+        await world.open("another.example")
+        assert await world.open("warm.example") == 2
+        await world.close()
+        await world.open("busy.example")  # there is a worker with fewer slots now, or as few
+        await trio.sleep(WARM_FOR)
+        assert await world.open("warm.example") == 2
+        await world.close()
+        await trio.sleep(WARM_FOR + 0.1)
+        assert await world.open("warm.example") == 0
+
+
+@trio_test
+async def test_warmth_does_not_count_where_a_worker_is_clearly_busier_or_gone(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    async with some_workers(tmp_path, 2) as world:
+        assert await world.open("warm.example") == 0
+        held = world.slots.pop()
+        await held.aclose()
+        for _ in range(3):  # a slot for the same destination prefers the same worker
+            assert await world.open("warm.example") == 0
+        assert await world.open("warm.example") == 1  # three are clearly more than none
+        await world.close()
+        world.process(0).say(STOPPING)
+        await wait_all_tasks_blocked()
+        assert await world.open("warm.example") == 1
+
+
+@trio_test
+async def test_what_is_remembered_of_destinations_is_what_ended_in_the_last_seconds(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    async with some_workers(tmp_path, 2) as world:
+        for number in range(1000):
+            await world.open(f"d{number}.example")
+            await world.close()
+            await trio.sleep(0.1)
+        assert len(world.workers._warm) == pytest.approx(WARM_FOR / 0.1, abs=2)
+
+
+@trio_test
+async def test_a_slot_is_misplaced_where_another_worker_has_clearly_less_to_do(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    async with some_workers(tmp_path, 2) as world:
+        world.process(1).end(-9)
+        world.processes.ready = False
+        await wait_all_tasks_blocked()
+        for number in range(3):
+            await world.open(f"d{number}.example")
+        assert not world.slots[0].misplaced  # there is no other place
+        world.process(1).say(READY)
+        await wait_all_tasks_blocked()
+        assert all(slot.misplaced for slot in world.slots)
+        await world.close()
+        assert not any(slot.misplaced for slot in world.slots)
+        world.process(0).say(STOPPING)
+        await wait_all_tasks_blocked()
+        assert world.slots[0].misplaced
