@@ -126,7 +126,9 @@ def workers(names: Sequence[str], domains: int, repeats: int) -> None:
                     count=set_up.count, size=set_up.size, routes=destinations(domains, sink.port)
                 )
                 into.append(drain_postrio(sink, load, {**set_up.main_cf, **own}))
-            click.echo(f"    others took {into[-1].others:.1f} of {os.cpu_count()} processors")
+            click.echo(
+                f"    others took {max(0.0, into[-1].others):.1f} of {os.cpu_count()} processors"
+            )
             return into[-1].rate
 
         click.echo(f"{name}: {set_up.title}")
