@@ -180,9 +180,12 @@ def _leave(number: int, _frame: FrameType | None) -> None:
     raise SystemExit(128 + number)
 
 
+AT_LEAST_ONE: Final = click.IntRange(1)
+
+
 @click.command()
 @click.argument("scenario", type=click.Choice(["latency", "workers"]))
-@click.option("--count", default=100, show_default=True, help="Messages (latency).")
+@click.option("--count", type=AT_LEAST_ONE, default=100, show_default=True, help="(latency)")
 @click.option("--postfix/--no-postfix", default=True, help="Compare with it (latency).")
 @click.option(
     "--set-up",
@@ -193,8 +196,10 @@ def _leave(number: int, _frame: FrameType | None) -> None:
     show_default=True,
     help="What to drain (workers); may be given several times.",
 )
-@click.option("--destinations", "domains", default=50, show_default=True, help="(workers)")
-@click.option("--repeats", default=3, show_default=True)
+@click.option(
+    "--destinations", "domains", type=AT_LEAST_ONE, default=50, show_default=True, help="(workers)"
+)
+@click.option("--repeats", type=AT_LEAST_ONE, default=3, show_default=True)
 def main(
     scenario: str, count: int, names: Sequence[str], domains: int, repeats: int, *, postfix: bool
 ) -> None:

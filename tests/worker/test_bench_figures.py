@@ -2,10 +2,11 @@
 
 import os
 
+import click
 import pytest
 from click.testing import CliRunner
 
-from bench import reuse
+from bench import first, reuse
 from bench.drain import Drained
 from bench.load import LoadError, interleaved, paired_ratios, ratio_table
 
@@ -80,3 +81,13 @@ def test_a_measurement_that_fails_is_told_without_a_traceback(
     done = CliRunner().invoke(reuse.main, ["workers"])
     assert done.exit_code == os.EX_SOFTWARE
     assert done.output.splitlines()[-1] == "reuse: the sink does not run"
+
+
+@pytest.mark.parametrize(("command", "scenario"), [(first.main, "drain"), (reuse.main, "latency")])
+@pytest.mark.parametrize("option", ["--count", "--destinations", "--repeats"])
+def test_there_is_nothing_to_measure_in_no_turn_and_no_message(
+    command: click.Command, scenario: str, option: str
+) -> None:
+    done = CliRunner().invoke(command, [scenario, option, "0"])
+    assert done.exit_code == 2  # click's own
+    assert "0 is not in the range x>=1" in done.output
