@@ -13,7 +13,7 @@ from typing import Final
 
 import trio
 
-from bench.load import LoadError, session_cpu
+from bench.load import LoadError, machine_cpu, session_cpu
 from bench.postfix_instance import PostfixInstance
 from bench.postrio_instance import PostrioInstance, fill_queue
 from bench.sink_process import SinkProcess
@@ -49,6 +49,7 @@ class Drained:
     rate: float  # messages/s at the sink
     cpu: Mapping[str, float]  # CPU ms per message, by what the peer's processes are
     sink_cpu: float  # the same of the sink
+    others: float  # processors that everything else on the machine took meanwhile
 
 
 def drain_postfix(
@@ -135,6 +136,29 @@ def transport_maps(routes: Mapping[str, str]) -> str:
     return f"inline:{{ {table} }}"
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Look:
+    """What everything had used at one moment, in CPU seconds."""
+
+    at: float  # monotonic seconds
+    count: int  # messages at the sink
+    cpu: Mapping[str, float]  # the peer's processes
+    sink_cpu: float
+    others: float  # everything else on the machine
+
+
+def _look(sink: SinkProcess, cost: Callable[[], dict[str, float]]) -> _Look:
+    cpu, sink_cpu = cost(), sink.cpu()
+    own = sum(cpu.values()) + sink_cpu + time.process_time()  # we look at the sink all the time
+    return _Look(
+        at=time.monotonic(),
+        count=sink.count(),
+        cpu=cpu,
+        sink_cpu=sink_cpu,
+        others=machine_cpu() - own,
+    )
+
+
 def _watched(
     sink: SinkProcess,
     count: int,
@@ -147,21 +171,20 @@ def _watched(
     `cost`: CPU seconds so far, by process. CPU of the start is left out: it is half a second for a
     Python program, whatever the queue. A process that is new at the end counts from its start.
     """
-    before: dict[str, float] = {}
-    sink_before, already = 0.0, 0
+    looks: list[_Look] = []
 
     def begin() -> None:
-        nonlocal sink_before, already
         start()
         sink.wait_for(1, time.monotonic() + LIMIT)
-        before.update(cost())
-        sink_before, already = sink.cpu(), sink.count()
+        looks.append(_look(sink, cost))
 
     took = sink.time_of(count, LIMIT, begin=begin)
     wait()
-    each = 1000 / max(1, count - already)
+    first, last = *looks, _look(sink, cost)
+    each = 1000 / max(1, last.count - first.count)
     return Drained(
         rate=count / took,
-        cpu={name: (now - before.get(name, 0.0)) * each for name, now in cost().items()},
-        sink_cpu=(sink.cpu() - sink_before) * each,
+        cpu={name: (cpu - first.cpu.get(name, 0.0)) * each for name, cpu in last.cpu.items()},
+        sink_cpu=(last.sink_cpu - first.sink_cpu) * each,
+        others=(last.others - first.others) / (last.at - first.at),
     )

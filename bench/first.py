@@ -135,16 +135,19 @@ def _leave(number: int, _frame: FrameType | None) -> None:
     raise SystemExit(128 + number)
 
 
+AT_LEAST_ONE: Final = click.IntRange(1)
 SCENARIOS: Final = ("drain", "submit", "start")
 
 
 @click.command()
 @click.argument("scenario", type=click.Choice(SCENARIOS))
-@click.option("--count", type=click.IntRange(1), help="Messages [5000; start: 100000].")
-@click.option("--destinations", "domains", default=50, show_default=True)
-@click.option("--size", default=4096, show_default=True, help="Octets of one message.")
-@click.option("--submitters", default=20, show_default=True)
-@click.option("--repeats", default=3, show_default=True)
+@click.option("--count", type=AT_LEAST_ONE, help="Messages [5000; start: 100000].")
+@click.option("--destinations", "domains", type=AT_LEAST_ONE, default=50, show_default=True)
+@click.option(
+    "--size", type=AT_LEAST_ONE, default=4096, show_default=True, help="Octets of one message."
+)
+@click.option("--submitters", type=AT_LEAST_ONE, default=20, show_default=True)
+@click.option("--repeats", type=AT_LEAST_ONE, default=3, show_default=True)
 @click.option("--postfix/--no-postfix", default=True, show_default=True, help="Compare with it.")
 def main(
     scenario: str,

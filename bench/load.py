@@ -107,6 +107,14 @@ def session_cpu(leader: int) -> dict[int, float]:
     return seconds
 
 
+def machine_cpu() -> float:
+    """CPU seconds that were used for anything since the machine started, or taken from it."""
+    fields = Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]
+    user, nice, system, _idle, _waiting, interrupts, soft, stolen = (int(field) for field in fields)
+    ticks = user + nice + system + interrupts + soft + stolen
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
 def _stat(path: Path) -> list[str]:
     """The fields of a stat file behind the name of the program. OSError when it is gone."""
     return path.read_text().rpartition(")")[2].split()

@@ -40,6 +40,7 @@ RTT: Final = 0.05  # seconds
 SMALL: Final = 4096  # octets
 LARGE: Final = 1_000_000  # octets
 FAR_SLOTS: Final = 50  # for one worker process: the limit of the set-up with far servers
+DISTURBED: Final = 0.1  # processors taken by others from which a turn says little
 ONE_SESSION: Final[Mapping[str, str]] = {
     "initial_destination_concurrency": "1",
     "default_destination_concurrency_limit": "1",
@@ -125,6 +126,9 @@ def workers(names: Sequence[str], domains: int, repeats: int) -> None:
                     count=set_up.count, size=set_up.size, routes=destinations(domains, sink.port)
                 )
                 into.append(drain_postrio(sink, load, {**set_up.main_cf, **own}))
+            click.echo(
+                f"    others took {max(0.0, into[-1].others):.1f} of {os.cpu_count()} processors"
+            )
             return into[-1].rate
 
         click.echo(f"{name}: {set_up.title}")
@@ -135,12 +139,22 @@ def workers(names: Sequence[str], domains: int, repeats: int) -> None:
         }
         figures = interleaved(contenders, repeats, click.echo)
         click.echo(ratio_table(figures, "messages/s", "one worker"))
-        ratios = paired_ratios(figures["two workers"], figures["one worker"])
-        click.echo(
-            f"two / one, turn by turn: median {statistics.median(ratios):.2f} "
-            f"({ratios[0]:.2f} to {ratios[-1]:.2f})"
-        )
+        click.echo(ratio_in_words(runs["two workers"], runs["one worker"]))
         click.echo("\n".join(f"{label}: {cost(run)}" for label, run in runs.items()))
+
+
+def ratio_in_words(over: Sequence[Drained], under: Sequence[Drained]) -> str:
+    """The ratio turn by turn, of all turns and of those in which others left us alone."""
+    turns = list(zip(over, under, strict=True))
+    undisturbed = [turn for turn in turns if max(run.others for run in turn) < DISTURBED]
+    lines = []
+    for title, kept in (("all", turns), ("undisturbed", undisturbed)):
+        ratios = paired_ratios([two.rate for two, _ in kept], [one.rate for _, one in kept])
+        said = "no figure"
+        if ratios:
+            said = f"{statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})"
+        lines.append(f"two / one, median of {len(kept)} {title} turns: {said}")
+    return "\n".join(lines)
 
 
 def cost(runs: Sequence[Drained]) -> str:
@@ -166,9 +180,12 @@ def _leave(number: int, _frame: FrameType | None) -> None:
     raise SystemExit(128 + number)
 
 
+AT_LEAST_ONE: Final = click.IntRange(1)
+
+
 @click.command()
 @click.argument("scenario", type=click.Choice(["latency", "workers"]))
-@click.option("--count", default=100, show_default=True, help="Messages (latency).")
+@click.option("--count", type=AT_LEAST_ONE, default=100, show_default=True, help="(latency)")
 @click.option("--postfix/--no-postfix", default=True, help="Compare with it (latency).")
 @click.option(
     "--set-up",
@@ -179,8 +196,10 @@ def _leave(number: int, _frame: FrameType | None) -> None:
     show_default=True,
     help="What to drain (workers); may be given several times.",
 )
-@click.option("--destinations", "domains", default=50, show_default=True, help="(workers)")
-@click.option("--repeats", default=3, show_default=True)
+@click.option(
+    "--destinations", "domains", type=AT_LEAST_ONE, default=50, show_default=True, help="(workers)"
+)
+@click.option("--repeats", type=AT_LEAST_ONE, default=3, show_default=True)
 def main(
     scenario: str, count: int, names: Sequence[str], domains: int, repeats: int, *, postfix: bool
 ) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from bench.drain import UNCACHED, Load, drain_postfix, drain_postrio
-from bench.load import LoadError, destinations, process_cpu, session_cpu
+from bench.load import LoadError, destinations, machine_cpu, process_cpu, session_cpu
 from bench.postfix_instance import PostfixError, PostfixInstance, missing_program, without_trace
 from bench.sink_process import CountingSink, FarSink, SinkProcess
 
@@ -132,7 +132,7 @@ def test_cpu_is_counted_by_process_of_a_session() -> None:
             while not process_cpu(child.pid):
                 os.sched_yield()
             assert list(session_cpu(child.pid)) == [child.pid]
-            assert session_cpu(child.pid)[child.pid] > 0
+            assert 0 < session_cpu(child.pid)[child.pid] < machine_cpu()
         finally:
             child.kill()
     assert session_cpu(child.pid) == {}
@@ -151,6 +151,8 @@ def test_postrio_drains_and_the_cost_of_each_process_is_known() -> None:
     assert list(drained.cpu) == ["queue", "worker 1", "worker 2", "worker 3"]
     assert drained.cpu["queue"] > 0
     assert drained.rate > 0
+    # Clocks of one tick, read one after the other: nothing is lost but a few ticks.
+    assert drained.others > -1
 
 
 @pytest.mark.peer("root", "postfix", "master", "smtp-source")

@@ -2,10 +2,11 @@
 
 import os
 
+import click
 import pytest
 from click.testing import CliRunner
 
-from bench import reuse
+from bench import first, reuse
 from bench.drain import Drained
 from bench.load import LoadError, interleaved, paired_ratios, ratio_table
 
@@ -28,7 +29,7 @@ def test_contenders_take_turns_and_small_figures_keep_their_decimals() -> None:
 
 def test_cost_is_a_median_of_each_process_and_a_share_of_the_machine() -> None:
     runs = [
-        Drained(rate=rate, cpu={"queue": queue, "worker 1": 0.2}, sink_cpu=0.1)
+        Drained(rate=rate, cpu={"queue": queue, "worker 1": 0.2}, sink_cpu=0.1, others=0.0)
         for rate, queue in ((1000.0, 0.3), (2000.0, 0.1), (1000.0, 0.2))
     ]
     assert reuse.cost(runs) == (
@@ -39,9 +40,24 @@ def test_cost_is_a_median_of_each_process_and_a_share_of_the_machine() -> None:
 
 def test_a_process_that_the_last_run_had_in_addition_is_not_forgotten() -> None:
     runs = [
-        Drained(rate=1000.0, cpu=cpu, sink_cpu=0.0) for cpu in ({"queue": 1.0}, {"worker 1": 2.0})
+        Drained(rate=1000.0, cpu=cpu, sink_cpu=0.0, others=0.0)
+        for cpu in ({"queue": 1.0}, {"worker 1": 2.0})
     ]
     assert "queue 1.00, worker 1 2.00, sink" in reuse.cost(runs)
+
+
+def drained(rate: float, others: float) -> Drained:
+    return Drained(rate=rate, cpu={}, sink_cpu=0.0, others=others)
+
+
+def test_turns_in_which_others_were_busy_are_told_apart() -> None:
+    one = [drained(100.0, 0.0), drained(100.0, 0.5), drained(100.0, 0.0), drained(100.0, 0.09)]
+    two = [drained(150.0, 0.0), drained(400.0, 0.0), drained(300.0, 0.1), drained(170.0, -0.01)]
+    assert reuse.ratio_in_words(two, one).splitlines() == [
+        "two / one, median of 4 all turns: 2.35 (1.50 to 4.00)",
+        "two / one, median of 2 undisturbed turns: 1.60 (1.50 to 1.70)",
+    ]
+    assert reuse.ratio_in_words(two[1:2], one[1:2]).endswith("0 undisturbed turns: no figure")
 
 
 @pytest.mark.parametrize("arguments", [["latency"], ["workers", "--no-postfix"]])
@@ -65,3 +81,13 @@ def test_a_measurement_that_fails_is_told_without_a_traceback(
     done = CliRunner().invoke(reuse.main, ["workers"])
     assert done.exit_code == os.EX_SOFTWARE
     assert done.output.splitlines()[-1] == "reuse: the sink does not run"
+
+
+@pytest.mark.parametrize(("command", "scenario"), [(first.main, "drain"), (reuse.main, "latency")])
+@pytest.mark.parametrize("option", ["--count", "--destinations", "--repeats"])
+def test_there_is_nothing_to_measure_in_no_turn_and_no_message(
+    command: click.Command, scenario: str, option: str
+) -> None:
+    done = CliRunner().invoke(command, [scenario, option, "0"])
+    assert done.exit_code == 2  # click's own
+    assert "0 is not in the range x>=1" in done.output
