@@ -29,7 +29,7 @@ POSTRIO: Final = (sys.executable, "-m", "worker")  # what the `postrio` script r
 LIMIT: Final = 40.0  # seconds for one thing that a test waits for; nothing takes nearly as long
 STARTED: Final = "daemon started"
 WORKER: Final = ["-m", "worker", "worker"]  # on a command line, after the interpreter
-CACHE: Final = ["-m", "scache"]
+CACHE: Final = ["-P", "-m", "scache"]
 SENDER: Final = "sender@from.example"
 
 # Independent of the machine, and impatient where Postfix's defaults wait for minutes.
@@ -41,7 +41,6 @@ DEFAULTS: Final[Mapping[str, str]] = {
     "maximal_backoff_time": "2s",
     "transport_retry_time": "1s",
     "postrio_worker_processes": "1",
-    "connection_cache_service_name": "",
 }
 
 
@@ -144,7 +143,7 @@ class Node:
         try:
             await self.start()
         except BaseException:
-            await self._abandon()
+            await self.abandon()
             raise
         return self
 
@@ -159,11 +158,11 @@ class Node:
                 status = await self.stop()
                 assert status == 0, self.tail()
         finally:
-            await self._abandon()
+            await self.abandon()
         if kind is None:
             assert not self.errors(), "\n".join(self.errors())
 
-    async def _abandon(self) -> None:
+    async def abandon(self) -> None:
         """End what still runs, without asking."""
         if self._process is not None:
             self.kill_now()
@@ -184,13 +183,17 @@ class Node:
         assert self._process is not None, f"not running\n{self.tail()}"
         return self._process
 
+    def ready_pids(self) -> list[int]:
+        """Process ids of the workers that have said, as far as the log was read, to be ready."""
+        return [pid for pid in self.worker_pids() if self.count(f"is ready, process {pid}$")]
+
     def worker_pids(self) -> list[int]:
         """Process ids of the workers."""
         return [pid for pid, words in self.children().items() if words[1:4] == WORKER]
 
     def cache_pids(self) -> list[int]:
         """Process ids of the connection cache: at most one."""
-        return [pid for pid, words in self.children().items() if words[1:3] == CACHE]
+        return [pid for pid, words in self.children().items() if words[1:4] == CACHE]
 
     def children(self) -> dict[int, list[str]]:
         """Processes that came of the queue process, with their command lines."""

@@ -125,6 +125,29 @@ def test_the_system_log_gets_facility_and_name(
     assert octets.endswith(b"]: warning: hot")
 
 
+def test_a_log_file_is_for_its_owner_alone_also_after_it_was_renamed(
+    tmp_path: Path, logger: logging.Logger
+) -> None:
+    path = tmp_path / "log"
+    handler = open_log(LogSettings(file=path))
+    handler.start()
+    path.rename(tmp_path / "log.1")
+    logger.info("in the new one")
+    handler.close()
+    assert path.read_text().endswith(": in the new one\n")
+    assert [one.stat().st_mode & 0o777 for one in sorted(tmp_path.iterdir())] == [0o600, 0o600]
+
+
+def test_standard_output_is_not_opened_by_its_name(
+    logger: logging.Logger, capsys: pytest.CaptureFixture[str]
+) -> None:
+    handler = open_log(LogSettings(file=Path("/dev/stdout")))
+    handler.start()
+    logger.info("said")
+    handler.close()
+    assert capsys.readouterr().out.endswith("]: said\n")
+
+
 def test_a_log_file_that_cannot_be_opened_is_an_error_at_once(
     tmp_path: Path, logger: logging.Logger
 ) -> None:

@@ -140,7 +140,7 @@ class World:
     @property
     def held(self) -> int:
         """How many connections the server holds."""
-        return len(self.server._sockets)
+        return len(self.server._sockets._sockets)
 
     def close(self) -> None:
         for sock in self._opened:

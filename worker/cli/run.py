@@ -10,6 +10,7 @@ from pathlib import Path
 import click
 import trio
 
+from worker.cache_command import cache_command
 from worker.child import start_process
 from worker.cli.daemon import ProcessLog, calm_collector, raise_descriptor_limit
 from worker.cli.options import config_choice, configured
@@ -80,11 +81,8 @@ def command(
     if live and not config.text("maillog_file"):
         choice.overrides.append("maillog_file=/dev/null")  # the screen is the table's
         config = choice.load()
-    arguments = [
-        *choice.arguments(),
-        *("--log-format", log_format),
-        *(["--syslog"] if syslog else []),
-    ]
+    logging = ["--log-format", log_format, *(["--syslog"] if syslog else [])]
+    arguments = [*choice.arguments(), *logging]
     starter = _give_up_rights(config, user, chroot, arguments)
     raise_descriptor_limit()
     calm_collector()
@@ -100,7 +98,7 @@ def command(
         return Node(
             load=choice.load,
             arguments=arguments,
-            cache=partial(_cache_arguments, log_format=log_format, syslog=syslog),
+            cache=partial(cache_command, options=["--lifeline", *logging]),
             emit=emit,
             wall=time.time,
             follow=follow,
@@ -136,10 +134,6 @@ def _give_up_rights(
             starter = Starter(worker_command([*arguments, *jail]))
     become(account)
     return starter
-
-
-def _cache_arguments(config: Config, *, log_format: str, syslog: bool) -> list[str]:
-    raise NotImplementedError(config, log_format, syslog)
 
 
 MakeNode = Callable[[Emit], Node]
