@@ -81,12 +81,15 @@ class Channel:
 
     def send(self, octets: bytes) -> Steps[None]:
         """Send it all, with one call where the client keeps up. Raises OSError."""
-        unsent = memoryview(octets)
-        while unsent:
+        while True:
             try:
-                unsent = unsent[self._sock.send(unsent) :]
+                sent = self._sock.send(octets)
             except BlockingIOError:
-                yield Wait.WRITE
+                sent = 0
+            if sent == len(octets):
+                return
+            octets = octets[sent:]
+            yield Wait.WRITE
 
     def send_descriptor(self, fd: int) -> Steps[None]:
         """Give the client its own copy of `fd`. Raises OSError."""
