@@ -9,6 +9,7 @@ import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 import trio
@@ -99,6 +100,15 @@ def fill_postfix(
     return count / (time.monotonic() - began)
 
 
+def _is_cache(pid: int) -> bool:
+    """Whether a process is the connection cache of a node."""
+    try:
+        words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    except OSError:  # it has ended
+        return False
+    return b"scache" in words
+
+
 def drain_postrio(
     sink: SinkProcess, load: Load, main_cf: Mapping[str, str] | None = None
 ) -> Drained:
@@ -112,8 +122,11 @@ def drain_postrio(
     def cost() -> dict[str, float]:
         seconds = session_cpu(postrio.pid)
         queue = seconds.pop(postrio.pid, 0.0)
+        caches = [pid for pid in seconds if _is_cache(pid)]
+        cache = sum(seconds.pop(pid) for pid in caches)
         workers = [seconds[pid] for pid in sorted(seconds)]
-        return {"queue": queue, **{f"worker {n}": cpu for n, cpu in enumerate(workers, start=1)}}
+        numbered = {f"worker {n}": cpu for n, cpu in enumerate(workers, start=1)}
+        return {"queue": queue, **numbered, "cache": cache}
 
     def wait() -> None:
         deadline = time.monotonic() + LIMIT

@@ -148,7 +148,7 @@ def test_postrio_drains_and_the_cost_of_each_process_is_known() -> None:
         load = Load(count=40, size=2000, routes=destinations(4, sink.port))
         drained = drain_postrio(sink, load, {"postrio_worker_processes": "3"})
         assert sink.count() == 40
-    assert list(drained.cpu) == ["queue", "worker 1", "worker 2", "worker 3"]
+    assert list(drained.cpu) == ["queue", "worker 1", "worker 2", "worker 3", "cache"]
     assert drained.cpu["queue"] > 0
     assert drained.rate > 0
     # Clocks of one tick, read one after the other: nothing is lost but a few ticks.
