@@ -23,6 +23,7 @@ class FakeProcess:
         self.listener = socket.socket(fileno=os.dup(listener))
         self.path = Path(self.listener.getsockname())
         self.lifeline = socket.socket(fileno=os.dup(lifeline))
+        self.lifeline.settimeout(0)  # what was said is there
         self._ended = trio.Event()
 
     def say(self, word: bytes) -> None:
@@ -58,6 +59,7 @@ class FakeProcesses:
         self.status = status
         self.ready = True  # whether they say so at once
         self.refuses: OSError | None = None  # what starting one raises
+        self.held_up: trio.Event | None = None  # starting one waits for this
         self.started: list[FakeProcess] = []
         self.times: list[float] = []
         self.arguments: list[Sequence[str]] = []
@@ -66,6 +68,8 @@ class FakeProcesses:
     async def __call__(self, arguments: Sequence[str], listener: int, lifeline: int) -> FakeProcess:
         """See Start."""
         await trio.lowlevel.checkpoint()
+        if self.held_up is not None:
+            await self.held_up.wait()
         self.times.append(trio.current_time())
         self.arguments.append(arguments)
         if self.refuses is not None:
