@@ -83,6 +83,9 @@ class SessionCache(Protocol):
     ) -> bool:
         """Bind a destination, with its property, to an endpoint for `ttl` seconds; True: done."""
 
+    def close(self) -> None:
+        """Use the cache no more: calls under way and later ones say no."""
+
 
 class CacheClient:
     """A `SessionCache` in a daemon. Any number of tasks may use it at once."""
@@ -148,7 +151,7 @@ class CacheClient:
         return bool(await self._call(lambda channel: channel.save_destination(request)))
 
     def close(self) -> None:
-        """Close all connections to the daemon; calls under way and later ones say no."""
+        """See `SessionCache`."""
         self._closed = True
         self._drop_everything()
 

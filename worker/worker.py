@@ -70,11 +70,14 @@ class Worker:
 
     def reload(self) -> None:
         """Read the configuration for later requests; a bad one is reported and not taken."""
+        before = self._environment
         try:
             self._environment = self._load()
         except Exception as exc:  # noqa: BLE001  # a bad file must not end deliveries
             self._emit(Warned(f"configuration not reloaded: {exc}"))
         else:
+            if before.cached is not None:
+                before.cached.close()
             self._emit(Noted("configuration reloaded"))
 
     async def _accept(self, listener: trio.socket.SocketType, nursery: trio.Nursery) -> None:

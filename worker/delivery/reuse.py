@@ -102,6 +102,10 @@ class CachedSessions:
         self._cache = cache
         self._clock = clock
 
+    def close(self) -> None:
+        """Nothing is found or saved from now on; sessions end with QUIT instead."""
+        self._cache.close()
+
     async def save(
         self, key: SessionKey, clean: CleanSession, limit: float, *, for_destination: bool
     ) -> None:
