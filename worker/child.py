@@ -21,7 +21,7 @@ import trio
 
 from worker.queue.listening import socket_address
 from worker.restarts import Restarts
-from worker.status.events import Emit, Warned
+from worker.status.events import Emit, Noted, Warned
 
 RELOAD: Final = b"L"  # from us: read the configuration again
 READY: Final = b"R"  # from a worker: it accepts slots
@@ -160,6 +160,8 @@ class Child:
         with suppress(OSError):
             while said := await self._hear(lifeline):
                 self._set_ready(ready=said.endswith(READY))
+                if self.ready:
+                    self._emit(Noted(f"{self.name} is ready, process {self.pid}"))
 
     async def _hear(self, lifeline: socket.socket) -> bytes:
         await trio.lowlevel.wait_readable(lifeline)

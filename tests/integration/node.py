@@ -144,7 +144,7 @@ class Node:
         try:
             await self.start()
         except BaseException:
-            await self._abandon()
+            await self.abandon()
             raise
         return self
 
@@ -159,11 +159,11 @@ class Node:
                 status = await self.stop()
                 assert status == 0, self.tail()
         finally:
-            await self._abandon()
+            await self.abandon()
         if kind is None:
             assert not self.errors(), "\n".join(self.errors())
 
-    async def _abandon(self) -> None:
+    async def abandon(self) -> None:
         """End what still runs, without asking."""
         if self._process is not None:
             self.kill_now()
@@ -183,6 +183,10 @@ class Node:
         """The queue process."""
         assert self._process is not None, f"not running\n{self.tail()}"
         return self._process
+
+    def ready_pids(self) -> list[int]:
+        """Process ids of the workers that have said, as far as the log was read, to be ready."""
+        return [pid for pid in self.worker_pids() if self.count(f"is ready, process {pid}$")]
 
     def worker_pids(self) -> list[int]:
         """Process ids of the workers."""

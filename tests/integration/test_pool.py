@@ -158,7 +158,7 @@ async def test_what_an_ending_worker_has_not_sent_goes_out_at_once_through_anoth
             for worker in node.worker_pids():
                 os.kill(worker, signal.SIGTERM)
             await node.wait_for(": removed$")
-            await node.wait_for("ended with status 0 -- restarting at once", 2)
+            await node.wait_for("worker process [01] .* -- restarting at once", 2)
             assert not node.count("status=deferred")
         assert len(mailbox.messages) == 1
         nursery.cancel_scope.cancel()

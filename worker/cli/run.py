@@ -139,7 +139,21 @@ def _give_up_rights(
 
 
 def _cache_arguments(config: Config, *, log_format: str, syslog: bool) -> list[str]:
-    raise NotImplementedError(config, log_format, syslog)
+    """The command line of the connection cache, but for its listening socket."""
+    file = config.text("maillog_file")
+    return [
+        *(sys.executable, "-m", "scache", "--lifeline"),
+        *("--ttl-limit", f"{config.seconds('connection_cache_ttl_limit'):.0f}"),
+        *("--protocol-timeout", f"{config.seconds('connection_cache_protocol_timeout'):g}"),
+        *("--status-update-time", f"{config.seconds('connection_cache_status_update_time'):g}"),
+        *("--connection-limit", str(config.integer("postrio_connection_cache_limit"))),
+        *("--endpoint-limit", str(config.integer("postrio_connection_cache_endpoint_limit"))),
+        *("--syslog-name", config.text("syslog_name")),
+        *("--syslog-facility", config.choice("syslog_facility")),
+        *("--log-format", log_format),
+        *(["--log-file", file] if file.startswith("/") and not file.startswith("/dev/") else []),
+        *(["--syslog"] if syslog else []),
+    ]
 
 
 MakeNode = Callable[[Emit], Node]
