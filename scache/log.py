@@ -8,12 +8,15 @@ is lost, and counted.
 import json
 import logging
 import logging.handlers
+import os
 import queue
 import socket
+import sys
 import threading
 import time
 from contextlib import suppress
 from dataclasses import dataclass
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Final
 
@@ -101,6 +104,8 @@ class ThreadHandler(logging.Handler):
             with suppress(queue.Full):
                 self._queue.put_nowait(None)
             self._thread.join(_LAST_WORDS)
+        if not self._thread.is_alive():
+            self._target.close()
         super().close()
 
     def _write(self) -> None:
@@ -112,6 +117,18 @@ class ThreadHandler(logging.Handler):
                 self._target.handle(
                     logging.LogRecord("scache", logging.WARNING, "", 0, text, None, None)
                 )
+
+
+class LogFile(logging.handlers.WatchedFileHandler):
+    """A file that is followed by its name: where the old one was renamed, a new one begins.
+
+    For the owner alone, because other programs of the site may log into it, and what they log are
+    people's addresses (Postfix: maillog_file_permissions).
+    """
+
+    def _open(self) -> TextIOWrapper:
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
+        return os.fdopen(os.open(self.baseFilename, flags, 0o600), "a", encoding="utf-8")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,15 +148,19 @@ def open_log(settings: LogSettings) -> ThreadHandler:
     Raises OSError if the file cannot be opened.
     """
     target: logging.Handler
-    if settings.file is not None:
-        # Follows a renamed file by itself, at the next record.
-        target = logging.handlers.WatchedFileHandler(settings.file)
-    elif settings.syslog:
-        system = logging.handlers.SysLogHandler(_SYSLOG, settings.facility)
-        system.append_nul = False
-        target = system
-    else:
-        target = logging.StreamHandler()
+    match str(settings.file or ""):
+        case "/dev/stdout":  # not opened by name: it may be a socket, and those have none
+            target = logging.StreamHandler(sys.stdout)
+        case "/dev/stderr":
+            target = logging.StreamHandler()
+        case "" if settings.syslog:
+            system = logging.handlers.SysLogHandler(_SYSLOG, settings.facility)
+            system.append_nul = False
+            target = system
+        case "":
+            target = logging.StreamHandler()
+        case name:
+            target = LogFile(name)
     if settings.json:
         target.setFormatter(JsonFormatter())
     else:

@@ -11,8 +11,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
-from protocol.attributes import AttributeDecoder, AttributeList
-from protocol.cache_wire import ANNOUNCEMENT, MAX_REPORT, ReportRequest, decode_report
+from protocol.attributes import AttributeList
+from protocol.cache_wire import (
+    ANNOUNCEMENT,
+    MAX_REPORT,
+    ListReader,
+    ReportRequest,
+    decode_report,
+)
 from protocol.errors import RemoteProtocolError
 from protocol.reply import NEED_DATA
 from scache.store import Store
@@ -78,10 +84,10 @@ def ask_report(path: Path) -> str:
 
 
 def _lists(sock: socket.socket) -> Iterator[AttributeList]:
-    decoder = AttributeDecoder(MAX_REPORT)
+    lists = ListReader(MAX_REPORT)
     while data := sock.recv(65_536):
-        decoder.receive_data(data)
-        while (event := decoder.next_event()) is not NEED_DATA:
+        lists.receive_data(data)
+        while (event := lists.next_event()) is not NEED_DATA:
             yield event
 
 

@@ -30,9 +30,6 @@ class HeldSockets:
         self._epoll = select.epoll()
         self._sockets: dict[int, socket.socket] = {}
 
-    def __len__(self) -> int:
-        return len(self._sockets)
-
     def adopt(self, fd: int) -> int:
         """Own and watch the socket behind `fd`; returns its handle.
 

@@ -22,6 +22,7 @@ COMMANDS: Final[Mapping[str, tuple[str, str]]] = {
     "deliver": ("worker.cli.deliver", "Deliver one message now, without a queue."),
     "config": ("worker.cli.config", "Show parameters, as postconf."),
     "check": ("worker.cli.check", "Say what is wrong with configuration and queue."),
+    "scache": ("worker.cli.scache", "Keep idle connections: the connection cache daemon."),
     "worker": ("worker.cli.worker", "Deliver for a queue process; started by `run`."),
 }
 
