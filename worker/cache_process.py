@@ -10,6 +10,7 @@ from pathlib import Path
 
 import trio
 
+from worker.cache_command import cache_socket
 from worker.child import Child
 from worker.config.config import Config
 from worker.config.problems import ConfigError, Problem
@@ -31,7 +32,7 @@ def own_socket(config: Config) -> Path | None:
         file, line = (setting.file, setting.line) if setting else ("default", 0)
         why = "not a free name below private/; expected one without a slash, as scache"
         raise ConfigError([Problem(file=file, line=line, parameter=PARAMETER, value=name, why=why)])
-    return Path(config.text("queue_directory")) / "private" / name
+    return cache_socket(config)
 
 
 class CacheProcess:

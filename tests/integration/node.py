@@ -29,7 +29,7 @@ POSTRIO: Final = (sys.executable, "-m", "worker")  # what the `postrio` script r
 LIMIT: Final = 40.0  # seconds for one thing that a test waits for; nothing takes nearly as long
 STARTED: Final = "daemon started"
 WORKER: Final = ["-m", "worker", "worker"]  # on a command line, after the interpreter
-CACHE: Final = ["-m", "scache"]
+CACHE: Final = ["-P", "-m", "scache"]
 SENDER: Final = "sender@from.example"
 
 # Independent of the machine, and impatient where Postfix's defaults wait for minutes.
@@ -41,7 +41,6 @@ DEFAULTS: Final[Mapping[str, str]] = {
     "maximal_backoff_time": "2s",
     "transport_retry_time": "1s",
     "postrio_worker_processes": "1",
-    "connection_cache_service_name": "",
 }
 
 
@@ -194,7 +193,7 @@ class Node:
 
     def cache_pids(self) -> list[int]:
         """Process ids of the connection cache: at most one."""
-        return [pid for pid, words in self.children().items() if words[1:3] == CACHE]
+        return [pid for pid, words in self.children().items() if words[1:4] == CACHE]
 
     def children(self) -> dict[int, list[str]]:
         """Processes that came of the queue process, with their command lines."""

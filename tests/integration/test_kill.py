@@ -49,8 +49,8 @@ LIVES = (
     *[("cache", "worker", "queue"), ("worker", "cache", "all"), ("worker", "worker", "queue")],
     *[("early",), ("worker", "all")],
 )
-READY = "worker process . is ready"
 LAST = ("worker", "cache", "worker")  # in the life that ends in good order
+READY = "is ready, process"
 KILLS = sum(map(len, LIVES)) + len(LAST)
 INTERRUPTED = re.compile(r"to=<([^>]+)>.* status=deferred \(delivery interrupted \(")
 DESTINATIONS = 10
@@ -274,8 +274,15 @@ async def drain(node: Node) -> None:
         await node.wait_for(": removed$", removed + 1)
 
 
-def descriptors(pid: int) -> int:
-    """How many files a process has open."""
+async def possessions(node: Node) -> tuple[int, int]:
+    """How many processes a quiet node has, and how many files its queue process has open."""
+    while len(node.ready_pids()) < WORKERS:
+        await node.wait_for(READY, node.count(READY) + 1)
+    return len(node.children()), open_files(node.process.pid)
+
+
+def open_files(pid: int) -> int:
+    """How many descriptors a process has."""
     return len(list(Path(f"/proc/{pid}/fd").iterdir()))
 
 
@@ -296,30 +303,31 @@ async def test_kill_9_loses_nothing_and_doubles_only_what_was_in_doubt(tmp_path:
     ledger = Ledger(node)
     killer = Killer(node, ledger, random.Random(9))
     submitters = Submitters(node.queue_directory, ledger, QUEUED_BEFORE)
-    sessions = set()
-    await fill(node.queue_directory, ledger)
+    sessions: list[int] = []
     async with trio.open_nursery() as nursery:
         sinks = [await open_sink(nursery, killer.take) for _ in range(DESTINATIONS)]
         for sink in sinks:
             sink.keep = False
         node.configure(configuration(sinks))
-        async with trio.open_nursery() as submitting:
-            submitting.start_soon(submitters.run)
-            for victims in LIVES:
-                await live_and_die(node, killer, submitters, victims)
-                assert ledger.check(tmp_path), "everything was delivered before the last death"
-            ready = node.count(READY)
+        try:
             await node.start()
-            await node.wait_for(READY, ready + WORKERS)
-            sessions.add(node.process.pid)
-            processes, files = len(node.children()), descriptors(node.process.pid)
-            submitters.up.set()
-            await suffer(node, killer, LAST)
-        await drain(node)
-        await node.wait_for(READY, ready + WORKERS + LAST.count("worker"))
-        assert len(node.children()) == processes
-        assert descriptors(node.process.pid) == files
-        assert await node.stop() == 0
+            at_start = await possessions(node)
+            await node.stop()
+            await fill(node.queue_directory, ledger)
+            async with trio.open_nursery() as submitting:
+                submitting.start_soon(submitters.run)
+                for victims in LIVES:
+                    await live_and_die(node, killer, submitters, victims)
+                    assert ledger.check(tmp_path), "all was delivered before the last death"
+                await node.start()
+                sessions.append(node.process.pid)
+                submitters.up.set()
+                await suffer(node, killer, LAST)
+            await drain(node)
+            assert await possessions(node) == at_start
+            assert await node.stop() == 0
+        finally:
+            await node.abandon()
         nursery.cancel_scope.cancel()
     assert not any(map(session_members, sessions))
     assert ledger.check(tmp_path) == 0

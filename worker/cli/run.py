@@ -10,6 +10,7 @@ from pathlib import Path
 import click
 import trio
 
+from worker.cache_command import cache_command
 from worker.child import start_process
 from worker.cli.daemon import ProcessLog, calm_collector, raise_descriptor_limit
 from worker.cli.options import config_choice, configured
@@ -80,11 +81,8 @@ def command(
     if live and not config.text("maillog_file"):
         choice.overrides.append("maillog_file=/dev/null")  # the screen is the table's
         config = choice.load()
-    arguments = [
-        *choice.arguments(),
-        *("--log-format", log_format),
-        *(["--syslog"] if syslog else []),
-    ]
+    logging = ["--log-format", log_format, *(["--syslog"] if syslog else [])]
+    arguments = [*choice.arguments(), *logging]
     starter = _give_up_rights(config, user, chroot, arguments)
     raise_descriptor_limit()
     calm_collector()
@@ -100,7 +98,7 @@ def command(
         return Node(
             load=choice.load,
             arguments=arguments,
-            cache=partial(_cache_arguments, log_format=log_format, syslog=syslog),
+            cache=partial(cache_command, options=["--lifeline", *logging]),
             emit=emit,
             wall=time.time,
             follow=follow,
@@ -136,24 +134,6 @@ def _give_up_rights(
             starter = Starter(worker_command([*arguments, *jail]))
     become(account)
     return starter
-
-
-def _cache_arguments(config: Config, *, log_format: str, syslog: bool) -> list[str]:
-    """The command line of the connection cache, but for its listening socket."""
-    file = config.text("maillog_file")
-    return [
-        *(sys.executable, "-m", "scache", "--lifeline"),
-        *("--ttl-limit", f"{config.seconds('connection_cache_ttl_limit'):.0f}"),
-        *("--protocol-timeout", f"{config.seconds('connection_cache_protocol_timeout'):g}"),
-        *("--status-update-time", f"{config.seconds('connection_cache_status_update_time'):g}"),
-        *("--connection-limit", str(config.integer("postrio_connection_cache_limit"))),
-        *("--endpoint-limit", str(config.integer("postrio_connection_cache_endpoint_limit"))),
-        *("--syslog-name", config.text("syslog_name")),
-        *("--syslog-facility", config.choice("syslog_facility")),
-        *("--log-format", log_format),
-        *(["--log-file", file] if file.startswith("/") and not file.startswith("/dev/") else []),
-        *(["--syslog"] if syslog else []),
-    ]
 
 
 MakeNode = Callable[[Emit], Node]
