@@ -208,3 +208,26 @@ async def test_a_stalled_worker_is_replaced_and_a_stalled_queue_process_ends_wit
         assert await node.wait_until_ended() == os.EX_SOFTWARE  # its workers have ended, too
         assert node.count(r"x task .*Scheduler\._claim_due")
         nursery.cancel_scope.cancel()
+
+
+@trio_test
+async def test_the_cache_is_replaced_when_it_dies_or_is_configured_anew_and_ends_politely(
+    tmp_path: Path,
+) -> None:
+    async with Node(tmp_path) as node:
+        await node.wait_for("connection cache started")
+        (first,) = node.cache_pids()
+        os.kill(first, signal.SIGKILL)
+        await node.wait_for("connection cache was killed by signal SIGKILL -- restarting at once")
+        await node.wait_for("connection cache started", 2)
+        (second,) = node.cache_pids()
+        node.configure({"smtp_helo_name": "other.example"})
+        node.send_signal(signal.SIGHUP)
+        await node.wait_for("configuration reloaded", 2)
+        assert node.cache_pids() == [second]
+        node.configure({"connection_cache_ttl_limit": "5s"})
+        node.send_signal(signal.SIGHUP)
+        await node.wait_for("connection cache started", 3)
+        assert node.cache_pids() != [second]
+        assert node.count("connection cache .* -- restarting") == 1
+    assert node.count("connection cache stopped") == 2  # for its replacement, and at the end

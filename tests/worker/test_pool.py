@@ -3,6 +3,7 @@ stand-ins without work; the store, the doors and the signals are real.
 """
 
 import signal
+import sys
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,8 @@ from worker.pool import Node, run_pool
 from worker.queue.settings import QueueSettings
 from worker.status.events import Event, Noted
 
+ENDED: list[str] = []  # what has ended, in order; a new list for each test
+
 
 class IdleWorkers:
     """Worker processes that are never asked for a slot."""
@@ -25,6 +28,8 @@ class IdleWorkers:
     async def run(self) -> None:
         """Until stop()."""
         await self._stopped.wait()
+        await trio.lowlevel.checkpoint()
+        ENDED.append("workers")
 
     def stop(self) -> None:
         """No more work."""
@@ -32,6 +37,26 @@ class IdleWorkers:
 
     def reload(self) -> None:
         """There is nobody to tell."""
+
+
+class IdleCache:
+    """A cache that nobody uses."""
+
+    def __init__(self, *_: object) -> None:
+        self._stopped = trio.Event()
+
+    async def run(self) -> None:
+        """Until stop()."""
+        await self._stopped.wait()
+        ENDED.append("cache")
+
+    def stop(self) -> None:
+        """No more clients."""
+        ENDED.append("cache stopped")
+        self._stopped.set()
+
+    def reload(self, _: object) -> None:
+        """It has no configuration."""
 
 
 class IdleScheduler:
@@ -62,16 +87,17 @@ class IdleScheduler:
 
 
 @trio_test
-async def test_the_slot_limit_counts_the_workers_started_also_after_a_reload(
+async def test_the_slot_limit_counts_all_workers_after_a_reload_too_and_the_cache_ends_after_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(worker.pool, "Workers", IdleWorkers)
+    monkeypatch.setattr(worker.pool, "CacheProcess", IdleCache)
     monkeypatch.setattr(worker.pool, "Scheduler", IdleScheduler)
+    monkeypatch.setattr(sys.modules[__name__], "ENDED", [])
     settings = {
         "queue_directory": str(tmp_path / "queue"),
         "postrio_slot_limit": "10",
         "postrio_worker_processes": "2",
-        "connection_cache_service_name": "",
     }
     reloaded = trio.Event()
 
@@ -95,3 +121,4 @@ async def test_the_slot_limit_counts_the_workers_started_also_after_a_reload(
             await reloaded.wait()
         signal.raise_signal(signal.SIGTERM)
     assert scheduler.slot_limits == [50, 100]
+    assert ENDED == ["workers", "cache stopped", "cache"]

@@ -13,6 +13,7 @@ from typing import Final
 import click
 
 from protocol.request import Protocol
+from worker.cache_process import own_socket
 from worker.cli.exits import CommandError, complain
 from worker.cli.options import config_choice, configured
 from worker.config.config import Config
@@ -78,6 +79,7 @@ def _parts(config: Config) -> Iterator[Finding]:
         partial(DnsSettings.from_config, config),
         partial(QueueSettings.from_config, config),
         partial(Router.from_config, config),
+        partial(own_socket, config),
     ]
     for protocol in Protocol:
         parts.append(partial(DeliverySettings.from_config, config, protocol))
