@@ -86,6 +86,7 @@ class Child:
         self._process: Process | None = None
         self._lifeline: socket.socket | None = None
         self._stop = trio.Event()
+        self._replaced = False  # its end was asked for, and another one is wanted
         path.unlink(missing_ok=True)
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._listener.setblocking(False)  # noqa: FBT003  # its parameters have no names
@@ -112,6 +113,9 @@ class Child:
                     status = os.EX_OSERR
                 if self._stop.is_set():
                     return
+                if self._replaced:
+                    self._replaced = False
+                    continue
                 now = trio.current_time()
                 pause = restarts.ended(started, now)
                 self._emit(Warned(restarts.describe(self.name, status, pause, now)))
@@ -187,6 +191,13 @@ class Child:
         if self._lifeline is not None:
             with suppress(OSError):  # it has just ended, or has thousands of requests unread
                 self._lifeline.send(RELOAD)
+
+    def replace(self) -> None:
+        """Ask it to finish (SIGTERM), and start another one when it has; for that it is no end."""
+        if self._process is not None and self._process.returncode is None:
+            self._replaced = True
+            self._set_ready(ready=False)
+            self.send_signal(signal.SIGTERM)
 
     def send_signal(self, number: signal.Signals) -> None:
         """Send a signal if the process runs."""

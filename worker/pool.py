@@ -38,7 +38,8 @@ class Node:
     emit: Emit
     wall: Callable[[], float]
     follow: Callable[[Config], None]  # SIGHUP: the log and whatever else the process has
-    start_worker: Start = start_process
+    # None: as a child of ours. Else they live where they cannot read a configuration again.
+    start_worker: Start | None = None
 
 
 async def run_pool(
@@ -70,7 +71,7 @@ async def run_pool(
             workers,
             worker_command(node.arguments),
             node.emit,
-            start=node.start_worker,
+            start=node.start_worker or start_process,
         )
         scheduler = Scheduler(
             store,
@@ -209,5 +210,8 @@ class _Pool:
             return
         self._config = config
         self._scheduler.reload(settings, router)
-        self._processes.reload()
+        if node.start_worker is None:
+            self._processes.reload()
+        else:
+            self._processes.replace()
         node.emit(Noted("configuration reloaded"))

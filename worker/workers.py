@@ -91,6 +91,11 @@ class Workers:
         for worker in self._workers:
             worker.child.reload()
 
+    def replace(self) -> None:
+        """Have all of them end in good order, and others start: they see what is new, too."""
+        for worker in self._workers:
+            worker.child.replace()
+
     async def open_slot(self, destination: DestinationKey) -> "CountedSlot":
         """A slot at a worker that runs; waits until there is one. Raises WorkerLost."""
         while (worker := self._choose(destination)) is None:

@@ -182,11 +182,19 @@ async def test_jailed_workers_deliver_by_address_and_by_dns_from_an_empty_direct
             await node.wait_for(f"worker goes into {jail} as {NOBODY}", 3)
             await node.send(CONTENT, "e@to.example")
             await node.wait_for("status=sent", 4)
+            # They cannot read the configuration again: others are started that have.
+            node.configure({"smtp_helo_name": "new.example"})
+            node.send_signal(signal.SIGHUP)
+            await node.wait_for(f"worker goes into {jail} as {NOBODY}", 5)
+            await node.send(CONTENT, "f@to.example")
+            await node.wait_for("status=sent", 5)
+            assert node.count("-- restarting") == 1
             starter = next(iter(node.children()))
         assert is_empty(jail)
         with pytest.raises(ProcessLookupError):
             os.kill(starter, 0)
-        assert len(mailbox.messages) == 4
+        assert len(mailbox.messages) == 5
+        assert [item.helo for item in mailbox.messages[-2:]] == ["node.example", "new.example"]
         nursery.cancel_scope.cancel()
 
 

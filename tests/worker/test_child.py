@@ -167,3 +167,22 @@ async def test_a_reload_travels_on_the_lifeline_and_the_lifeline_ends_with_us(
     with lifeline:
         assert lifeline.recv(10) == b""
     world.child.reload()  # nobody there: nothing happens
+
+
+@trio_test
+async def test_a_replaced_process_ends_in_good_order_and_counts_as_no_early_end(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    world = World(tmp_path, FakeProcesses())
+    async with world.running():
+        for _ in range(5):
+            world.child.replace()
+            assert not world.child.ready
+            await wait_all_tasks_blocked()
+            assert world.child.ready
+        assert trio.current_time() == 0
+        assert not world.texts()
+        world.processes.started[-1].end(-9)
+        await wait_all_tasks_blocked()
+        assert "restarting at once" in world.texts()[0]
+    assert [p.signals for p in world.processes.started[:5]] == [[signal.SIGTERM]] * 5

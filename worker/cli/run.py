@@ -11,7 +11,6 @@ import click
 import trio
 
 from worker.cache_command import cache_command
-from worker.child import start_process
 from worker.cli.daemon import ProcessLog, calm_collector, raise_descriptor_limit
 from worker.cli.options import config_choice, configured
 from worker.cli.rights import (
@@ -102,7 +101,7 @@ def command(
             emit=emit,
             wall=time.time,
             follow=follow,
-            start_worker=starter or start_process,
+            start_worker=starter,
         )
 
     try:
