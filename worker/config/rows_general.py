@@ -71,7 +71,12 @@ LOGGING: tuple[Parameter, ...] = (
 )
 
 PROCESSES: tuple[Parameter, ...] = (
-    time("daemon_timeout", "18000s", "Longest time one delivery may take before it is ended."),
+    time(
+        "daemon_timeout",
+        "18000s",
+        "How long one delivery may take before it is cancelled, and how long the event loop of a"
+        " process may stand still (at least 3s) before the process is ended.",
+    ),
     time("ipc_timeout", "3600s", "Limit of one exchange between our own processes."),
     integer(
         "postrio_worker_processes",
