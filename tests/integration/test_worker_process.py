@@ -302,6 +302,27 @@ async def test_octets_that_are_no_frame_cost_their_slot_only(tmp_path: Path) -> 
     await play(tmp_path, Peer(), scenario)
 
 
+@trio_test
+async def test_a_request_is_not_begun_before_the_result_of_the_one_before_is_out(
+    tmp_path: Path,
+) -> None:
+    peer = Peer({Phase.RCPT: {"second@example.com": Fault.SILENCE}})
+
+    async def scenario(child: Child) -> None:
+        slot = await child.slot()
+        first = child.request()
+        second = replace(make_request("second@example.com"), nexthop=first.nexthop)
+        for request in (first, second):
+            await slot.send(request, InlineContent(b"body\n"))
+        await peer.until(lambda: peer.verbs.count("MAIL") == 2)
+        child.process.kill()  # and nothing has been received from the slot yet
+        assert action(await slot.receive()) is SENT
+        with pytest.raises(WorkerLost):
+            await slot.receive()
+
+    await play(tmp_path, peer, scenario)
+
+
 def test_only_a_listening_unix_socket_is_taken_over() -> None:
     pair = socket.socketpair()
     with pair[0], pair[1], pytest.raises(OSError, match="not a listening UNIX socket"):

@@ -306,6 +306,28 @@ async def test_a_worker_that_goes_away_is_lost() -> None:
     await slot.aclose()
 
 
+@trio_test
+async def test_results_sent_before_the_end_are_received_although_later_requests_were_refused() -> (
+    None
+):
+    for close_first in (False, True):
+        slot, stream = slot_pair()
+        await slot.send(REQUEST, InlineContent(b"first"))
+        assert await stream.next_request() is not None
+        await stream.send_result(a_result(REQUEST))
+        if close_first:
+            stream.close()
+            with pytest.raises(WorkerLost):
+                await slot.send(REQUEST, InlineContent(b"second"))
+        else:  # it has arrived, and is never read: the end is a reset then
+            await slot.send(REQUEST, InlineContent(b"second"))
+            stream.close()
+        assert await slot.receive() == a_result(REQUEST)
+        with pytest.raises(WorkerLost):
+            await slot.receive()
+        await slot.aclose()
+
+
 @pytest.mark.parametrize("payload", [b"", b"nonsense", encode_result(a_result(make_request()))])
 @trio_test
 async def test_a_result_that_makes_no_sense_is_as_good_as_none(payload: bytes) -> None:
