@@ -842,6 +842,25 @@ async def test_the_loss_of_a_worker_is_not_held_against_the_destination(
 
 
 @trio_test
+async def test_a_result_that_a_lost_worker_has_sent_is_read_although_the_next_request_failed(
+    autojump_clock: MockClock,
+) -> None:
+    def script(request: DeliveryRequest) -> Answer:
+        if request.recipients[0].address == "c@one.example" and trio.current_time() < 3.0:
+            raise WorkerLost("cut while sending")
+        return replace(SENT, delay=1.0)
+
+    node = Node(script, QueueSettings(transports=transports(concurrency_limit=1)))
+    for name in "abc":
+        node.submit(f"{name}@one.example")
+    await node.run(60.0)  # c is sent when b is under way
+    assert not node.store.messages
+    assert sorted(node.workers.accepted.values()) == [1, 1, 1]
+    settled = [event for event in node.events if isinstance(event, RecipientSettled)]
+    assert not any(event.outcome.in_doubt for event in settled)
+
+
+@trio_test
 async def test_a_worker_that_dies_of_every_request_does_not_make_slots_spin(
     autojump_clock: MockClock,
 ) -> None:
