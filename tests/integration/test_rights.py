@@ -171,6 +171,7 @@ async def test_jailed_workers_deliver_by_address_and_by_dns_from_an_empty_direct
             await node.wait_for("status=sent", 3)
             await node.wait_for("to=<d@missing.example>.*status=bounced .*Host or domain name not")
             await node.wait_for(f"worker goes into {jail} as {NOBODY}", 2)
+            await node.wait_for("is ready, process", 2)
             assert len(node.worker_pids()) == 2
             assert rights_of(node.process.pid) == NOBODYS
             for worker in node.worker_pids():
