@@ -16,6 +16,7 @@ LOOP_FROM: Final = 3  # early ends in a row that are called a crash loop
 
 _HINTS: Final = {
     os.EX_USAGE: "another version of postrio may have been installed: restart postrio",
+    os.EX_OSERR: "memory, the number of processes, or the program's file",
     os.EX_SOFTWARE: "its stacks or its traceback are in the log above",
     os.EX_CANTCREAT: "it cannot open the log: see maillog_file",
     os.EX_CONFIG: "run 'postrio check'",

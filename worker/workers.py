@@ -105,6 +105,9 @@ class Workers:
         worker.open_slots += 1
         try:
             slot = await StreamSlot.connect(worker.child.path)
+        except OSError as exc:  # no descriptor is left, for one
+            worker.open_slots -= 1
+            raise WorkerLost(f"cannot open a slot: {exc.strerror}") from exc
         except BaseException:
             worker.open_slots -= 1
             raise

@@ -82,6 +82,7 @@ class Node:
         self.main_cf = directory / "main.cf"
         self.queue_directory = directory / "queue"
         self.log: list[str] = []
+        self.sessions: list[int] = []  # one for each life: its queue process's number
         self._parameters = {
             **DEFAULTS,
             "queue_directory": str(self.queue_directory),
@@ -107,6 +108,7 @@ class Node:
             stderr=subprocess.PIPE,
             start_new_session=True,  # kill() ends the whole tree: it is a group of its own
         )
+        self.sessions.append(self._process.pid)
         self._unread = b""
 
     async def start(self) -> None:

@@ -303,7 +303,6 @@ async def test_kill_9_loses_nothing_and_doubles_only_what_was_in_doubt(tmp_path:
     ledger = Ledger(node)
     killer = Killer(node, ledger, random.Random(9))
     submitters = Submitters(node.queue_directory, ledger, QUEUED_BEFORE)
-    sessions: list[int] = []
     async with trio.open_nursery() as nursery:
         sinks = [await open_sink(nursery, killer.take) for _ in range(DESTINATIONS)]
         for sink in sinks:
@@ -320,7 +319,6 @@ async def test_kill_9_loses_nothing_and_doubles_only_what_was_in_doubt(tmp_path:
                     await live_and_die(node, killer, submitters, victims)
                     assert ledger.check(tmp_path), "all was delivered before the last death"
                 await node.start()
-                sessions.append(node.process.pid)
                 submitters.up.set()
                 await suffer(node, killer, LAST)
             await drain(node)
@@ -329,7 +327,7 @@ async def test_kill_9_loses_nothing_and_doubles_only_what_was_in_doubt(tmp_path:
         finally:
             await node.abandon()
         nursery.cancel_scope.cancel()
-    assert not any(map(session_members, sessions))
+    assert not any(map(session_members, node.sessions))
     assert ledger.check(tmp_path) == 0
     assert len(ledger.accepted) >= QUEUED_BEFORE + SUBMITTED_MEANWHILE
     assert killer.killed.total() == KILLS

@@ -1,5 +1,6 @@
 """Which worker gets a slot. Virtual clock, no process; the sockets are real."""
 
+import errno
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -196,3 +197,19 @@ async def test_a_slot_is_misplaced_where_another_worker_has_clearly_less_to_do(
         world.process(0).say(STOPPING)
         await wait_all_tasks_blocked()
         assert world.slots[0].misplaced
+
+
+@trio_test
+async def test_without_a_descriptor_for_a_slot_no_worker_is_reached_and_none_is_counted(
+    autojump_clock: MockClock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with some_workers(tmp_path, 1) as world:
+
+        def refuse(*_: object) -> trio.socket.SocketType:
+            raise OSError(errno.EMFILE, "Too many open files")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(trio.socket, "socket", refuse)
+            with pytest.raises(WorkerLost, match="Too many open files"):
+                await world.workers.open_slot(key("one.example"))
+        assert world.counts == [0]
