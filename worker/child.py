@@ -132,14 +132,15 @@ class Child:
         ours, theirs = socket.socketpair()
         with ours:
             ours.setblocking(False)  # noqa: FBT003
-            with theirs:
-                process = await self._start(
-                    self._arguments, self._listener.fileno(), theirs.fileno()
-                )
-            self._process, self._lifeline = process, ours
-            if self._stop.is_set():  # while it was being started
-                self.send_signal(signal.SIGTERM)
+            self._lifeline = ours
             try:
+                with theirs:
+                    process = await self._start(
+                        self._arguments, self._listener.fileno(), theirs.fileno()
+                    )
+                self._process = process
+                if self._stop.is_set() or self._replaced:  # while it was being started
+                    self.send_signal(signal.SIGTERM)
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(self._listen_to, ours)
                     status = await self._wait(process)
@@ -147,7 +148,7 @@ class Child:
             finally:
                 self._process = self._lifeline = None
                 self._set_ready(ready=False)
-            return status
+        return status
 
     async def _wait(self, process: Process) -> int:
         try:
@@ -163,8 +164,9 @@ class Child:
         """Follow what it says of itself; whatever it is, it has no further power here."""
         with suppress(OSError):
             while said := await self._hear(lifeline):
+                before = self.ready
                 self._set_ready(ready=said.endswith(READY))
-                if self.ready:
+                if self.ready and not before:
                     self._emit(Noted(f"{self.name} is ready, process {self.pid}"))
 
     async def _hear(self, lifeline: socket.socket) -> bytes:
@@ -194,7 +196,7 @@ class Child:
 
     def replace(self) -> None:
         """Ask it to finish (SIGTERM), and start another one when it has; for that it is no end."""
-        if self._process is not None and self._process.returncode is None:
+        if self._lifeline is not None:
             self._replaced = True
             self._set_ready(ready=False)
             self.send_signal(signal.SIGTERM)

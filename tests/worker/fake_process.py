@@ -58,6 +58,7 @@ class FakeProcesses:
         self.status = status
         self.ready = True  # whether they say so at once
         self.refuses: OSError | None = None  # what starting one raises
+        self.held_up: trio.Event | None = None  # starting one waits for this
         self.started: list[FakeProcess] = []
         self.times: list[float] = []
         self.arguments: list[Sequence[str]] = []
@@ -66,6 +67,8 @@ class FakeProcesses:
     async def __call__(self, arguments: Sequence[str], listener: int, lifeline: int) -> FakeProcess:
         """See Start."""
         await trio.lowlevel.checkpoint()
+        if self.held_up is not None:
+            await self.held_up.wait()
         self.times.append(trio.current_time())
         self.arguments.append(arguments)
         if self.refuses is not None:

@@ -186,3 +186,31 @@ async def test_a_replaced_process_ends_in_good_order_and_counts_as_no_early_end(
         await wait_all_tasks_blocked()
         assert "restarting at once" in world.texts()[0]
     assert [p.signals for p in world.processes.started[:5]] == [[signal.SIGTERM]] * 5
+
+
+@trio_test
+async def test_a_process_that_is_being_started_is_replaced_as_well(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    world = World(tmp_path, FakeProcesses())
+    go_on = world.processes.held_up = trio.Event()
+    async with world.running():
+        world.child.replace()
+        go_on.set()
+        await wait_all_tasks_blocked()
+        first, second = world.processes.started
+        assert (first.returncode, second.returncode) == (0, None)
+    assert not world.texts()
+
+
+@trio_test
+async def test_a_reload_waits_on_the_lifeline_of_a_process_that_is_being_started(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    world = World(tmp_path, FakeProcesses())
+    go_on = world.processes.held_up = trio.Event()
+    async with world.running():
+        world.child.reload()
+        go_on.set()
+        await wait_all_tasks_blocked()
+        assert world.processes.started[0].lifeline.recv(10) == RELOAD
