@@ -20,7 +20,7 @@ Where to start: `decode_request()` on the server's side, the `encode()` methods 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Final
+from typing import Final, cast
 
 from protocol.attributes import AttributeList, encode, parse_int
 from protocol.errors import LocalProtocolError, RemoteProtocolError
@@ -37,9 +37,9 @@ ANNOUNCEMENT_WIRE: Final = encode(ANNOUNCEMENT)
 DUMMY_WIRE: Final = encode(DUMMY)
 DESCRIPTOR_OCTET: Final = b"\0"  # what a descriptor travels with
 
-_SAVE_ENDPOINT: Final = ["request", "ttl", "label", "property"]
-_SAVE_DESTINATION: Final = ["request", "ttl", "label", "property", "label"]
-_FIND: Final = ["request", "label"]
+_SAVE_ENDPOINT: Final = ("request", "ttl", "label", "property")
+_SAVE_DESTINATION: Final = ("request", "ttl", "label", "property", "label")
+_FIND: Final = ("request", "label")
 
 
 class Status(IntEnum):
@@ -195,8 +195,13 @@ class Reply:
     def encode(self) -> bytes:
         """The list. Raises LocalProtocolError for a property that decode_reply() would refuse."""
         _check(self.properties)
-        texts = (("property", text) for text in self.properties)
-        return encode((("status", int(self.status)), *texts))
+        text = "".join([f"property\0{text}\0" for text in self.properties])
+        if text.count("\0") != 2 * len(self.properties):
+            raise LocalProtocolError("NUL in a property")
+        try:
+            return f"status\0{self.status:d}\0{text}\0".encode("utf-8", "surrogateescape")
+        except UnicodeEncodeError as exc:
+            raise LocalProtocolError(f"property is not valid text: {exc.reason}") from exc
 
 
 def miss(properties: int, status: Status = Status.FAILED) -> Reply:
@@ -206,10 +211,10 @@ def miss(properties: int, status: Status = Status.FAILED) -> Reply:
 
 def decode_request(attributes: AttributeList) -> Request:
     """The request in a list as AttributeDecoder returns it. Raises BadRequest."""
-    names = [name for name, _ in attributes]
-    values = [value for _, value in attributes if isinstance(value, str)]
-    if len(values) != len(names) or not names or names[0] != "request":
-        raise BadRequest("the list does not begin with a request, or holds a group")
+    if not attributes or attributes[0][0] != "request":
+        raise BadRequest("the list does not begin with a request")
+    names, found = zip(*attributes, strict=True)
+    values = cast("tuple[str, ...]", found)  # a group has a name that none of these have
     match values[0]:
         case "save_endp":
             _expect(names, _SAVE_ENDPOINT)
@@ -225,7 +230,7 @@ def decode_request(attributes: AttributeList) -> Request:
             _expect(names, _FIND, properties=2)
             return FindDestination(_text(values[1], properties=2))
         case "postrio_report":
-            _expect(names, ["request"])
+            _expect(names, ("request",))
             return ReportRequest()
         case unknown:
             raise BadRequest(f"unknown request {unknown[:40]!r}")
@@ -286,7 +291,7 @@ def _check(texts: Iterable[str]) -> None:
             raise LocalProtocolError(f"label or property is longer than {MAX_TEXT} octets")
 
 
-def _expect(names: list[str], expected: list[str], properties: int = 0) -> None:
+def _expect(names: tuple[str, ...], expected: tuple[str, ...], properties: int = 0) -> None:
     if names != expected:
         shown = " ".join(name[:40] for name in names[:6])
         raise BadRequest(f"expected {' '.join(expected)}, got {shown}", properties)

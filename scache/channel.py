@@ -17,6 +17,7 @@ from protocol.cache_wire import DESCRIPTOR_OCTET, DUMMY_WIRE, ListReader
 from protocol.errors import RemoteProtocolError
 from protocol.reply import NEED_DATA
 
+NEVER: Final = float("inf")
 _RECEIVE_SIZE: Final = 16_384
 _ONE_DESCRIPTOR: Final = socket.CMSG_LEN(array("i").itemsize)  # the kernel closes what exceeds it
 
@@ -37,6 +38,7 @@ class Channel:
     """A client; owns `sock`, which is non-blocking."""
 
     def __init__(self, sock: socket.socket) -> None:
+        self.busy_since = NEVER  # when the exchange under way first waited for the client
         self._sock = sock
         self._lists = ListReader()
 
@@ -45,6 +47,7 @@ class Channel:
 
         Raises RemoteProtocolError, OSError.
         """
+        self.busy_since = NEVER
         if not self._lists.unread:  # or it came with the last dummy
             yield Wait.REQUEST
             if not self._receive():
@@ -78,12 +81,15 @@ class Channel:
 
     def send(self, octets: bytes) -> Steps[None]:
         """Send it all, with one call where the client keeps up. Raises OSError."""
-        unsent = memoryview(octets)
-        while unsent:
+        while True:
             try:
-                unsent = unsent[self._sock.send(unsent) :]
+                sent = self._sock.send(octets)
             except BlockingIOError:
-                yield Wait.WRITE
+                sent = 0
+            if sent == len(octets):
+                return
+            octets = octets[sent:]
+            yield Wait.WRITE
 
     def send_descriptor(self, fd: int) -> Steps[None]:
         """Give the client its own copy of `fd`. Raises OSError."""

@@ -15,13 +15,12 @@ from typing import Final
 import trio
 
 from protocol.errors import ProtocolError
-from scache.channel import Channel, Steps, Wait
+from scache.channel import NEVER, Channel, Steps, Wait
 
 log = logging.getLogger("scache")
 
 _AT_ONCE: Final = 64  # events of one look
 _ROUNDS: Final = 16  # looks before other tasks have their turn
-_NEVER: Final = float("inf")
 _EVENTS: Final = {
     Wait.REQUEST: select.EPOLLIN,
     Wait.READ: select.EPOLLIN,
@@ -34,13 +33,13 @@ Talk = Callable[[Channel], Steps[None]]
 class _Client:
     """One client: its socket, and how far the conversation is."""
 
-    __slots__ = ("busy_since", "events", "sock", "steps")
+    __slots__ = ("channel", "events", "sock", "steps")
 
-    def __init__(self, sock: socket.socket, steps: Steps[None]) -> None:
+    def __init__(self, sock: socket.socket, talk: Talk) -> None:
         self.sock = sock
-        self.steps = steps
+        self.channel = Channel(sock)
+        self.steps = talk(self.channel)
         self.events = 0  # what the epoll object watches it for
-        self.busy_since = _NEVER  # when the exchange under way began
 
 
 class Clients:
@@ -62,7 +61,7 @@ class Clients:
 
     def add(self, sock: socket.socket, talk: Talk) -> None:
         """Converse with a client, for which wait_room() has made room; `sock` is non-blocking."""
-        client = _Client(sock, talk(Channel(sock)))
+        client = _Client(sock, talk)
         self._clients[sock.fileno()] = client
         self._go_on(client)
 
@@ -84,10 +83,8 @@ class Clients:
         """The next step of a conversation. Its trouble is its own: the others do not notice."""
         try:
             wait = next(client.steps)
-            if wait is Wait.REQUEST:
-                client.busy_since = _NEVER
-            elif client.busy_since == _NEVER:
-                client.busy_since = trio.current_time()
+            if wait is not Wait.REQUEST and client.channel.busy_since == NEVER:
+                client.channel.busy_since = trio.current_time()
             if client.events != (events := _EVENTS[wait]):
                 self._watch(client, events)
         except StopIteration:
@@ -122,7 +119,9 @@ class Clients:
         while True:
             await trio.sleep(self._patience / 10)
             oldest = trio.current_time() - self._patience
-            for client in [one for one in self._clients.values() if one.busy_since <= oldest]:
+            for client in [
+                one for one in self._clients.values() if one.channel.busy_since <= oldest
+            ]:
                 log.warning("client dropped: it stopped in the middle of an exchange")
                 self._end(client)
 

@@ -81,17 +81,22 @@ def removed_at_end(path: Path) -> Iterator[None]:
 
 
 def _safe_path(path: Path, owners: Owners) -> Path:
-    """The path with its parents resolved, its directory made if missing. Raises UnsafePath."""
+    """The path with its parents resolved, its directory made if missing.
+
+    Raises UnsafePath, NoListener, OSError.
+    """
     given = path.absolute().parent
     if given.is_symlink():
         raise UnsafePath(f"{given} is a symbolic link: name the directory itself")
     directory = given.parent.resolve() / given.name
-    for parent in directory.parents:
-        _check_parent(parent, owners)
     try:
+        for parent in directory.parents:
+            _check_parent(parent, owners)
         directory.mkdir()
     except FileExistsError:
         _check_directory(directory, owners)
+    except FileNotFoundError:
+        raise NoListener(f"{directory.parent} does not exist: make it first") from None
     else:
         directory.chmod(0o711 if owners.trusted else 0o700)  # mkdir() obeys the umask
         if owners.user is not None:
@@ -110,7 +115,10 @@ def _check_directory(directory: Path, owners: Owners) -> None:
         )
     allowed = 0o755 if owners.trusted else 0o700
     if (mode := stat.S_IMODE(found.st_mode)) & 0o777 & ~allowed:
-        raise UnsafePath(f"{directory} has mode {mode:04o}, too open: chmod 0700 {directory}")
+        raise UnsafePath(
+            f"{directory} has mode {mode:04o}, too open: take a directory for the socket alone,"
+            " of mode 0700"
+        )
 
 
 def _check_parent(directory: Path, owners: Owners) -> None:

@@ -227,7 +227,7 @@ def test_wrong_use_is_said_in_a_line(options: list[str], complaint: str) -> None
     ("attack", "complaint"),
     [
         ("link", "is a symbolic link"),
-        ("open directory", "has mode 0770, too open: chmod 0700 "),
+        ("open directory", "has mode 0770, too open: "),
         ("open parent", "others can write to "),
         ("file", "exists and is no socket"),
         ("link to a socket", "exists and is no socket"),
@@ -260,6 +260,12 @@ def test_a_place_that_is_not_safe_is_refused(attack: str, complaint: str, direct
     assert done.returncode == os.EX_NOPERM
     assert complaint in done.stderr
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_parent_that_is_missing_is_not_made(directory: Path) -> None:
+    done = run("--socket", str(directory / "absent" / "private" / "scache"))
+    assert done.returncode == os.EX_UNAVAILABLE
+    assert done.stderr == f"scache: {directory}/absent does not exist: make it first\n"
 
 
 def test_a_second_daemon_leaves_the_first_alone(directory: Path) -> None:

@@ -119,6 +119,26 @@ async def test_the_last_dummy_may_come_with_the_next_request(tmp_path: Path) -> 
 
 
 @trio_test
+async def test_a_client_whose_requests_come_with_the_last_dummy_is_not_taken_for_stalled(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    async def scenario(world: World) -> None:
+        for _ in range(10):
+            await world.saved("a")
+        client = await world.client()
+        await client.say(FindEndpoint("a").encode())
+        for _ in range(9):
+            await client.hear()
+            await trio.sleep(1)
+            await client.say(DUMMY_WIRE)
+            (await client.take_descriptor()).close()
+            await client.say(DUMMY_WIRE + FindEndpoint("a").encode())
+        assert await client.hear() == (("status", "0"), ("property", "for a"))
+
+    await play(scenario, tmp_path, protocol_timeout=5.0, limits=StoreLimits(ttl=60))
+
+
+@trio_test
 async def test_every_octet_may_come_alone(tmp_path: Path) -> None:
     async def scenario(world: World) -> None:
         await world.saved("a")

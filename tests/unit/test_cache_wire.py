@@ -139,7 +139,7 @@ def test_a_dummy_glued_to_the_next_request_is_a_list_of_its_own() -> None:
         ((("request", "find_endp"),), 1),
         ((("request", "find_endp"), ("label", "a"), ("label", "b")), 1),
         ((("request", "find_dest"), ("property", "a")), 2),
-        ((("request", "find_dest"), ("{", {"label": "a"})), 0),
+        ((("request", "find_dest"), ("{", {"label": "a"})), 2),
         ((("request", "find_dest"), ("label", "a" * (MAX_TEXT + 1))), 2),
         ((("request", "find_endp"), ("label", "ü" * (MAX_TEXT // 2 + 1))), 1),
         ((("request", "save_endp"), ("ttl", "0"), ("label", "a"), ("property", "")), 0),
@@ -271,3 +271,9 @@ def test_an_expected_list_is_taken_only_when_it_is_complete() -> None:
     reader.receive_data(DUMMY_WIRE[5:] + b"label")
     assert reader.take(DUMMY_WIRE)
     assert reader.peek(3) == b"lab"
+
+
+@pytest.mark.parametrize("text", ["a\0b", "\ud800", "\ud800" * MAX_TEXT, "a" * (MAX_TEXT + 1)])
+def test_a_property_that_the_client_would_refuse_is_not_sent(text: str) -> None:
+    with pytest.raises(LocalProtocolError):
+        Reply(Status.OK, (text,)).encode()
