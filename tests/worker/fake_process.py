@@ -23,6 +23,7 @@ class FakeProcess:
         self.listener = socket.socket(fileno=os.dup(listener))
         self.path = Path(self.listener.getsockname())
         self.lifeline = socket.socket(fileno=os.dup(lifeline))
+        self.lifeline.settimeout(0)  # what was said is there
         self._ended = trio.Event()
 
     def say(self, word: bytes) -> None:
