@@ -63,7 +63,10 @@ def _nothing() -> None:
 
 
 class Child:
-    """One such process. `ready`: it has said that it takes work, and has not ended since."""
+    """One such process. `ready`: it has said that it takes work, and has not ended since.
+
+    `fresh`: its first life has come neither to that nor to its end.
+    """
 
     def __init__(
         self,
@@ -79,6 +82,7 @@ class Child:
         self.name = name  # for people: "worker process 0"
         self.path = path
         self.ready = False
+        self.fresh = True
         self._arguments = arguments
         self._emit = emit
         self._start = start
@@ -147,6 +151,7 @@ class Child:
                     nursery.cancel_scope.cancel()
             finally:
                 self._process = self._lifeline = None
+                self.fresh = False
                 self._set_ready(ready=False)
         return status
 
@@ -175,6 +180,7 @@ class Child:
 
     def _set_ready(self, *, ready: bool) -> None:
         self.ready = ready
+        self.fresh = self.fresh and not ready
         self._changed()
 
     def _turn_away(self) -> None:

@@ -27,6 +27,8 @@ from worker.status.events import Emit, Noted
 # Seconds for which a session may be warm after its slot ended: that of the default
 # smtp_connection_cache_time_limit. A wrong guess costs nothing but an uneven spread.
 WARM_FOR: Final = 2.0
+# Seconds for which the first slots wait for all workers, or the first to be ready gets them all.
+FIRST_STARTS: Final = 2.0
 SPREAD: Final = 2  # slots that a worker may have more than another, at least
 SPREAD_SHARE: Final = 4  # and a fourth of what the other one has
 
@@ -54,6 +56,7 @@ class Workers:
         """Make the sockets `worker.0`, `worker.1`, ... in `directory`. Raises OSError."""
         self._emit = emit
         self._changed = trio.Event()  # a worker came or went, or we stop
+        self._started = trio.Event()  # slots may be given out
         self._stopping = False
         # By destination: who served it last, until when that counts. In the order of time, so that
         # what is over goes first: it holds only what ended in the last WARM_FOR seconds.
@@ -77,11 +80,16 @@ class Workers:
         async with trio.open_nursery() as nursery:
             for worker in self._workers:
                 nursery.start_soon(worker.child.supervise)
+            with trio.move_on_after(FIRST_STARTS):
+                while any(worker.child.fresh for worker in self._workers):
+                    await self._changed.wait()
+            self._started.set()
         self._emit(Noted("worker processes ended"))
 
     def stop(self) -> None:
         """Ask all of them to finish."""
         self._stopping = True
+        self._started.set()
         self._look_again()
         for worker in self._workers:
             worker.child.stop()
@@ -98,6 +106,7 @@ class Workers:
 
     async def open_slot(self, destination: DestinationKey) -> "CountedSlot":
         """A slot at a worker that runs; waits until there is one. Raises WorkerLost."""
+        await self._started.wait()
         while (worker := self._choose(destination)) is None:
             if self._stopping:
                 raise WorkerLost("no worker runs, and none will be started")

@@ -74,6 +74,32 @@ async def test_slots_are_spread_evenly(autojump_clock: MockClock, tmp_path: Path
 
 
 @trio_test
+async def test_the_first_slots_wait_a_moment_for_all_workers(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    for late, counts in ((1.0, [5, 5]), (30.0, [10, 0])):
+        world = World(tmp_path, 2)
+        world.processes.ready = False
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(world.workers.run)
+            await wait_all_tasks_blocked()
+            world.process(0).say(READY)
+
+            async def open_one(name: str, world: World = world) -> None:
+                world.slots.append(await world.workers.open_slot(key(name)))
+
+            for number in range(10):
+                nursery.start_soon(open_one, f"d{number}.example")
+            await trio.sleep(late)
+            world.process(1).say(READY)
+            await wait_all_tasks_blocked()
+            assert world.counts == counts
+            for slot in world.slots:
+                await slot.aclose()
+            world.workers.stop()
+
+
+@trio_test
 async def test_a_dead_worker_gets_no_slot_while_others_live_and_gets_some_when_it_is_back(
     autojump_clock: MockClock, tmp_path: Path
 ) -> None:
