@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from protocol.request import Protocol
-from worker.cache import CacheClient
+from worker.cache.client import CacheClient
 from worker.config.config import Config
 from worker.delivery.deliver import Environment
 from worker.delivery.reuse import CachedSessions, ReusePolicy

@@ -200,7 +200,7 @@ async def test_a_stalled_worker_is_replaced_and_a_stalled_queue_process_ends_wit
         (worker,) = node.worker_pids()
         os.kill(worker, signal.SIGUSR1)
         await node.wait_for("watchdog: thread MainThread: compute_for_ever ")
-        await node.wait_for("x task worker.worker.Worker._accept|x task .*watch_lifeline")
+        await node.wait_for("x task worker.pool.worker.Worker._accept|x task .*watch_lifeline")
         await node.wait_for("worker process 0 ended with status 70 -- restarting at once")
         await node.send(CONTENT, "b@to.example")
         await node.wait_for(": removed$", 2)

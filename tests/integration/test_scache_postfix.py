@@ -16,7 +16,7 @@ from bench.drain import fill_postfix
 from bench.postfix_instance import PostfixInstance
 from tests.integration.scache_process import ROOT, CacheProcess
 from tests.worker import cache_conformance as conformance
-from worker.cache import CacheClient
+from worker.cache.client import CacheClient
 from worker.status.events import Event
 
 pytestmark = pytest.mark.peer("root", "postfix", "master", "smtpd", "smtp-source")

@@ -18,7 +18,7 @@ from protocol.cache_wire import ANNOUNCEMENT_WIRE, Reply, Status
 from scache.sockets import FAREWELL
 from tests.integration.scache_process import PATIENCE, ROOT, STARTED, BlockingClient, CacheProcess
 from tests.worker import cache_conformance as conformance
-from worker.cache import CacheClient
+from worker.cache.client import CacheClient
 from worker.status.events import Event
 
 SAVED = Reply(Status.OK).encode()

@@ -17,7 +17,7 @@ PATIENCE = 60.0  # seconds; a test that needs them has failed
 SCRIPT = """
 import re, sys, time
 import trio
-from worker import watchdog
+from worker.pool import watchdog
 from worker.status.sinks import DescriptorSink, LogSettings, Stamp
 from worker.status.writer import LogWriter
 

@@ -24,11 +24,11 @@ from protocol.outcome import Action, DeliveryResult
 from protocol.request import DeliveryRequest
 from tests.worker.peer import Fault, Once, Peer, Phase
 from tests.worker.world import make_request
-from worker.child import RELOAD
 from worker.content import InlineContent
+from worker.pool.child import RELOAD
+from worker.pool.slots import StreamSlot
+from worker.pool.worker import inherited_listener
 from worker.queue.slot import WorkerLost
-from worker.slots import StreamSlot
-from worker.worker import inherited_listener
 
 ROOT = Path(__file__).parents[2]
 SENT, DEFERRED = Action.SENT, Action.DEFERRED
@@ -42,7 +42,7 @@ from pathlib import Path
 import trio
 from worker.config.config import Config
 from worker.environment import make_environment
-from worker.worker import inherited_listener, run_worker
+from worker.pool.worker import inherited_listener, run_worker
 
 def emit(event):
     print(event, flush=True)

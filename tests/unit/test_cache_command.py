@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from scache.command import scache
-from worker.cache_command import cache_command, cache_socket
 from worker.config.config import Config
+from worker.pool.cache_command import cache_command, cache_socket
 
 PROGRAM = [sys.executable, "-P", "-m", "scache"]
 

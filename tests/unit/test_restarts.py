@@ -5,7 +5,7 @@ import signal
 
 import pytest
 
-from worker.restarts import HEALTHY_AFTER, LONGEST_PAUSE, Restarts
+from worker.pool.restarts import HEALTHY_AFTER, LONGEST_PAUSE, Restarts
 
 
 def pauses(lives: list[float]) -> list[float]:

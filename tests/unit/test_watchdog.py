@@ -1,6 +1,6 @@
 """The count of looks without a sign of life."""
 
-from worker.watchdog import Stall
+from worker.pool.watchdog import Stall
 
 
 def test_looks_are_counted_until_there_is_a_new_sign_of_life() -> None:

@@ -6,7 +6,7 @@ The caches differ in clocks: a step that lets time pass takes the function that 
 import socket
 from collections.abc import Awaitable, Callable
 
-from worker.cache import Found, SessionCache
+from worker.cache.client import Found, SessionCache
 
 Step = Callable[[SessionCache], Awaitable[None]]
 Wait = Callable[[float], Awaitable[None]]

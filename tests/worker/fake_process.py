@@ -1,4 +1,4 @@
-"""Processes that live as long as a test wants: a `worker.child.Start` without any process."""
+"""Processes that live as long as a test wants: a `worker.pool.child.Start` without any process."""
 
 import itertools
 import os
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import trio
 
-from worker.child import READY
+from worker.pool.child import READY
 
 
 class FakeProcess:

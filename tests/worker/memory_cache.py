@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 import trio
 
-from worker.cache import Found, Saving
+from worker.cache.client import Found, Saving
 
 
 @dataclass(slots=True)

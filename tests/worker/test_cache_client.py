@@ -27,7 +27,7 @@ from tests.cancel_everywhere import cancel_everywhere
 from tests.scache.world import OURSELVES, Talker, World, open_descriptors, play, settle
 from tests.worker import cache_conformance as conformance
 from tests.worker.memory_cache import MemoryCache
-from worker.cache import CHANNELS, CacheClient, Saving
+from worker.cache.client import CHANNELS, CacheClient, Saving
 from worker.status.events import Event, Noted, Warned
 
 STEPS = [*conformance.EVERYWHERE, *conformance.OURS]

@@ -8,12 +8,12 @@ import pytest
 import trio
 from trio.testing import MockClock, trio_test, wait_all_tasks_blocked
 
-import worker.cache_process
+import worker.pool.cache_process
 from tests.worker.fake_process import FakeProcesses
-from worker.cache_process import CacheProcess, own_socket
-from worker.child import Child
 from worker.config.config import Config
 from worker.config.problems import ConfigError
+from worker.pool.cache_process import CacheProcess, own_socket
+from worker.pool.child import Child
 
 
 class World:
@@ -27,7 +27,7 @@ class World:
         def child(*arguments: object) -> Child:
             return Child(*arguments, start=self.processes)  # type: ignore[arg-type]
 
-        monkeypatch.setattr(worker.cache_process, "Child", child)
+        monkeypatch.setattr(worker.pool.cache_process, "Child", child)
 
     def config(self, **parameters: str) -> Config:
         return Config.from_mapping({"queue_directory": str(self.directory), **parameters})

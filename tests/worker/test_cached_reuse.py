@@ -18,7 +18,7 @@ from tests.cancel_everywhere import cancel_everywhere
 from tests.worker.memory_cache import MemoryCache
 from tests.worker.peer import EXTENSIONS, Answer, Fault, Peer, Phase
 from tests.worker.world import CONTENT, REFUSED, Site, World, make_request
-from worker.cache import Found, Saving
+from worker.cache.client import Found, Saving
 from worker.config.config import Config
 from worker.config.parameters import PARAMETERS, Kind
 from worker.content import InlineContent

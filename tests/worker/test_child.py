@@ -12,7 +12,7 @@ import trio
 from trio.testing import MockClock, trio_test, wait_all_tasks_blocked
 
 from tests.worker.fake_process import FakeProcesses
-from worker.child import READY, RELOAD, STOPPING, Child
+from worker.pool.child import READY, RELOAD, STOPPING, Child
 from worker.status.events import Event, Warned
 
 

@@ -10,9 +10,9 @@ import pytest
 import trio
 from trio.testing import trio_test
 
-import worker.pool
+import worker.pool.node
 from worker.config.config import Config
-from worker.pool import Node, run_pool
+from worker.pool.node import Node, run_pool
 from worker.queue.settings import QueueSettings
 from worker.status.events import Event, Noted
 
@@ -90,9 +90,9 @@ class IdleScheduler:
 async def test_the_slot_limit_counts_all_workers_after_a_reload_too_and_the_cache_ends_after_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(worker.pool, "Workers", IdleWorkers)
-    monkeypatch.setattr(worker.pool, "CacheProcess", IdleCache)
-    monkeypatch.setattr(worker.pool, "Scheduler", IdleScheduler)
+    monkeypatch.setattr(worker.pool.node, "Workers", IdleWorkers)
+    monkeypatch.setattr(worker.pool.node, "CacheProcess", IdleCache)
+    monkeypatch.setattr(worker.pool.node, "Scheduler", IdleScheduler)
     monkeypatch.setattr(sys.modules[__name__], "ENDED", [])
     settings = {
         "queue_directory": str(tmp_path / "queue"),

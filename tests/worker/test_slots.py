@@ -22,8 +22,8 @@ from protocol.outcome import Action, DeliveryResult, RecipientOutcome
 from protocol.request import DeliveryRequest
 from tests.worker.world import make_request
 from worker.content import INLINE_LIMIT, Content, FileContent, InlineContent
+from worker.pool.slots import PAYLOAD_LIMIT, FrameStream, RequestStream, StreamSlot
 from worker.queue.slot import WorkerLost
-from worker.slots import PAYLOAD_LIMIT, FrameStream, RequestStream, StreamSlot
 
 REQUEST = make_request("a@example.com", "b@example.com")
 LENGTHS = struct.Struct("!II")

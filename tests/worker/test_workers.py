@@ -10,9 +10,9 @@ import trio
 from trio.testing import MockClock, trio_test, wait_all_tasks_blocked
 
 from tests.worker.fake_process import FakeProcess, FakeProcesses
-from worker.child import READY, STOPPING
+from worker.pool.child import READY, STOPPING
+from worker.pool.workers import WARM_FOR, CountedSlot, Workers
 from worker.queue.slot import DestinationKey, WorkerLost
-from worker.workers import WARM_FOR, CountedSlot, Workers
 
 
 def key(name: str) -> DestinationKey:

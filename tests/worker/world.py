@@ -17,7 +17,7 @@ from protocol.request import DeliveryRequest, Protocol, Recipient
 from tests.worker.fake_dns import FakeResolver
 from tests.worker.memory_line import MemoryStream, memory_stream_pair
 from tests.worker.peer import Peer
-from worker.cache import SessionCache
+from worker.cache.client import SessionCache
 from worker.content import Content, InlineContent
 from worker.delivery.deliver import Environment, deliver
 from worker.delivery.reuse import CachedSessions, ReusePolicy

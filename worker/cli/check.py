@@ -13,13 +13,13 @@ from typing import Final
 import click
 
 from protocol.request import Protocol
-from worker.cache_process import own_socket
 from worker.cli.exits import CommandError, complain
 from worker.cli.options import config_choice, configured
 from worker.config.config import Config
 from worker.config.problems import ConfigError
 from worker.delivery.settings import DeliverySettings
 from worker.network.network import DnsSettings, NetworkSettings
+from worker.pool.cache_process import own_socket
 from worker.queue.routing import Router
 from worker.queue.schema import DATABASE, check_database
 from worker.queue.settings import QueueSettings

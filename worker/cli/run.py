@@ -10,7 +10,6 @@ from pathlib import Path
 import click
 import trio
 
-from worker.cache_command import cache_command
 from worker.cli.daemon import ProcessLog, calm_collector, raise_descriptor_limit
 from worker.cli.options import config_choice, configured
 from worker.cli.rights import (
@@ -22,13 +21,14 @@ from worker.cli.rights import (
     require_root,
 )
 from worker.config.config import Config
-from worker.pool import Node, run_pool
-from worker.starter import Starter
+from worker.pool.cache_command import cache_command
+from worker.pool.node import Node, run_pool
+from worker.pool.starter import Starter
+from worker.pool.watchdog import Watchdog
+from worker.pool.workers import worker_command
 from worker.status.events import Emit
 from worker.status.sinks import LogFormat
 from worker.status.writer import fan_out
-from worker.watchdog import Watchdog
-from worker.workers import worker_command
 
 EPILOG = """\b
 Examples:

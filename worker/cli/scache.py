@@ -9,9 +9,9 @@ from typing import NoReturn
 
 import click
 
-from worker.cache_command import cache_command, cache_socket
 from worker.cli.exits import CommandError
 from worker.cli.options import config_choice, configured
+from worker.pool.cache_command import cache_command, cache_socket
 
 EPILOG = """\b
 Examples:

@@ -9,7 +9,6 @@ from pathlib import Path
 import click
 import trio
 
-from worker.cache_command import cache_socket
 from worker.cli.daemon import ProcessLog, calm_collector, raise_descriptor_limit
 from worker.cli.exits import CommandError
 from worker.cli.options import ConfigChoice, config_choice, configured
@@ -25,10 +24,11 @@ from worker.cli.rights import (
 from worker.config.config import Config
 from worker.delivery.deliver import Environment
 from worker.environment import make_environment
+from worker.pool.cache_command import cache_socket
+from worker.pool.watchdog import Watchdog
+from worker.pool.worker import inherited_listener, run_worker
 from worker.status.events import Noted
 from worker.status.sinks import LogFormat
-from worker.watchdog import Watchdog
-from worker.worker import inherited_listener, run_worker
 
 EPILOG = """\b
 The queue process listens on a UNIX socket and passes it; every connection to it

@@ -21,7 +21,7 @@ from protocol.destination import DestinationError, parse_destination, split_next
 from protocol.dialogue import Dialogue, State
 from protocol.errors import RemoteProtocolError
 from protocol.request import DeliveryRequest, Protocol, RequestFlags
-from worker.cache import Found, Saving, SessionCache
+from worker.cache.client import Found, Saving, SessionCache
 from worker.config.config import Config
 from worker.config.match_list import StringList
 from worker.config.tables import TableError

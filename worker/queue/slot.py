@@ -1,6 +1,6 @@
 """How the scheduler talks to a worker: one slot is one concurrent delivery to one destination.
 
-The real slots are UNIX-socket streams (`worker/slots.py`); tests script their own.
+The real slots are UNIX-socket streams (`worker/pool/slots.py`); tests script their own.
 
 A worker begins a request only when the result of the one before has left it, whole. So when a
 slot is lost, the oldest unanswered request may have been sent, and those behind it were certainly

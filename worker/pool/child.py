@@ -19,8 +19,8 @@ from typing import Final, Protocol
 
 import trio
 
+from worker.pool.restarts import Restarts
 from worker.queue.listening import socket_address
-from worker.restarts import Restarts
 from worker.status.events import Emit, Noted, Warned
 
 RELOAD: Final = b"L"  # from us: read the configuration again

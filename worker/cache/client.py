@@ -19,7 +19,7 @@ import trio
 
 from protocol.cache_wire import FindDestination, FindEndpoint, SaveDestination, SaveEndpoint
 from protocol.errors import LocalProtocolError, RemoteProtocolError
-from worker.cache_channel import CacheChannel, ChannelLost
+from worker.cache.channel import CacheChannel, ChannelLost
 from worker.status.events import Emit, Noted, Warned
 
 CHANNELS: Final = 32  # connections to the daemon at most; a call that finds them all busy says no

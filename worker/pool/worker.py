@@ -24,11 +24,11 @@ import trio
 
 from protocol.errors import RemoteProtocolError
 from protocol.request import DeliveryRequest
-from worker.child import READY, STOPPING
 from worker.content import Content
 from worker.delivery.deliver import Environment, deliver
 from worker.delivery.slot import DeliverySlot
-from worker.slots import FrameStream, RequestStream
+from worker.pool.child import READY, STOPPING
+from worker.pool.slots import FrameStream, RequestStream
 from worker.status.events import Emit, Noted, UnexpectedError, Warned
 
 LIFELINE_READ: Final = 64  # octets: any number of reloads asked for together is one

@@ -32,7 +32,7 @@ class StarterGone(RuntimeError):
 
 
 class Starter:
-    """The way to the starter: a `worker.child.Start`."""
+    """The way to the starter: a `worker.pool.child.Start`."""
 
     def __init__(self, arguments: Sequence[str]) -> None:
         """Fork it. `arguments`: of a worker, but for its listening socket.
@@ -86,7 +86,7 @@ class Starter:
 
 
 class StartedProcess:
-    """A process as `worker.child.Process` has it."""
+    """A process as `worker.pool.child.Process` has it."""
 
     def __init__(self, pid: int, channel: trio.socket.SocketType, starter: Starter) -> None:
         self.pid = pid

@@ -18,10 +18,10 @@ import trio
 
 from protocol.outcome import DeliveryResult
 from protocol.request import DeliveryRequest
-from worker.child import Child, Start, start_process
 from worker.content import Content
+from worker.pool.child import Child, Start, start_process
+from worker.pool.slots import StreamSlot
 from worker.queue.slot import DestinationKey, WorkerLost
-from worker.slots import StreamSlot
 from worker.status.events import Emit, Noted
 
 # Seconds for which a session may be warm after its slot ended: that of the default

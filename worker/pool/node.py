@@ -14,10 +14,11 @@ from pathlib import Path
 
 import trio
 
-from worker.cache_process import Arguments, CacheProcess
-from worker.child import Start, start_process
 from worker.config.config import Config
 from worker.config.problems import ConfigError
+from worker.pool.cache_process import Arguments, CacheProcess
+from worker.pool.child import Start, start_process
+from worker.pool.workers import Workers, worker_command
 from worker.queue.listening import DoorLimits
 from worker.queue.routing import Router
 from worker.queue.scheduler import Scheduler
@@ -25,7 +26,6 @@ from worker.queue.service import CONTROL_SOCKET, SUBMIT_SOCKET, serve_control, s
 from worker.queue.settings import QueueSettings
 from worker.queue.sqlite import SqliteStore, StoreSettings, open_store
 from worker.status.events import Emit, Noted, Warned
-from worker.workers import Workers, worker_command
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

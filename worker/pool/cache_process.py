@@ -10,10 +10,10 @@ from pathlib import Path
 
 import trio
 
-from worker.cache_command import cache_socket
-from worker.child import Child
 from worker.config.config import Config
 from worker.config.problems import ConfigError, Problem
+from worker.pool.cache_command import cache_socket
+from worker.pool.child import Child
 from worker.status.events import Emit, Warned
 
 PARAMETER = "connection_cache_service_name"
