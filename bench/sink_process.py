@@ -129,7 +129,8 @@ class CountingSink(SinkProcess):
             raise LoadError("smtp-sink is missing: install the Debian package postfix")
         # As root it would refuse to run; as anybody else it must not be told who to be.
         rights = ["-u", "nobody"] if os.geteuid() == 0 else []
-        return [SMTP_SINK, *rights, "-4", "-c", f":{self.port}", "1024"]
+        # With its usual limit of 256 sessions, who has more waits for those that others keep.
+        return [SMTP_SINK, *rights, "-4", "-c", "-m", "2000", f":{self.port}", "1024"]
 
     def count(self) -> int:
         """Messages taken since the start."""

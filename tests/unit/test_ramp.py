@@ -1,6 +1,6 @@
 """The node's slow start: how the ceiling for open slots rises and falls."""
 
-from worker.queue.ramp import FREE, STEP, STEP_TIME, Ramp
+from worker.queue.ramp import FAST, FREE, STEP, STEP_TIME, Ramp
 
 
 def grow(ramp: Ramp, slots: int, limit: int, now: float) -> int:
@@ -27,6 +27,17 @@ def test_ten_seconds_of_demand_reach_a_thousand_slots_and_never_the_limit_more()
     assert slots == 1000
     assert ramp.at_ceiling(slots, 1000)
     assert ramp.rises_at is None  # only a closed slot helps
+
+
+def test_fast_slots_do_not_become_more() -> None:
+    for rate, more in ((FAST + 1, 0), (FAST - 1, STEP)):
+        ramp = Ramp()
+        slots = grow(ramp, 0, 1000, now=0.0)
+        for _ in range(round(slots * rate * STEP_TIME)):
+            ramp.answered()
+        assert grow(ramp, slots, 1000, now=STEP_TIME) == FREE + more
+        # What was answered before does not count in the next interval.
+        assert grow(ramp, FREE + more, 1000, now=3 * STEP_TIME) > FREE
 
 
 def test_a_small_limit_holds_from_the_start() -> None:

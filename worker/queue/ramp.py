@@ -2,16 +2,21 @@
 
 Fast peers are served best through few sessions that are never idle: each further one costs its
 set-up and gains nothing once the processors are busy. Slow peers need many. Which of the two it is
-shows by itself: under fast peers slots become free for the destinations that wait, under slow ones
-they do not, and then the ceiling rises step by step up to `postrio_slot_limit`. Postfix's fixed
-limit of 100 processes was turned down: it is what lets slow peers block all others there.
+shows in what the slots get done: the ceiling rises step by step up to `postrio_slot_limit` while
+they answer fewer than FAST requests a second each. Whether slots become free was turned down as the
+sign: under a long queue each one that does is wanted at once, so the ceiling rose all the same.
+Postfix's fixed limit of 100 processes was turned down, too: it lets slow peers block all others.
 """
 
 from typing import Final
 
 FREE: Final = 100  # slots that may be opened at once (default_process_limit of Postfix)
-STEP: Final = 10  # slots by which the ceiling rises ...
-STEP_TIME: Final = 0.1  # ... after so many seconds at the ceiling
+STEP: Final = 50  # slots by which the ceiling rises ...
+STEP_TIME: Final = 0.5  # ... after so many seconds at the ceiling: long enough to judge by
+# Requests that a slot answers in a second from which the peers are fast. A message that needs a
+# connection to the other end of the world takes longer, one for a relay nearby much less; and a
+# hundred slots that wait for our own processors are each far above it.
+FAST: Final = 4
 
 
 class Ramp:
@@ -20,6 +25,7 @@ class Ramp:
     def __init__(self) -> None:
         self._ceiling = FREE
         self._rises_at: float | None = None  # the ceiling is reached, and somebody waits
+        self._answered = 0  # requests, since the ceiling was reached or did not rise
 
     def allows(self, slots: int, limit: int, now: float) -> bool:
         """Another slot may be opened beside `slots` open ones; asked when somebody wants one."""
@@ -29,12 +35,22 @@ class Ramp:
         if slots < self._ceiling:
             return True
         if self._rises_at is None:
-            self._rises_at = now + STEP_TIME
-        if now < self._rises_at:
-            return False
-        self._ceiling += STEP
-        self._rises_at = None
-        return True
+            self._wait(now)
+        elif now >= self._rises_at:
+            if self._answered < slots * FAST * (now - self._rises_at + STEP_TIME):
+                self._ceiling += STEP
+                self._rises_at = None
+                return True
+            self._wait(now)
+        return False
+
+    def _wait(self, now: float) -> None:
+        self._rises_at = now + STEP_TIME
+        self._answered = 0
+
+    def answered(self) -> None:
+        """A slot has answered a request."""
+        self._answered += 1
 
     def at_ceiling(self, slots: int, limit: int) -> bool:
         """No slot is to be had now."""

@@ -359,6 +359,7 @@ class Scheduler:
             return
         self._books.hand_in(entry.active, program, result.outcomes)
         destination.delivered(trio.current_time())
+        self._ramp.answered()
         failure = result.site_failure
         if failure is None:
             destination.succeeded()
