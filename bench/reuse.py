@@ -39,6 +39,7 @@ from bench.sink_process import CountingSink, FarSink, SinkProcess
 RTT: Final = 0.05  # seconds
 SMALL: Final = 4096  # octets
 LARGE: Final = 1_000_000  # octets
+FARTHER: Final = 0.15  # seconds of a round trip: far enough that slots, not processors, are few
 FAR_SLOTS: Final = 50  # for one worker process: the limit of the set-up with far servers
 DISTURBED: Final = 0.1  # processors taken by others from which a turn says little
 ONE_SESSION: Final[Mapping[str, str]] = {
@@ -103,11 +104,11 @@ SET_UPS: Final[Mapping[str, SetUp]] = {
         sink=CountingSink,
     ),
     "far": SetUp(
-        title=f"servers {RTT * 1000:.0f} ms away, {FAR_SLOTS} slots for a worker process: "
+        title=f"servers {FARTHER * 1000:.0f} ms away, {FAR_SLOTS} slots for a worker process: "
         "its slots are the limit",
         count=4000,
         size=SMALL,
-        sink=partial(FarSink, RTT),
+        sink=partial(FarSink, FARTHER),
         main_cf={"postrio_slot_limit": str(FAR_SLOTS)},
     ),
 }
