@@ -1,6 +1,7 @@
 """The cache daemon as a process of its own, for tests."""
 
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -38,6 +39,7 @@ class CacheProcess:
         self._command = [*(command or (sys.executable, "-P", "-m", "scache")), *options]
         self._pass_fds = pass_fds
         self.process: subprocess.Popen[bytes] | None = None
+        self._last_words = ""
 
     def __enter__(self) -> Self:
         with self.log.open("wb") as log:
@@ -70,6 +72,8 @@ class CacheProcess:
         self.process.wait()
         if self.process.stdin is not None:
             self.process.stdin.close()
+        self._last_words = self.said()
+        shutil.rmtree(self.directory)
 
     @property
     def pid(self) -> int:
@@ -77,7 +81,7 @@ class CacheProcess:
         return self.process.pid
 
     def said(self) -> str:
-        return self.log.read_text()
+        return self.log.read_text() if self.log.exists() else self._last_words
 
     def wait_for(self, text: str, count: int = 1) -> None:
         """Return when the log has `text`, `count` times."""
