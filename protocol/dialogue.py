@@ -132,16 +132,17 @@ class Dialogue:
             raise LocalProtocolError(f"no greeting is expected {self._where()}")
         self._state = State.GREETED if reply.positive else State.UNWELCOME
 
-    def send(self, command: Command) -> bytes:
+    def send(self, command: Command, wire: bytes | None = None) -> bytes:
         """Return the octets of `command`, which is in flight from now on.
 
-        Raises LocalProtocolError, and changes nothing, if it is not its turn or if it cannot be
-        written (`Command.to_wire`).
+        `wire`: its octets, where the caller has them (`Command.to_wire`) already. Raises
+        LocalProtocolError, and changes nothing, if it is not its turn or if it cannot be written.
         """
         state = MOVES[self._state].get(type(command))
         if state is None:
             raise LocalProtocolError(f"{command.phrase} must not be sent {self._where()}")
-        wire = command.to_wire()
+        if wire is None:
+            wire = command.to_wire()
         self._in_flight.append((command, len(wire)))
         self._unanswered_octets += len(wire)
         self._state = state

@@ -6,6 +6,7 @@ in `outcome.py`.
 
 from dataclasses import dataclass, field
 from enum import Enum, IntEnum, IntFlag
+from typing import Final
 
 
 class Protocol(Enum):
@@ -58,10 +59,13 @@ class SendOptions(IntFlag):
     @property
     def requires_smtputf8(self) -> bool:
         """Requested and really needed: by a header, the sender or a recipient."""
-        needed = self & (
-            SendOptions.UTF8_HEADER | SendOptions.UTF8_SENDER | SendOptions.UTF8_RECIPIENT
-        )
-        return bool(self & SendOptions.SMTPUTF8_REQUESTED and needed)
+        return int(self) in _REQUIRE_SMTPUTF8
+
+
+# Looked up, because it is asked for every message several times, and operators of flags are slow.
+_REQUIRE_SMTPUTF8: Final = frozenset(
+    bits for bits in range(16) if bits & SendOptions.SMTPUTF8_REQUESTED and bits > 1
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

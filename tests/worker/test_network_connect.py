@@ -20,6 +20,7 @@ from tests.cancel_everywhere import cancel_everywhere
 from worker.errors import ConnectError
 from worker.network.address import Endpoint
 from worker.network.connect import SocketDialer, connect, connect_any
+from worker.network.socket_stream import QuickStream
 from worker.status.events import Event, Warned
 
 
@@ -238,7 +239,7 @@ async def peer_of(dialer: SocketDialer, family: socket.AddressFamily, address: s
         listener.listen()
         target = Endpoint(host="h", address=address, port=listener.getsockname()[1], family=family)
         async with await connect(target, dialer, 5.0) as stream:
-            assert isinstance(stream, trio.SocketStream)
+            assert isinstance(stream, QuickStream)
             assert stream.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
             assert not stream.socket.get_inheritable()
             accepted, peer = listener.accept()

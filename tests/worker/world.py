@@ -26,6 +26,7 @@ from worker.delivery.slot import DeliverySlot
 from worker.network.address import Endpoint
 from worker.network.endpoints import EndpointSettings
 from worker.network.network import Network, NetworkSettings
+from worker.network.socket_stream import QuickStream
 from worker.status.events import Event
 
 # What dialling an address comes to: a server, a failure, or no answer for ever.
@@ -59,7 +60,8 @@ class FakeDialer:
         if site.real_sockets:
             a, b = socket.socketpair()
             ours, theirs = (
-                trio.SocketStream(trio.socket.from_stdlib_socket(end)) for end in (a, b)
+                QuickStream(a),
+                trio.SocketStream(trio.socket.from_stdlib_socket(b)),
             )
         else:
             ours, theirs = memory_stream_pair(site.window)
@@ -76,7 +78,7 @@ class FakeDialer:
 def _closed(stream: trio.abc.Stream) -> bool:
     if isinstance(stream, MemoryStream):
         return stream.closed
-    assert isinstance(stream, trio.SocketStream)
+    assert isinstance(stream, QuickStream)
     return stream.socket.fileno() < 0
 
 

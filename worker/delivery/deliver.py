@@ -115,6 +115,7 @@ class _Delivery:
         self._environment = environment
         self._settings = environment.settings[request.protocol]
         self._network = environment.networks[request.protocol]
+        self._key = self._key_of(request)
         self._policy = environment.reuse[request.protocol] if slot else None
         self._wishes = NO_REUSE
         self._started = trio.current_time()
@@ -328,10 +329,6 @@ class _Delivery:
             return None
         quote = settings.quote_envelope
         return envelope_ahead(upcoming, announced, session.peer, quote=quote)
-
-    @property
-    def _key(self) -> SessionKey:
-        return self._key_of(self._request)
 
     def _key_of(self, request: DeliveryRequest) -> SessionKey:
         return SessionKey(

@@ -14,7 +14,7 @@ from typing import Final
 from protocol import phrases
 from protocol.address import AddressError, to_ascii
 from protocol.capabilities import Capabilities
-from protocol.command import MAX_LINE, Command, Data, Mail, Rcpt, Rset
+from protocol.command import Command, Data, Mail, Rcpt, Rset
 from protocol.dialogue import Dialogue
 from protocol.envelope_parameters import mail_parameters, rcpt_parameters
 from protocol.errors import LocalProtocolError
@@ -25,6 +25,9 @@ from worker.errors import MessageRefused
 # commands always fit into the kernel's send buffer if at most this many octets of them are
 # unanswered. A nursery with a concurrent reader was turned down: it costs more than the flight.
 PIPELINE_WINDOW: Final = 4096
+
+_DATA: Final = (Data(), Data().to_wire())
+_RSET: Final = (Rset(), Rset().to_wire())
 
 
 class Envelope:
@@ -47,7 +50,7 @@ class Envelope:
         self.recipients: deque[Recipient] = deque()  # whose RCPT is not answered yet
         self.unsendable: list[tuple[Recipient, MessageRefused]] = []
         self._announced = announced
-        self._waiting: deque[Command] = deque()  # not said yet
+        self._waiting: deque[tuple[Command, bytes]] = deque()  # not said yet, with their octets
         self._write(recipients, quote=quote)
 
     def _write(self, recipients: Sequence[Recipient], *, quote: bool) -> None:
@@ -56,26 +59,24 @@ class Envelope:
         try:
             sender = request.sender if utf8 else to_ascii(request.sender)
             mail = Mail(sender, mail_parameters(request, announced), quote)
-            mail.to_wire()
+            self._waiting.append((mail, mail.to_wire()))
         except (AddressError, LocalProtocolError) as exc:
             raise MessageRefused("5.1.7", f"bad sender address: {exc}") from exc
-        self._waiting.append(mail)
         for recipient in recipients:
             try:
                 address = recipient.address if utf8 else to_ascii(recipient.address)
                 rcpt = Rcpt(address, rcpt_parameters(recipient, announced), quote)
-                rcpt.to_wire()
+                self._waiting.append((rcpt, rcpt.to_wire()))
             except (AddressError, LocalProtocolError) as exc:
                 error = MessageRefused("5.1.3", f"bad recipient address: {exc}")
                 self.unsendable.append((recipient, error))
                 continue
-            self._waiting.append(rcpt)
             self.recipients.append(recipient)
-        self._waiting.append(Data())
+        self._waiting.append(_DATA)
 
     def reset_first(self) -> None:
         """RSET goes in front of MAIL."""
-        self._waiting.appendleft(Rset())
+        self._waiting.appendleft(_RSET)
 
     @property
     def waiting(self) -> int:
@@ -93,17 +94,14 @@ class Envelope:
         """
         flight = bytearray()
         if dialogue.in_step and self._waiting:
-            flight += dialogue.send(self._waiting.popleft())
+            flight += dialogue.send(*self._waiting.popleft())
         if self._announced.pipelining:
-            while self._waiting and _fits(self._waiting[0], dialogue):
-                flight += dialogue.send(self._waiting.popleft())
+            # The server's window must have room for the next one behind all that is unanswered.
+            while self._waiting and (
+                dialogue.unanswered_octets + len(self._waiting[0][1]) <= PIPELINE_WINDOW
+            ):
+                flight += dialogue.send(*self._waiting.popleft())
         return flight
-
-
-def _fits(command: Command, dialogue: Dialogue) -> bool:
-    """The server's window has room for `command` behind all that is unanswered."""
-    room = PIPELINE_WINDOW - dialogue.unanswered_octets
-    return room >= MAX_LINE or room >= len(command.to_wire())
 
 
 def smtputf8_missing(

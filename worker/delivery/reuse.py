@@ -28,6 +28,7 @@ from worker.config.tables import TableError
 from worker.delivery.session import Session, SessionKey
 from worker.delivery.transaction import CleanSession
 from worker.network.address import Endpoint
+from worker.network.socket_stream import QuickStream
 from worker.status.events import Emit, Warned
 
 
@@ -40,6 +41,8 @@ class Wishes:
     save: bool = False  # it may go there
 
 
+_LOAD: Final = int(RequestFlags.CACHE_LOAD)
+_SAVE: Final = int(RequestFlags.CACHE_SAVE)
 NO_REUSE: Final = Wishes()
 ALWAYS: Final = Wishes(keep=True, load=True, save=True)
 
@@ -76,11 +79,8 @@ class ReusePolicy:
                 emit(Warned(f"smtp_connection_cache_destinations: {exc}", request.queue_id))
         if not self.on_demand:
             return NO_REUSE
-        return Wishes(
-            keep=True,
-            load=bool(request.flags & RequestFlags.CACHE_LOAD),
-            save=bool(request.flags & RequestFlags.CACHE_SAVE),
-        )
+        flags = int(request.flags)
+        return Wishes(keep=True, load=bool(flags & _LOAD), save=bool(flags & _SAVE))
 
 
 def _bare(request: DeliveryRequest) -> str:
@@ -128,7 +128,7 @@ class CachedSessions:
     async def _saved(
         self, key: SessionKey, session: Session, ttl: int, *, for_destination: bool
     ) -> Saving:
-        if not isinstance(session.stream, trio.SocketStream):
+        if not isinstance(session.stream, QuickStream):
             return Saving.REFUSED  # there is no descriptor that another process could use
         endpoint = session.endpoint
         place = endpoint_label(key, endpoint)
@@ -166,8 +166,9 @@ class CachedSessions:
 
     async def _session(self, found: Found, key: SessionKey, endpoint: Endpoint) -> Session | None:
         """The session that a descriptor and its property are; an unusable one ends here."""
-        stream = trio.SocketStream(trio.socket.from_stdlib_socket(found.sock))
-        session = Session(endpoint, stream, key.settings, Dialogue(State.INTRODUCED))
+        session = Session(
+            endpoint, QuickStream(found.sock), key.settings, Dialogue(State.INTRODUCED)
+        )
         try:
             known = SessionProperty.decode(found.endpoint)
         except RemoteProtocolError:

@@ -26,6 +26,7 @@ from worker.delivery.envelope import Envelope
 from worker.delivery.settings import DeliverySettings
 from worker.errors import SessionError
 from worker.network.address import Endpoint
+from worker.network.socket_stream import QuickStream
 
 # Octets of content between two looks at the clock. Small enough for a reader that takes 100 octets
 # a second to show progress within smtp_data_xfer_timeout; large enough not to cost anything.
@@ -105,7 +106,7 @@ class Session:
         """
         if self.replies.unread:
             return False
-        if not isinstance(self.stream, trio.SocketStream):
+        if not isinstance(self.stream, QuickStream):
             return True  # an in-memory stream of a test: the next read will find out
         poll = select.poll()
         poll.register(self.stream.socket.fileno(), select.POLLIN)

@@ -20,6 +20,7 @@ import trio
 
 from worker.errors import ConnectError
 from worker.network.address import Endpoint
+from worker.network.socket_stream import QuickStream
 from worker.status.events import Emit, Warned
 
 
@@ -56,7 +57,7 @@ class SocketDialer:
         try:
             await self._bind(sock, endpoint)
             await sock.connect(self._target(endpoint))
-            return trio.SocketStream(sock)  # turns TCP_NODELAY on
+            return QuickStream(socket.socket(fileno=sock.detach()))
         except BaseException:  # cancelled too: nobody else knows this socket
             sock.close()
             raise
