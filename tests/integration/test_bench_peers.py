@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from bench import engine
 from bench.drain import UNCACHED, Load, drain_postfix, drain_postrio
+from bench.engine_loops import LOOPS
 from bench.load import LoadError, destinations, machine_cpu, process_cpu, session_cpu
 from bench.postfix_instance import PostfixError, PostfixInstance, missing_program, without_trace
 from bench.sink_process import CountingSink, FarSink, SinkProcess
@@ -163,3 +165,21 @@ def test_postfix_drains_through_as_many_sessions_as_it_is_told() -> None:
         assert (sink.count(), sink.connections()) == (5, 5)
     assert list(drained.cpu) == ["Postfix"]
     assert drained.rate > 0
+
+
+# --- the engine beside others --------------------------------------------------------------------
+
+
+@pytest.mark.peer("smtp-sink")
+@pytest.mark.parametrize("name", LOOPS)
+def test_each_engine_delivers_what_it_is_measured_by(name: str) -> None:
+    assert engine.messages_per_cpu_second(name, count=45, sessions=4, size=2000) > 0
+
+
+@pytest.mark.peer("smtp-sink")
+def test_an_engine_that_fails_is_no_figure(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(CountingSink, "count", lambda _: 44)
+    with pytest.raises(LoadError, match="44 of 45 messages arrived"):
+        engine.messages_per_cpu_second("bare trio loop", count=45, sessions=4, size=2000)
+    with pytest.raises(LoadError, match="no such engine failed: "):
+        engine.messages_per_cpu_second("no such engine", count=45, sessions=4, size=2000)

@@ -1,0 +1,181 @@
+"""One engine in a process of its own: messages from memory over reused sessions, and its cost.
+
+Answers for what each contender does for one message, as a program that uses it well would:
+
+- postrio: `deliver()` in slots that know their next request, as in a worker process.
+- aiosmtplib, smtplib: one client for each session, its `sendmail()` in a loop; threads for smtplib.
+- bare: two flights a message on trio's own streams and not a word more: the floor.
+
+Run by `engine.py`, as `python -m bench.engine_loops NAME PORT COUNT SESSIONS SIZE`; prints JSON.
+"""
+
+import asyncio
+import json
+import random
+import smtplib
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from typing import Final
+
+import trio
+
+from bench.load import message
+from protocol.outcome import Action
+from protocol.request import DeliveryRequest, Protocol, Recipient
+from worker.config.config import Config
+from worker.content import InlineContent
+from worker.delivery.deliver import deliver
+from worker.delivery.slot import DeliverySlot
+from worker.environment import make_environment
+
+HOST: Final = "127.0.0.1"
+SENDER: Final = "load@source.example"
+RECIPIENT: Final = "user@d.example"
+
+Loop = Callable[[int, int, int, bytes], None]  # port, messages, sessions, content
+
+
+class LoopError(Exception):
+    """A message was not taken: why."""
+
+
+def postrio(port: int, count: int, sessions: int, content: bytes) -> None:
+    """Our delivery engine, without queue, cache or log."""
+    trio.run(_postrio, port, count, sessions, content)
+
+
+async def _postrio(port: int, count: int, sessions: int, content: bytes) -> None:
+    settings = {"myhostname": "bench.example", "inet_protocols": "ipv4"}
+    config = Config.from_mapping({**settings, "inet_interfaces": "loopback-only"})
+    environment = make_environment(config, lambda _: None, time.time, random.Random())
+    request = DeliveryRequest(
+        queue_id="Q",
+        transport="smtp",
+        protocol=Protocol.SMTP,
+        nexthop=f"[{HOST}]:{port}",
+        sender=SENDER,
+        recipients=(Recipient(address=RECIPIENT),),
+        size=len(content),
+    )
+    requests = (replace(request, queue_id=f"Q{number}") for number in range(count))
+
+    async def serve() -> None:
+        waiting = deque[DeliveryRequest](maxlen=2)
+        slot = DeliverySlot(lambda: waiting[0] if waiting else None)
+        _fill(waiting, requests)
+        while waiting:
+            current = waiting.popleft()
+            _fill(waiting, requests)
+            result = await deliver(current, InlineContent(content), environment, slot)
+            if result.outcomes[0].action is not Action.SENT:
+                raise LoopError(result.outcomes[0].reason)
+        await slot.release()
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(sessions):
+            nursery.start_soon(serve)
+
+
+def _fill(waiting: deque[DeliveryRequest], requests: Iterator[DeliveryRequest]) -> None:
+    """Have two requests wait, as long as there are any."""
+    while len(waiting) < 2 and (request := next(requests, None)) is not None:
+        waiting.append(request)
+
+
+def aiosmtplib(port: int, count: int, sessions: int, content: bytes) -> None:
+    """The asyncio client of that name."""
+    from aiosmtplib import SMTP  # of the tests' dependencies: not everybody has it
+
+    numbers = iter(range(count))
+
+    async def serve() -> None:
+        async with SMTP(hostname=HOST, port=port, use_tls=False, start_tls=False) as client:
+            for _ in numbers:
+                await client.sendmail(SENDER, [RECIPIENT], content)
+
+    async def run() -> None:
+        async with asyncio.TaskGroup() as group:
+            for _ in range(sessions):
+                group.create_task(serve())
+
+    asyncio.run(run())
+
+
+def smtplib_threads(port: int, count: int, sessions: int, content: bytes) -> None:
+    """The standard library's client, a thread for each session."""
+    numbers = iter(range(count))
+    lock = threading.Lock()
+
+    def serve() -> None:
+        with smtplib.SMTP(HOST, port) as client:
+            while True:
+                with lock:
+                    if next(numbers, None) is None:
+                        return
+                client.sendmail(SENDER, [RECIPIENT], content)
+
+    threads = [threading.Thread(target=serve) for _ in range(sessions)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
+def bare(port: int, count: int, sessions: int, content: bytes) -> None:
+    """What no engine on trio can be cheaper than, with two flights a message."""
+    trio.run(_bare, port, count, sessions, content)
+
+
+async def _bare(port: int, count: int, sessions: int, content: bytes) -> None:
+    numbers = iter(range(count))
+    envelope = f"MAIL FROM:<{SENDER}>\r\nRCPT TO:<{RECIPIENT}>\r\nDATA\r\n".encode()
+    data = content + b".\r\n"
+
+    async def replies(stream: trio.SocketStream, lines: int) -> None:
+        while lines:
+            received = await stream.receive_some()
+            if received[:1] not in (b"2", b"3"):
+                raise LoopError(f"the server said {received!r}")
+            lines -= received.count(b"\n")
+
+    async def serve() -> None:
+        async with await trio.open_tcp_stream(HOST, port) as stream:
+            await replies(stream, 1)
+            await stream.send_all(b"HELO bench.example\r\n")
+            await replies(stream, 1)
+            for _ in numbers:
+                await stream.send_all(envelope)
+                await replies(stream, 3)
+                await stream.send_all(data)
+                await replies(stream, 1)
+            await stream.send_all(b"QUIT\r\n")
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(sessions):
+            nursery.start_soon(serve)
+
+
+LOOPS: Final[Mapping[str, Loop]] = {
+    "postrio": postrio,
+    "aiosmtplib": aiosmtplib,
+    "smtplib, threads": smtplib_threads,
+    "bare trio loop": bare,
+}
+
+
+def main() -> None:
+    """Run one loop; print the seconds and the CPU seconds that it took, imports not counted."""
+    name, port, count, sessions, size = sys.argv[1], *map(int, sys.argv[2:6])
+    content = message(1, size)
+    began, cpu = time.monotonic(), time.process_time()
+    LOOPS[name](port, count, sessions, content)
+    seconds, cpu = time.monotonic() - began, time.process_time() - cpu
+    sys.stdout.write(json.dumps({"seconds": seconds, "cpu": cpu}))
+
+
+if __name__ == "__main__":
+    main()
