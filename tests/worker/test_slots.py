@@ -10,11 +10,12 @@ import socket
 import struct
 from array import array
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import trio
-from trio.testing import trio_test
+from trio.testing import trio_test, wait_all_tasks_blocked
 
 from protocol.delivery_wire import encode_request, encode_result
 from protocol.errors import LocalProtocolError, RemoteProtocolError
@@ -362,6 +363,64 @@ async def test_random_octets_never_do_worse_than_end_the_stream() -> None:
 
 
 # --- the queue's end ----------------------------------------------------------------------------
+
+
+@trio_test
+async def test_requests_and_results_that_fill_both_sockets_pass_each_other() -> None:
+    slot, stream = slot_pair()
+    request = make_request(*(f"user{number}@example.com" for number in range(1000)))
+    outcome = a_result(request).outcomes[0]
+    reply = "4" * 400
+    outcomes = tuple(
+        replace(outcome, recipient=recipient, reason=reply, reply=reply)
+        for recipient in request.recipients
+    )
+    result = DeliveryResult(outcomes=outcomes, session_kept=True)
+    assert len(encode_result(result)) > 500_000
+
+    async def queue() -> None:
+        for _ in range(3):
+            await slot.send(request, InlineContent(b"x" * INLINE_LIMIT))
+        for _ in range(3):
+            assert await slot.receive() == result
+
+    async def worker() -> None:
+        for number in range(3):
+            received = await stream.next_request()
+            assert received is not None
+            assert received[0] == request
+            if not number:
+                await wait_all_tasks_blocked()  # the queue's second request fills the socket
+            await stream.send_result(result)
+
+    with trio.fail_after(30):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(queue)
+            nursery.start_soon(worker)
+    await slot.aclose()
+    stream.close()
+
+
+@trio_test
+async def test_what_is_wrong_while_a_result_is_sent_is_said_by_the_next_request() -> None:
+    queue_end, worker_end = stream_pair()
+    stream = RequestStream(FrameStream(worker_end))
+    request = make_request(*(f"user{number}@example.com" for number in range(1000)))
+    outcome = replace(a_result(request).outcomes[0], reason="2" * 400)
+    outcomes = tuple(replace(outcome, recipient=one) for one in request.recipients)
+    result = DeliveryResult(outcomes=outcomes, session_kept=True)
+    with queue_end, trio.fail_after(30):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(stream.send_result, result)
+            await wait_all_tasks_blocked()
+            with socket.socket(fileno=os.dup(queue_end.fileno())) as plain:
+                socket.send_fds(plain, [b"x"], [plain.fileno()] * 5)
+            while len(await queue_end.recv(65536)) == 65536:
+                pass
+            nursery.cancel_scope.cancel()
+        with pytest.raises(RemoteProtocolError, match="descriptors"):
+            await stream.next_request()
+    stream.close()
 
 
 @trio_test

@@ -29,6 +29,8 @@ from worker.queue.slot import WorkerLost
 _LENGTHS: Final = struct.Struct("!II")  # octets of payload; octets of inline content
 _DESCRIPTOR: Final = 0xFFFF_FFFF  # instead of a content length: the content is a descriptor
 PAYLOAD_LIMIT: Final = 16 * 1024 * 1024  # some ten thousand recipients; a request has fewer
+# Two requests may come while a result is being sent; more is not our queue process.
+_READ_AHEAD: Final = 2 * (PAYLOAD_LIMIT + INLINE_LIMIT)
 # More would be fetched from the system for each read: allocators map blocks of 128 kB anew.
 _RECEIVE_SIZE: Final = 32_768
 # Descriptors that no frame has claimed yet. One may arrive with the octets before its frame, and a
@@ -74,6 +76,37 @@ class FrameStream:
                 view = view[self._sock.send(view) :]
             except BlockingIOError:
                 await trio.lowlevel.wait_writable(self._sock)
+
+    async def answer(self, payload: bytes) -> None:
+        """Send one frame, and take in what comes while that has to wait.
+
+        The other side may be sending, too, and read nothing before it is done: two full sockets
+        would wait for each other for ever.
+        """
+        view = memoryview(_LENGTHS.pack(len(payload), 0) + payload)
+        while view:
+            try:
+                view = view[self._sock.send(view) :]
+            except BlockingIOError:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._read_ahead)
+                    await trio.lowlevel.wait_writable(self._sock)
+                    nursery.cancel_scope.cancel()
+
+    async def _read_ahead(self) -> None:
+        """Take in what comes, to the end of the stream; what is wrong the next receive() says."""
+        while len(self._buffer) < _READ_AHEAD:
+            await trio.lowlevel.wait_readable(self._sock)
+            try:
+                if not self._take_in():
+                    return
+            except BlockingIOError:
+                continue
+            except OSError:
+                return
+            except RemoteProtocolError as exc:
+                self._failure = exc
+                return
 
     async def receive(self) -> tuple[bytes, Content] | None:
         """The next frame, or None at the end of the stream; the caller closes the content.
@@ -250,7 +283,7 @@ class RequestStream:
 
     async def send_result(self, result: DeliveryResult) -> None:
         """Answer the oldest unanswered request. Raises OSError."""
-        await self._frames.send(encode_result(result))
+        await self._frames.answer(encode_result(result))
 
     def close(self) -> None:
         """Close the stream, and the content of a request that nobody took."""
