@@ -274,8 +274,9 @@ class Scheduler:
                 destination = heapq.heappop(self._delayed)[2]
                 destination.paused = False
                 self._offer(destination, now)
+            ticks = trio.current_time()  # the wall clock may be set back, and the ramp would wait
             while self._destinations.waiting and self._ramp.allows(
-                self._slots, self._settings.slot_limit, now
+                self._slots, self._settings.slot_limit, ticks
             ):
                 chosen = self._destinations.next_turn(now)
                 if chosen is None:
@@ -286,7 +287,7 @@ class Scheduler:
                 self._destinations.offer(chosen, now)  # at the end of the ring
             pause = self._delayed[0][0] - now if self._delayed else inf
             if self._destinations.waiting and self._ramp.rises_at is not None:
-                pause = min(pause, max(0.0, self._ramp.rises_at - now))
+                pause = min(pause, max(0.0, self._ramp.rises_at - ticks))
             with trio.move_on_after(pause):
                 await self._turn.wait()
 
