@@ -5,7 +5,7 @@ whatever a server does to such a flight, the outcomes are those that it gives to
 one, nothing is sent twice that is not marked in doubt, and nobody is bounced for another's reply.
 """
 
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
@@ -17,9 +17,9 @@ from protocol.outcome import Action
 from protocol.request import DeliveryRequest, Protocol, SendOptions
 from tests.cancel_everywhere import cancel_everywhere
 from tests.worker.memory_line import MemoryStream
-from tests.worker.peer import EXTENSIONS, Answer, Fault, Peer, Phase, Script
+from tests.worker.peer import EXTENSIONS, Answer, Fault, Late, Once, Peer, Phase, Script
 from tests.worker.world import CONTENT, World, make_request
-from worker.delivery.plain_peers import LIMIT, PLAIN_FOR, PlainPeers
+from worker.delivery.plain_peers import LIMIT, PLAIN_FOR, PLAIN_FOR_DOUBT, PlainPeers
 from worker.delivery.settings import DeliverySettings
 from worker.network.address import Endpoint
 from worker.status.events import UnexpectedError
@@ -300,8 +300,8 @@ async def test_a_server_that_loses_track_costs_a_connection_and_nobody_s_mail(
     assert set(Counter(peer.served).values()) == {1}
     assert not any(o.in_doubt for result in world.results for o in result.outcomes)
     assert len(peer.links) == 2
-    # It is remembered: from then on nothing travels ahead.
-    assert not [s for s in peer.links[1].segments if b".\r\nMAIL" in s]
+    # It is remembered, at the latest when the message was taken alone: nothing travels ahead.
+    assert not [s for s in peer.links[1].segments if b".\r\nMAIL FROM:<d" in s]
     if seconds is not None:
         assert world.took[1] == seconds
 
@@ -336,7 +336,7 @@ async def test_a_server_that_goes_on_talking_after_it_refused_proves_nothing(
 async def test_a_server_that_lost_track_is_trusted_again_after_a_while(
     autojump_clock: MockClock,
 ) -> None:
-    peer = Peer({Phase.MAIL: ["250 ok", "421 4.3.2 bye", "250 ok"]})
+    peer = Peer({Phase.MAIL: ["250 ok", "503 5.5.1 nested MAIL", "250 ok"]})
     world = World(peer)
 
     async def scenario() -> None:
@@ -350,6 +350,98 @@ async def test_a_server_that_lost_track_is_trusted_again_after_a_while(
     assert [s for s in peer.links[2].segments if b".\r\nMAIL FROM:<e" in s]
 
 
+@pytest.mark.parametrize(
+    ("script", "links"),
+    [
+        (["250 ok"] * 3 + ["421 4.7.0 too many messages", "250 ok"], 2),
+        ({"d@client.example": "550 5.7.1 not from you"}, 2),
+    ],
+    ids=["limit of messages", "bad sender"],
+)
+@trio_test
+async def test_a_server_that_refuses_a_sender_has_not_lost_track(
+    autojump_clock: MockClock, script: Script, links: int
+) -> None:
+    peer = Peer({Phase.MAIL: script})
+    outcomes = await in_a_row(World(peer), requests(*"abcdefgh"))
+    refused = BOUNCED if isinstance(script, dict) else SENT
+    assert [one.popitem()[1] for one in outcomes] == [SENT] * 3 + [refused] + [SENT] * 4
+    assert len(peer.links) == links
+    assert [s for s in peer.links[1].segments if b".\r\nMAIL FROM:<h" in s]
+
+
+@trio_test
+async def test_an_envelope_behind_an_unanswered_dot_is_remembered_for_longer(
+    autojump_clock: MockClock,
+) -> None:
+    peer = Peer({Phase.DOT: [Fault.SILENCE, "250 ok"]})
+    world = World(peer)
+
+    async def scenario() -> None:
+        await world.deliver_in_a_row(requests("a", "b"))
+        await trio.sleep(PLAIN_FOR_DOUBT - 1)
+        await world.deliver_in_a_row(requests("c", "d"))
+        await trio.sleep(1)
+        await world.deliver_in_a_row(requests("e", "f"))
+
+    await world.play(scenario)
+    segments = [segment for link in peer.links for segment in link.segments]
+    assert world.results[0].outcomes[0].in_doubt
+    ahead = [s.partition(b"MAIL FROM:<")[2][:1] for s in segments if b".\r\nMAIL" in s]
+    assert ahead == [b"b", b"f"]
+
+
+@trio_test
+async def test_a_session_that_grows_too_old_behind_a_dot_still_serves_what_went_ahead(
+    autojump_clock: MockClock,
+) -> None:
+    peer = Peer({Phase.DOT: Late(1.0, "250 ok")})
+    world = World(peer, settings=replace(SETTINGS, reuse_time_limit=2.5))
+    outcomes = await in_a_row(world, requests(*"abcdefgh"))
+    assert [set(one.values()) for one in outcomes] == [{SENT}] * 8
+    assert [link.verbs.count("MAIL") for link in peer.links] == [4, 4]
+    assert all(link.verbs[-1] == "QUIT" for link in peer.links)
+    assert [s for s in peer.links[1].segments if b".\r\nMAIL" in s]
+
+
+@trio_test
+async def test_a_reply_too_few_to_a_dot_is_never_made_up_by_the_next_message(
+    autojump_clock: MockClock,
+) -> None:
+    # Two recipients, one final reply: the reply to another MAIL must not count as the second.
+    peer = Peer({Phase.DOT: {"a2@example.com": ()}}, lmtp=True)
+    outcomes = await in_a_row(World(peer), requests("a,a2", "b", protocol=Protocol.LMTP))
+    assert outcomes == [{"a": SENT, "a2": DEFERRED}, {"b": SENT}]
+
+
+@pytest.mark.parametrize("real_sockets", [False, True])
+@trio_test
+async def test_a_complaint_about_the_order_of_commands_bounces_nobody(
+    autojump_clock: MockClock, *, real_sockets: bool
+) -> None:
+    # One 250 too many, MAIL deferred: the 503 to b2 stands where the one to DATA is expected.
+    peer = Peer(
+        {
+            Phase.DOT: ["250 ok\n250 and again", "250 ok"],
+            Phase.MAIL: {"b@client.example": "450 4.7.1 later"},
+            Phase.DATA: ["354 go", Late(0.01, "503 5.5.1 no")],
+        },
+        real_sockets=real_sockets,
+    )
+    outcomes = await in_a_row(World(peer), requests("a", "b,b2"))
+    assert outcomes[1] == {"b": DEFERRED, "b2": DEFERRED}
+
+
+@trio_test
+async def test_nothing_travels_behind_a_dot_if_another_server_is_asked_next(
+    autojump_clock: MockClock,
+) -> None:
+    peer = Peer({Phase.RCPT: {"a2@example.com": "450 4.2.0 greylisted"}})
+    outcomes = await in_a_row(World(peer), requests("a,a2", "b"))
+    assert outcomes == [{"a": SENT, "a2": DEFERRED}, {"b": SENT}]
+    assert not [s for link in peer.links for s in link.segments if b".\r\nMAIL" in s]
+
+
 def test_the_memory_of_peers_is_bounded() -> None:
     peers = PlainPeers()
 
@@ -357,7 +449,7 @@ def test_the_memory_of_peers_is_bounded() -> None:
         return Endpoint(host="mx", address=str(number), port=25, family=2)  # type: ignore[arg-type]
 
     for number in range(LIMIT + 1):
-        peers.note(endpoint(number), 0.0)
+        peers.note(endpoint(number), 0.0, doubt=False)
     assert not peers.holds(endpoint(0), 0.0)
     assert peers.holds(endpoint(1), PLAIN_FOR - 1.0)
     assert not peers.holds(endpoint(1), PLAIN_FOR)
@@ -553,6 +645,41 @@ async def test_a_slot_that_is_stopped_reports_the_message_that_had_gone_ahead_as
     assert peer.served == ["a@example.com"]
     assert peer.links[0].verbs[-1] == "DATA"  # cut, not continued and not ended with a lone dot
     assert not world.open_streams
+
+
+@pytest.mark.parametrize("real_sockets", [False, True])
+@trio_test
+async def test_a_stop_with_every_reply_at_hand_sends_no_content(
+    autojump_clock: MockClock, *, real_sockets: bool
+) -> None:
+    # The replies to the dot and to what came ahead arrive at once, right after the stop.
+    gate = trio.Event()
+    peer = Peer(
+        {Phase.DOT: ["250 ok", Once(gate, "250 ok"), "250 ok"]},
+        real_sockets=real_sockets,
+        glued=True,
+    )
+    world = World(peer)
+    waiting = deque(requests("a", "b", "c"))
+    world.slot.upcoming = lambda: waiting[0] if waiting else None
+
+    async def deliver_all() -> None:
+        while waiting:
+            await world.deliver(waiting.popleft())
+
+    async def scenario() -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(deliver_all)
+            await peer.until(lambda: sum(link.dots for link in peer.links) == 2)
+            if not real_sockets:
+                await wait_all_tasks_blocked()
+            world.slot.stop()
+            gate.set()
+
+    await world.play(scenario)
+    assert [result.stopped for result in world.results] == [False, False, True]
+    assert not world.results[2].outcomes[0].in_doubt
+    assert [link.dots for link in peer.links] == [2]
 
 
 @trio_test

@@ -31,7 +31,12 @@ from worker.delivery.reuse import NO_REUSE, CachedSessions, ReusePolicy
 from worker.delivery.session import Session, SessionKey
 from worker.delivery.settings import DeliverySettings
 from worker.delivery.slot import DeliverySlot, Save
-from worker.delivery.transaction import ContentUnreadable, StaleSession, transfer
+from worker.delivery.transaction import (
+    ContentUnreadable,
+    RefusedAhead,
+    StaleSession,
+    transfer,
+)
 from worker.errors import ConnectError, DeliveryError, ResolveError, SessionError, SiteError
 from worker.network.address import Endpoint
 from worker.network.network import Network
@@ -122,6 +127,7 @@ class _Delivery:
         self._sessions = 0  # that got as far as taking mail (smtp_mx_session_limit)
         self._site_failure: SiteFailure | None = None
         self._served = False  # some session came to the end of a transaction
+        self._refused_ahead: Endpoint | None = None  # where MAIL was, for good, if it was ours
         self._asked: set[tuple[str, int]] = set()  # who has had its say on a reused session
         self._passed_over: list[str] = []  # reasons to log once another endpoint is tried
         self.slot = slot or DeliverySlot()
@@ -271,16 +277,20 @@ class _Delivery:
                 following=partial(self._following, session) if self._wishes.keep else None,
             )
             self._passed_over += self.outcomes.reasons()
+            if self._refused_ahead is not None and self.outcomes.any_sent:
+                self._distrust(self._refused_ahead, doubt=False)  # that was not said to us
             if parkable is not None and self._wishes.keep:
                 self.slot.park(self._key, parkable, self._save(first=not self._sessions))
             else:
                 if session.ahead is not None:
-                    self._distrust(session)
+                    self._distrust(session.endpoint, doubt=False)
                 await session.quit()
         except BaseException as exc:
             await session.aclose()
-            if isinstance(exc, SessionError) and (ahead or session.ahead is not None):
-                self._distrust(session)
+            if isinstance(exc, RefusedAhead):
+                self._refused_ahead = session.endpoint if exc.hard else None
+            elif isinstance(exc, SessionError) and (ahead or session.ahead is not None):
+                self._distrust(session.endpoint, doubt=session.ahead is not None)
             if not self._concludes(exc, facts):
                 raise
             self._sessions += 1
@@ -309,9 +319,9 @@ class _Delivery:
         limit = policy.time_limit
         return partial(cached.save, self._key, limit=limit, for_destination=first)
 
-    def _distrust(self, session: Session) -> None:
-        """The session ended while an envelope was under way: perhaps for that very reason."""
-        self._environment.plain.note(session.endpoint, trio.current_time())
+    def _distrust(self, endpoint: Endpoint, *, doubt: bool) -> None:
+        """A session ended while an envelope was under way: perhaps for that very reason."""
+        self._environment.plain.note(endpoint, trio.current_time(), doubt=doubt)
 
     def _following(self, session: Session) -> Envelope | None:
         """The slot's next request, if its envelope may travel with the final dot of this one."""

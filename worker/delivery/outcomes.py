@@ -39,6 +39,11 @@ class Outcomes:
         self._last: dict[Recipient, tuple[DeliveryError, SessionFacts]] = {}
         self.undecided: list[Recipient] = list(dict.fromkeys(request.recipients))
 
+    @property
+    def any_sent(self) -> bool:
+        """Some server took responsibility for some recipient."""
+        return any(outcome.action is Action.SENT for outcome in self._decided.values())
+
     def sent(self, recipient: Recipient, reply: Reply, facts: SessionFacts, now: float) -> None:
         """The server took responsibility (2xx after the final dot)."""
         self._decide(

@@ -83,13 +83,16 @@ class Session:
         return self.endpoint.name_and_address
 
     @property
+    def sound(self) -> bool:
+        """Neither broken nor on its way out."""
+        return not (self.broken or self.unwanted)
+
+    @property
     def wanted(self) -> bool:
-        """Sound, not on its way out, and within the limits of age and count."""
+        """Sound, and within the limits of age and count."""
         settings = self.settings
-        return not (
-            self.broken
-            or self.unwanted
-            or trio.current_time() - self.born >= settings.reuse_time_limit
+        return self.sound and not (
+            trio.current_time() - self.born >= settings.reuse_time_limit
             # The limit counts reuses: the first use is none.
             or (settings.reuse_count_limit and self.uses > settings.reuse_count_limit)
         )

@@ -87,7 +87,7 @@ class DeliverySlot:
             return None
         session = parked.session
         if session.ahead is not None:
-            if parked.key == key and session.ahead.request is request and session.wanted:
+            if parked.key == key and session.ahead.request is request and session.sound:
                 return session
         elif parked.key == key and session.reusable and session.is_silent():
             if trio.current_time() - session.idle_since > PROBE_AFTER:

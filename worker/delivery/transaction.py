@@ -84,6 +84,13 @@ class StaleSession(SessionError):
     """A reused session was of no use before it took anything: not the failure of the site."""
 
 
+class RefusedAhead(StaleSession):
+    """MAIL that had travelled ahead was refused as by a server that has not lost track.
+
+    `hard`: for good, if it was meant for this message: the answer to it alone will show.
+    """
+
+
 class ContentUnreadable(DeliveryError):
     """Our own copy of the message cannot be read: nothing is concluded, nobody else is tried."""
 
@@ -113,6 +120,8 @@ async def transfer(
             await transaction.run(talk, content)
     except SessionError as exc:
         transaction.leave_in_doubt(exc)
+        if isinstance(exc, StaleSession):
+            raise
         if session.uses > 1 and not transaction.heard:
             raise StaleSession(exc.dsn, exc.reason) from exc
         raise
@@ -124,7 +133,8 @@ async def transfer(
     finally:
         commitment.settle()
     if session.ahead is not None:
-        return PledgedSession(session) if session.wanted else None
+        # Its next message is half said: a session that is too old now still serves that one.
+        return PledgedSession(session) if session.sound else None
     return CleanSession(session) if session.reusable else None
 
 
@@ -172,6 +182,9 @@ class _Transaction:
         if not self._accepted:
             await self._abandon_data(talk)
             return
+        # To be stopped must show here: with every reply at hand nothing before had to wait, and
+        # after commit() it would cut the wait for the reply to the dot.
+        await trio.lowlevel.checkpoint_if_cancelled()
         self._commitment.commit()
         if await self._send_content(talk, content):
             await self._read_final_replies(talk)
@@ -283,8 +296,13 @@ class _Transaction:
         if not self._unproven:
             self._refuse(self._outcomes.undecided, self._refused(reply, command))
             return
-        if not reply.transient or reply.code == SERVICE_CLOSING:
-            raise self._out_of_step(command, reply)  # no bounce without proof
+        if not reply.transient:
+            # No bounce without proof. But only a complaint about the command itself shows that
+            # the server has lost track: others may mean the sender.
+            if reply.permanent and reply.code not in SYNTAX_ERRORS:
+                text = phrases.said(self._session.peer, reply, command.phrase)
+                raise RefusedAhead(reply.dsn, text)
+            raise self._out_of_step(command, reply)
         error = self._refused(reply, command)
         self._held += [(recipient, error) for recipient in self._outcomes.undecided]
 
@@ -322,13 +340,20 @@ class _Transaction:
             proven = reply.code == 354
         else:
             silent = not self._session.replies.unread
-            proven = reply.code in NO_VALID_RECIPIENTS and silent
+            proven = reply.code in NO_VALID_RECIPIENTS and silent and not self._holds_complaint()
         if not proven:
             raise self._out_of_step(command, reply)
         self._unproven = False
         self.heard = True
         for recipient, error in self._held:
             self._refuse([recipient], error)
+
+    def _holds_complaint(self) -> bool:
+        """Someone would be bounced for what is said to a command out of order.
+
+        It may be the reply to DATA, one place too early, and the one behind it still to come.
+        """
+        return any(error.reply and error.reply.code in SYNTAX_ERRORS for _, error in self._held)
 
     def _out_of_step(self, command: Command, reply: Reply) -> SessionError:
         """What came ahead was not taken, or not as it was meant."""
@@ -397,12 +422,23 @@ class _Transaction:
             if session.settings.skip_quit_response and session.capabilities.pipelining:
                 octets += session.dialogue.send(Quit())
                 session.unwanted = True
-        elif envelope := following():
-            octets += envelope.flight(session.dialogue)
+        elif self._may_be_followed and (envelope := following()):
+            octets += envelope.flight(session.dialogue)  # MAIL at least: none is near the window
             session.ahead = envelope
         talk.phase(phrases.END_OF_DATA, self._limits.data_done)
         self._unanswered = list(self._accepted)
         await talk.send(octets)
+
+    @property
+    def _may_be_followed(self) -> bool:
+        """Another envelope may travel with this dot.
+
+        Not with one that several replies are due for (LMTP): were there one too few, the next
+        reply, to MAIL, would be taken for a recipient's. Nor if recipients are left whom another
+        server is asked for: the session ends before that.
+        """
+        accepted = len(self._accepted)
+        return (not self._lmtp or accepted == 1) and len(self._outcomes.undecided) == accepted
 
     def _expect_silence(self) -> None:
         """What the server says before the dot is no answer to it: it must never count as one."""
@@ -457,6 +493,8 @@ class _Transaction:
         refused_reset = isinstance(command, Rset) and not reply.positive
         if refused_reset or (reply.code == SERVICE_CLOSING and not isinstance(command, EndOfData)):
             text = phrases.said(session.peer, reply, command.phrase)
+            if self._unproven and isinstance(command, Mail):
+                raise RefusedAhead(f"4{reply.dsn[1:]}", text)  # a limit of messages, most likely
             raise SessionError(f"4{reply.dsn[1:]}", text, reply, session.peer)
         if self._unproven and not reply.well_formed:
             raise self._out_of_step(command, reply)
