@@ -1,6 +1,7 @@
 """Which worker gets a slot. Virtual clock, no process; the sockets are real."""
 
 import errno
+import subprocess
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -11,7 +12,7 @@ from trio.testing import MockClock, trio_test, wait_all_tasks_blocked
 
 from tests.worker.fake_process import FakeProcess, FakeProcesses
 from worker.pool.child import READY, STOPPING
-from worker.pool.workers import WARM_FOR, CountedSlot, Workers
+from worker.pool.workers import WARM_FOR, CountedSlot, Workers, worker_command
 from worker.queue.slot import DestinationKey, WorkerLost
 
 
@@ -121,6 +122,31 @@ async def test_a_worker_that_has_said_that_it_ends_gets_no_slot(
         world.process(0).say(STOPPING)
         await wait_all_tasks_blocked()
         assert [await world.open() for _ in range(3)] == [1] * 3
+
+
+@trio_test
+async def test_a_worker_whose_socket_was_removed_is_passed_over(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    async with some_workers(tmp_path, 2) as world:
+        await world.open()
+        await world.close()  # warm is the one that will not be reached
+        (tmp_path / "worker.0").unlink()
+        assert [await world.open() for _ in range(4)] == [1] * 4
+        (tmp_path / "worker.1").unlink()
+        with pytest.raises(WorkerLost, match="no worker listens on worker"):
+            await world.open()
+        assert world.counts == [0, 4]
+
+
+def test_what_lies_in_the_current_directory_is_not_the_program(tmp_path: Path) -> None:
+    # The starter of a jailed node does this as root, and the directory may be anybody's.
+    for name in ("worker", "trio", "click"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text("raise SystemExit(99)")
+    command = worker_command(["--help"])
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, check=False)
+    assert done.returncode == 0
 
 
 @trio_test

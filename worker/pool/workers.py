@@ -105,12 +105,25 @@ class Workers:
             worker.child.replace()
 
     async def open_slot(self, destination: DestinationKey) -> "CountedSlot":
-        """A slot at a worker that runs; waits until there is one. Raises WorkerLost."""
+        """A slot at a worker that runs; waits until there is one. Raises WorkerLost.
+
+        A worker that runs and cannot be reached (its socket was removed) is passed over.
+        """
         await self._started.wait()
-        while (worker := self._choose(destination)) is None:
-            if self._stopping:
-                raise WorkerLost("no worker runs, and none will be started")
-            await self._changed.wait()
+        unreachable: list[Worker] = []
+        while True:
+            while (worker := self._choose(destination, unreachable)) is None:
+                if self._stopping:
+                    raise WorkerLost("no worker runs, and none will be started")
+                await self._changed.wait()
+            try:
+                return await self._open_at(worker, destination)
+            except WorkerLost:
+                unreachable.append(worker)
+                if self._least(unreachable) is None:
+                    raise
+
+    async def _open_at(self, worker: Worker, destination: DestinationKey) -> "CountedSlot":
         worker.open_slots += 1
         try:
             slot = await StreamSlot.connect(worker.child.path)
@@ -122,19 +135,20 @@ class Workers:
             raise
         return CountedSlot(slot, self, worker, destination)
 
-    def _choose(self, destination: DestinationKey) -> Worker | None:
+    def _choose(self, destination: DestinationKey, unreachable: list[Worker]) -> Worker | None:
         """The worker for a new slot; None: none runs."""
-        least = self._least()
+        least = self._least(unreachable)
         if least is None:
             return None
         warm, until = self._warm.get(destination, (least, 0.0))
-        if warm.child.ready and trio.current_time() <= until and not _crowded(warm, least):
+        usable = warm.child.ready and warm not in unreachable
+        if usable and trio.current_time() <= until and not _crowded(warm, least):
             return warm
         return least
 
-    def _least(self) -> Worker | None:
-        """The running worker with the fewest slots; None: none runs."""
-        running = [worker for worker in self._workers if worker.child.ready]
+    def _least(self, unreachable: Sequence[Worker] = ()) -> Worker | None:
+        """The running worker with the fewest slots; None: none runs, or none can be reached."""
+        running = [w for w in self._workers if w.child.ready and w not in unreachable]
         return min(running, key=lambda worker: worker.open_slots, default=None)
 
     def crowded(self, worker: Worker) -> bool:
@@ -196,4 +210,5 @@ class CountedSlot:
 
 def worker_command(arguments: Sequence[str]) -> list[str]:
     """How a worker process is started: this interpreter, this package, `postrio worker`."""
-    return [sys.executable, "-m", "worker", "worker", *arguments]
+    # -P: what lies in the current directory is not the program. The starter runs it as root.
+    return [sys.executable, "-P", "-m", "worker", "worker", *arguments]
