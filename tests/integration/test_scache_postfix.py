@@ -117,8 +117,12 @@ async def test_our_client_gets_along_with_the_real_scache(
 ) -> None:
     events: list[Event] = []
     path = postfix.queue_directory / "private" / "scache"
-    client = CacheClient(path, timeout=10.0, emit=events.append)
-    await step(client)
+    client = CacheClient(path, timeout=LIMIT, emit=events.append)
+    try:
+        await step(client)
+    except AssertionError as exc:
+        exc.add_note(f"the client said: {events}")
+        raise
     client.close()
     assert [event for event in events if "ttl" not in str(event)] == []
 

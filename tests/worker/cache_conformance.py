@@ -5,8 +5,9 @@ The caches differ in clocks: a step that lets time pass takes the function that 
 
 import socket
 from collections.abc import Awaitable, Callable
+from contextlib import ExitStack
 
-from worker.cache.client import Found, SessionCache
+from worker.cache.client import Found, Saving, SessionCache
 
 Step = Callable[[SessionCache], Awaitable[None]]
 Wait = Callable[[float], Awaitable[None]]
@@ -20,8 +21,11 @@ def pair() -> tuple[socket.socket, socket.socket]:
 async def save(cache: SessionCache, label: str, text: str, ttl: int = 2) -> socket.socket:
     """Save a new connection; returns its peer, which the caller closes."""
     connection, peer = pair()
-    with connection:
-        assert await cache.save_endpoint(ttl, label, text, connection.fileno())
+    with connection, ExitStack() as stack:
+        stack.enter_context(peer)
+        kept = await cache.save_endpoint(ttl, label, text, connection.fileno())
+        assert kept is Saving.KEPT
+        stack.pop_all()
     return peer
 
 
