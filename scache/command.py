@@ -124,7 +124,7 @@ def _serve(
 ) -> None:
     """Open what needs rights, give them up, serve until told to stop."""
     owners = Owners(
-        user=None if user is None else (user.uid, user.gid),
+        user=user,
         trusted=frozenset(account.uid for account in trust),
     )
     settings = LogSettings(
@@ -174,7 +174,8 @@ def _listener(
     except NoListener as exc:
         raise StartError(str(exc), os.EX_UNAVAILABLE) from exc
     except OSError as exc:
-        raise StartError(f"cannot listen at {path}: {exc.strerror}", os.EX_CANTCREAT) from exc
+        whom = "" if owners.user is None else f" as {owners.user.name}"
+        raise StartError(f"cannot listen at {path}{whom}: {exc.strerror}", os.EX_CANTCREAT) from exc
 
 
 def _daemon_settings(
