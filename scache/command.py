@@ -28,7 +28,7 @@ from scache.listening import (
 )
 from scache.log import FACILITIES, LogSettings, open_log
 from scache.report import NoReport, ask_report, report_table
-from scache.rights import User, connections_that_fit, find_user, give_up_rights
+from scache.rights import User, borrowed, connections_that_fit, find_user, give_up_rights
 from scache.server import ServerSettings, log
 from scache.store import StoreLimits
 
@@ -124,7 +124,7 @@ def _serve(
 ) -> None:
     """Open what needs rights, give them up, serve until told to stop."""
     owners = Owners(
-        user=None if user is None else (user.uid, user.gid),
+        user=user,
         trusted=frozenset(account.uid for account in trust),
     )
     settings = LogSettings(
@@ -135,10 +135,12 @@ def _serve(
         json=log_format == "json",
     )
     try:
-        handler = open_log(settings)
+        # The user opens it again after a rename, and may have made it a link.
+        with borrowed(user):
+            handler = open_log(settings)
     except OSError as exc:
         raise StartError(
-            f"cannot open the log {log_file}: {exc.strerror}", os.EX_CANTCREAT
+            f"cannot open the log {log_file}{_as(user)}: {exc.strerror}", os.EX_CANTCREAT
         ) from exc
     listener, left_behind = _listener(path, listen_fd, owners)
     with listener, left_behind:
@@ -174,7 +176,14 @@ def _listener(
     except NoListener as exc:
         raise StartError(str(exc), os.EX_UNAVAILABLE) from exc
     except OSError as exc:
-        raise StartError(f"cannot listen at {path}: {exc.strerror}", os.EX_CANTCREAT) from exc
+        raise StartError(
+            f"cannot listen at {path}{_as(owners.user)}: {exc.strerror}", os.EX_CANTCREAT
+        ) from exc
+
+
+def _as(user: User | None) -> str:
+    """Whose rights were not enough, for a complaint."""
+    return "" if user is None else f" as {user.name}"
 
 
 def _daemon_settings(

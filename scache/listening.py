@@ -4,6 +4,10 @@ Whoever can replace the socket can read every session that is cached, so its pat
 others' reach: no component may belong to a stranger or be writable for others, the directory itself
 not even readable for them (unless trusted users have to pass), and nothing may be a symbolic link
 that somebody could turn elsewhere. The peer's user id is checked besides (`server.py`).
+
+With `--user` root starts us, and the directory's owner can replace what is in it at any moment. So
+root makes things with the rights of that owner, its own only where nobody else could interfere; and
+nothing is given its mode by name afterwards.
 """
 
 import os
@@ -14,6 +18,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
+
+from scache.rights import User, borrowed, find_user
 
 BACKLOG: Final = 1024  # every smtp(8) of a busy host may come at once; the kernel may allow fewer
 _FIRST_PASSED: Final = 3  # SD_LISTEN_FDS_START, sd_listen_fds(3)
@@ -32,13 +38,13 @@ class NoListener(Exception):
 class Owners:
     """Who the socket is for."""
 
-    user: tuple[int, int] | None = None  # user and group id that the daemon will run as; None: ours
+    user: User | None = None  # who the daemon will run as; None: we ourselves
     trusted: frozenset[int] = frozenset()  # further user ids that may be clients
 
     @property
     def accepted(self) -> frozenset[int]:
         """User ids that may own the directory."""
-        user = () if self.user is None else (self.user[0],)
+        user = () if self.user is None else (self.user.uid,)
         return self.trusted | {0, os.geteuid(), *user}
 
 
@@ -51,15 +57,15 @@ def open_socket(path: Path, owners: Owners) -> socket.socket:
     A socket that nobody listens on any more is replaced.
     """
     path = _safe_path(path, owners)
-    _make_room(path)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        with _address(path) as address:
-            listener.bind(address)
-        # Nobody can connect before listen(): there is no moment with the wrong mode.
-        path.chmod(0o666 if owners.trusted else 0o600)
-        if owners.user is not None:
-            os.chown(path, *owners.user, follow_symlinks=False)
+        maker = _maker_in(path.parent, owners)
+        with borrowed(maker):
+            _make_room(path)
+            with _address(path) as address, _made_with(0o666 if owners.trusted else 0o600):
+                listener.bind(address)
+        if owners.user is not None and maker is None:  # in root's directory
+            os.chown(path, owners.user.uid, owners.user.gid, follow_symlinks=False)
         listener.listen(BACKLOG)
         listener.setblocking(False)  # noqa: FBT003  # its parameter has no name
     except BaseException:
@@ -92,16 +98,50 @@ def _safe_path(path: Path, owners: Owners) -> Path:
     try:
         for parent in directory.parents:
             _check_parent(parent, owners)
-        directory.mkdir()
+        _make_directory(directory, owners)
     except FileExistsError:
         _check_directory(directory, owners)
     except FileNotFoundError:
         raise NoListener(f"{directory.parent} does not exist: make it first") from None
-    else:
-        directory.chmod(0o711 if owners.trusted else 0o700)  # mkdir() obeys the umask
-        if owners.user is not None:
-            os.chown(directory, *owners.user, follow_symlinks=False)
     return directory / path.name
+
+
+def _make_directory(directory: Path, owners: Owners) -> None:
+    """Make it for its owner. Raises OSError."""
+    maker = _maker_in(directory.parent, owners)
+    with borrowed(maker), _made_with(0o711 if owners.trusted else 0o700):
+        directory.mkdir()
+    if owners.user is None or maker is not None:
+        return
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        os.fchown(descriptor, owners.user.uid, owners.user.gid)
+    finally:
+        os.close(descriptor)
+
+
+def _maker_in(directory: Path, owners: Owners) -> User | None:
+    """With whose rights something is made in a safe directory; None: our own."""
+    if owners.user is None:
+        return None
+    # Bottom up: if somebody else could replace one of them, an upper one tells.
+    places = [one.lstat().st_uid for one in (directory, *directory.parents)]
+    if {0, os.geteuid()}.issuperset(places):
+        return None
+    return find_user(str(places[0])) if places[0] in owners.trusted else owners.user
+
+
+@contextmanager
+def _made_with(mode: int) -> Iterator[None]:
+    """Sockets and directories that are made meanwhile have exactly this mode.
+
+    From the first moment: a chmod() afterwards would follow a link that has taken the name.
+    """
+    before = os.umask(0o777 & ~mode)
+    try:
+        yield
+    finally:
+        os.umask(before)
 
 
 def _check_directory(directory: Path, owners: Owners) -> None:

@@ -3,7 +3,8 @@
 import os
 import pwd
 import resource
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -27,6 +28,28 @@ def find_user(name: str) -> User:
     except (KeyError, OverflowError):
         raise LookupError(f"there is no user {name!r}") from None
     return User(found.pw_name, found.pw_uid, found.pw_gid)
+
+
+@contextmanager
+def borrowed(user: User | None) -> Iterator[None]:
+    """Root acts with the rights of `user`, groups included, and is root again afterwards.
+
+    For what is opened or made by name where the user may have planted links: they lead root no
+    further than the user gets. Anybody but root keeps its own rights, and so does None.
+    """
+    if user is None or os.geteuid() != 0:
+        yield
+        return
+    group, groups = os.getegid(), os.getgroups()
+    try:
+        os.initgroups(user.name, user.gid)
+        os.setegid(user.gid)
+        os.seteuid(user.uid)
+        yield
+    finally:
+        os.seteuid(0)
+        os.setegid(group)
+        os.setgroups(groups)
 
 
 def give_up_rights(user: User | None, chroot: Path | None) -> None:

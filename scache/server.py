@@ -203,7 +203,7 @@ class Server:
             except BlockingIOError:
                 await trio.lowlevel.wait_readable(listener)
             except ConnectionAbortedError:
-                continue
+                await trio.lowlevel.checkpoint()
             except OSError as exc:
                 if exc.errno not in _EXHAUSTED:
                     raise
@@ -216,6 +216,7 @@ class Server:
                     sock.setblocking(False)  # noqa: FBT003  # its parameter has no name
                     return sock
                 sock.close()
+                await trio.lowlevel.checkpoint()  # a loop of connects must not take all our time
 
     def _is_trusted(self, sock: socket.socket) -> bool:
         """Whether the kernel says that the client is one of us; before any octet is exchanged."""

@@ -623,6 +623,47 @@ async def test_a_stranger_hears_nothing_and_is_mentioned_once(
     await play(scenario, tmp_path, trusted=frozenset(uid + 1 for uid in OURSELVES))
 
 
+class BusyListener(socket.socket):
+    """There is always one more to accept, whom the server does not serve; `others` times."""
+
+    others = 50
+
+    def __init__(self, *, gone: bool) -> None:
+        """`gone`: they have left before they are accepted; otherwise they are not trusted."""
+        super().__init__(socket.AF_UNIX)
+        self._gone = gone
+
+    def accept(self) -> tuple[socket.socket, object]:
+        if not self.others:
+            return super().accept()
+        self.others -= 1
+        if self._gone:
+            raise ConnectionAbortedError
+        client, ours = socket.socketpair()
+        client.close()
+        return ours, ""
+
+
+@pytest.mark.parametrize("gone", [False, True])
+@trio_test
+async def test_clients_that_are_not_served_take_nobodys_turn(tmp_path: Path, gone: bool) -> None:
+    listeners: list[BusyListener] = []
+
+    def make_listener() -> BusyListener:
+        listeners.append(BusyListener(gone=gone))
+        return listeners[0]
+
+    async def scenario(_: World) -> None:
+        turns = 0
+        while listeners[0].others:
+            await trio.lowlevel.checkpoint()
+            turns += 1
+        assert turns > BusyListener.others / 2
+
+    strangers = frozenset(uid + 1 for uid in OURSELVES)
+    await play(scenario, tmp_path, make_listener=make_listener, trusted=strangers)
+
+
 @trio_test
 async def test_a_bug_costs_one_client_and_is_logged_with_its_place(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
