@@ -55,6 +55,9 @@ class IdleCache:
         ENDED.append("cache stopped")
         self._stopped.set()
 
+    def check(self, _: object) -> None:
+        """Every configuration will do."""
+
     def reload(self, _: object) -> None:
         """It has no configuration."""
 

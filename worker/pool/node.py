@@ -203,12 +203,13 @@ class _Pool:
             config = await trio.to_thread.run_sync(node.load)
             settings = QueueSettings.from_config(config, self._workers)
             router = Router.from_config(config)
-            self._cache.reload(config)
-            node.follow(config)
+            self._cache.check(config)
+            node.follow(config)  # the last that may fail: until then nothing has changed
         except (ConfigError, OSError) as exc:
             node.emit(Warned(f"configuration not reloaded: {exc}"))
             return
         self._config = config
+        self._cache.reload(config)
         self._scheduler.reload(settings, router)
         if node.start_worker is None:
             self._processes.reload()
