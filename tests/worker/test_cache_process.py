@@ -104,6 +104,20 @@ async def test_a_socket_that_cannot_be_made_costs_the_cache_and_nothing_else(
     assert not world.processes.started
 
 
+@trio_test
+async def test_a_configuration_can_be_checked_without_following_it(
+    autojump_clock: MockClock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = World(tmp_path, monkeypatch)
+    async with world.running(world.config()) as cache:
+        cache.check(world.config(connection_cache_ttl_limit="5s"))
+        with pytest.raises(ConfigError, match="not a free name"):
+            cache.check(world.config(connection_cache_service_name="control"))
+        await wait_all_tasks_blocked()
+        (only,) = world.processes.started
+        assert only.returncode is None
+
+
 @pytest.mark.parametrize("name", ["control", "worker.0", "a/b", "..", "../x"])
 def test_a_name_that_is_taken_or_a_path_is_refused(tmp_path: Path, name: str) -> None:
     config = Config.from_mapping({"connection_cache_service_name": name})

@@ -11,7 +11,7 @@ import pytest
 import trio
 from trio.testing import MockClock, trio_test, wait_all_tasks_blocked
 
-from tests.worker.fake_process import FakeProcesses
+from tests.worker.fake_process import FakeProcess, FakeProcesses
 from worker.pool.child import READY, RELOAD, STOPPING, Child
 from worker.status.events import Event, Warned
 
@@ -150,6 +150,28 @@ async def test_a_cancelled_supervisor_kills_even_a_process_that_ignores_signals(
         nursery.cancel_scope.cancel()
     assert world.processes.started[0].returncode == -signal.SIGKILL
     assert not world.child.path.exists()
+
+
+@trio_test
+async def test_a_cancelled_supervisor_does_not_wait_for_ever_for_a_process_that_cannot_be_killed(
+    autojump_clock: MockClock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(FakeProcess, "send_signal", lambda *_: None)  # as one on a dead disk
+    world = World(tmp_path, FakeProcesses())
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(world.child.supervise)
+        await wait_all_tasks_blocked()
+        trio.lowlevel.spawn_system_task(end_later, world.processes.started[0])
+        nursery.cancel_scope.cancel()
+    assert trio.current_time() < 100.0
+    assert not world.child.path.exists()
+    world.processes.started[0].end()
+
+
+async def end_later(process: FakeProcess) -> None:
+    """For a supervisor that waits too long."""
+    await trio.sleep(200.0)
+    process.end()
 
 
 @trio_test

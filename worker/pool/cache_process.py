@@ -68,6 +68,10 @@ class CacheProcess:
             await self._child.supervise()
             self._child = None
 
+    def check(self, config: Config) -> None:
+        """Whether reload() would take it. Raises ConfigError."""
+        self._read(config)
+
     def reload(self, config: Config) -> None:
         """Start it anew if its command line is another one now. Raises ConfigError."""
         wanted = self._read(config)

@@ -26,6 +26,7 @@ from worker.status.events import Emit, Noted, Warned
 RELOAD: Final = b"L"  # from us: read the configuration again
 READY: Final = b"R"  # from a worker: it accepts slots
 STOPPING: Final = b"S"  # from a worker: it accepts no more, and will end
+KILL_TIMEOUT: Final = 5.0  # seconds to wait for what was killed: a dead disk may hold it longer
 BACKLOG: Final = 1024  # clients that may wait while it is busy or being replaced
 
 
@@ -161,7 +162,7 @@ class Child:
         except BaseException:
             # Cancelled: nobody will record its outcomes any more.
             process.send_signal(signal.SIGKILL)
-            with trio.CancelScope(shield=True):
+            with trio.move_on_after(KILL_TIMEOUT, shield=True):
                 await process.wait()
             raise
 

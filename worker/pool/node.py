@@ -3,7 +3,8 @@
 `run_pool` is what `postrio run` calls. Order matters on the way in (the queue is locked before
 anything else is touched, the doors open last) and on the way out: doors close, the scheduler stops
 claiming, workers finish what is past DATA, outcomes become durable, the cache ends after the last
-worker, and only then the store closes.
+worker, and only then the store closes. Signals are obeyed from the first moment to the last, and
+nothing is waited for without limit: what does not end is killed.
 """
 
 import signal
@@ -11,6 +12,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Final
 
 import trio
 
@@ -26,6 +28,9 @@ from worker.queue.service import CONTROL_SOCKET, SUBMIT_SOCKET, serve_control, s
 from worker.queue.settings import QueueSettings
 from worker.queue.sqlite import SqliteStore, StoreSettings, open_store
 from worker.status.events import Emit, Noted, Warned
+
+# Seconds, besides postrio_shutdown_timeout, in which processes without work end by themselves.
+END_TIMEOUT: Final = 5.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,6 +89,7 @@ async def run_pool(
         pool = _Pool(node, workers, config, store, processes, cache, scheduler)
         await pool.run(directory, task_status)
     finally:
+        # For those who did not come to run(), which does it otherwise.
         with trio.CancelScope(shield=True):  # pending commits: bounded by the disk, not by peers
             await store.aclose()
 
@@ -108,22 +114,46 @@ class _Pool:
         self._processes = processes
         self._cache = cache
         self._scheduler = scheduler
+        self._everything = trio.CancelScope()  # but for the signals
+        self._starting = trio.CancelScope()
         self._doors = trio.CancelScope()
+        self._stopping = False
+        self._aborted = False  # by a second signal
+        self._hangup = trio.Event()  # a reload is wanted that has not begun
 
     async def run(self, directory: Path, task_status: trio.TaskStatus[Scheduler]) -> None:
-        """Everything at once, until a signal says stop."""
+        """Everything at once, until a signal says stop. Closes the store."""
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
-            async with trio.open_nursery() as outer:
-                outer.start_soon(self._keep_processes)
-                async with trio.open_nursery() as nursery:
+            async with trio.open_nursery() as listening:
+                listening.start_soon(self._obey, signals)
+                try:
+                    with self._everything:
+                        await self._live(directory, task_status)
+                    if self._everything.cancelled_caught and not self._aborted:
+                        self._node.emit(Warned("killed the processes that did not end in time"))
+                    self._node.emit(Noted("daemon stopped"))
+                finally:
+                    # Here, because a signal that nobody reads would end us before that is done.
+                    with trio.CancelScope(shield=True):
+                        await self._store.aclose()
+                    listening.cancel_scope.cancel()
+
+    async def _live(self, directory: Path, task_status: trio.TaskStatus[Scheduler]) -> None:
+        """From the start of the processes to their ends."""
+        async with trio.open_nursery() as outer:
+            outer.start_soon(self._keep_processes)
+            async with trio.open_nursery() as nursery:
+                with self._starting:
                     await nursery.start(self._schedule, nursery.cancel_scope)
                     await nursery.start(self._open_doors, directory)
-                    nursery.start_soon(self._obey, signals, nursery.cancel_scope)
+                if not self._starting.cancelled_caught:
+                    nursery.start_soon(self._reload_when_asked)
                     self._node.emit(Noted("daemon started"))
                     task_status.started(self._scheduler)
-                # The scheduler has ended, and with it the last slot: the workers have no work.
-                self._processes.stop()
-        self._node.emit(Noted("daemon stopped"))
+            # The scheduler has ended, and with it the last slot: the workers have no work.
+            self._processes.stop()
+            limit = self._config.seconds("postrio_shutdown_timeout") + END_TIMEOUT
+            self._everything.deadline = trio.current_time() + limit
 
     async def _keep_processes(self) -> None:
         """Workers, and the cache for as long as there are any."""
@@ -181,34 +211,47 @@ class _Pool:
             "open_slots": self._scheduler.open_slots,
         }
 
-    async def _obey(self, signals: AsyncIterator[int], everything: trio.CancelScope) -> None:
-        """SIGHUP: new configuration. SIGTERM, SIGINT: orderly end; a second one: at once."""
-        stopping = False
+    async def _obey(self, signals: AsyncIterator[int]) -> None:
+        """SIGHUP: new configuration. SIGTERM, SIGINT: orderly end; a second one: at once.
+
+        Never waits for anything but signals.
+        """
         async for number in signals:
             if number == signal.SIGHUP:
-                await self._reload()
-            elif stopping:
-                self._node.emit(Noted("stopped by a second signal"))
-                everything.cancel()
-            else:
-                stopping = True
+                self._hangup.set()
+            elif not self._stopping:
+                self._stopping = True
                 self._node.emit(Noted(f"stopping on {signal.Signals(number).name}"))
+                self._starting.cancel()
                 self._doors.cancel()
                 self._scheduler.stop()
                 self._processes.stop()
+            elif not self._aborted:
+                self._aborted = True
+                self._node.emit(Noted("stopped by a second signal"))
+                self._everything.cancel()
+
+    async def _reload_when_asked(self) -> None:
+        """One reload at a time; all that was asked for during one is another one after it."""
+        while True:
+            await self._hangup.wait()
+            self._hangup = trio.Event()
+            await self._reload()
 
     async def _reload(self) -> None:
         node = self._node
         try:
-            config = await trio.to_thread.run_sync(node.load)
+            # Abandoned when we end: a file may be one that cannot be read to its end.
+            config = await trio.to_thread.run_sync(node.load, abandon_on_cancel=True)
             settings = QueueSettings.from_config(config, self._workers)
             router = Router.from_config(config)
-            self._cache.reload(config)
-            node.follow(config)
+            self._cache.check(config)
+            node.follow(config)  # the last that may fail: until then nothing has changed
         except (ConfigError, OSError) as exc:
             node.emit(Warned(f"configuration not reloaded: {exc}"))
             return
         self._config = config
+        self._cache.reload(config)
         self._scheduler.reload(settings, router)
         if node.start_worker is None:
             self._processes.reload()
