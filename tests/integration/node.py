@@ -28,7 +28,7 @@ from bench.sink_session import Received, Sink
 POSTRIO: Final = (sys.executable, "-m", "worker")  # what the `postrio` script runs
 LIMIT: Final = 40.0  # seconds for one thing that a test waits for; nothing takes nearly as long
 STARTED: Final = "daemon started"
-WORKER: Final = ["-m", "worker", "worker"]  # on a command line, after the interpreter
+WORKER: Final = ["-P", "-m", "worker", "worker"]  # on a command line, after the interpreter
 CACHE: Final = ["-P", "-m", "scache"]
 SENDER: Final = "sender@from.example"
 
@@ -191,7 +191,7 @@ class Node:
 
     def worker_pids(self) -> list[int]:
         """Process ids of the workers."""
-        return [pid for pid, words in self.children().items() if words[1:4] == WORKER]
+        return [pid for pid, words in self.children().items() if words[1:5] == WORKER]
 
     def cache_pids(self) -> list[int]:
         """Process ids of the connection cache: at most one."""

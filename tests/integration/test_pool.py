@@ -33,7 +33,7 @@ def compute_for_ever(number, frame):
     while True:
         pass
 
-if sys.orig_argv[1:4] == ["-m", "worker", "worker"] and os.path.exists(FLAGS + "/dies"):
+if sys.orig_argv[2:5] == ["-m", "worker", "worker"] and os.path.exists(FLAGS + "/dies"):
     os._exit(3)
 signal.signal(signal.SIGUSR1, compute_for_ever)
 """
