@@ -214,15 +214,6 @@ async def test_a_message_nobody_wants_costs_no_new_connection(autojump_clock: Mo
 # --- servers that lose track --------------------------------------------------------------------
 
 
-class Forgetful(Peer):
-    """Throws away what was received together with a final dot, as some servers did."""
-
-    async def serve(self, stream: trio.abc.Stream) -> None:
-        """See Peer."""
-        assert isinstance(stream, MemoryStream)
-        await super().serve(_Filtered(stream, lambda rest: b""))
-
-
 class _Filtered(MemoryStream):
     """What comes behind a final dot in one read goes through `change`."""
 

@@ -69,13 +69,17 @@ class FrameStream:
         data = content.data if content is not None else b""
         await self._send_all(_LENGTHS.pack(len(payload), len(data)) + payload + data)
 
-    async def _send_all(self, octets: bytes) -> None:
+    async def _send_all(self, octets: bytes, *, reading: bool = False) -> None:
         view = memoryview(octets)
         while view:
             try:
                 view = view[self._sock.send(view) :]
             except BlockingIOError:
-                await trio.lowlevel.wait_writable(self._sock)
+                async with trio.open_nursery() as nursery:
+                    if reading:
+                        nursery.start_soon(self._read_ahead)
+                    await trio.lowlevel.wait_writable(self._sock)
+                    nursery.cancel_scope.cancel()
 
     async def answer(self, payload: bytes) -> None:
         """Send one frame, and take in what comes while that has to wait.
@@ -83,15 +87,7 @@ class FrameStream:
         The other side may be sending, too, and read nothing before it is done: two full sockets
         would wait for each other for ever.
         """
-        view = memoryview(_LENGTHS.pack(len(payload), 0) + payload)
-        while view:
-            try:
-                view = view[self._sock.send(view) :]
-            except BlockingIOError:
-                async with trio.open_nursery() as nursery:
-                    nursery.start_soon(self._read_ahead)
-                    await trio.lowlevel.wait_writable(self._sock)
-                    nursery.cancel_scope.cancel()
+        await self._send_all(_LENGTHS.pack(len(payload), 0) + payload, reading=True)
 
     async def _read_ahead(self) -> None:
         """Take in what comes, to the end of the stream; what is wrong the next receive() says."""
