@@ -1,0 +1,1 @@
+"""What every scenario needs: running contenders in turns, costs, tables, results, plots."""
