@@ -6,12 +6,13 @@ could end the line early: this is the last place that sees them before the wire.
 """
 
 import re
-from dataclasses import dataclass
+from functools import lru_cache
 from typing import ClassVar, Final
 
 from protocol import xtext
 from protocol.address import is_domain, quote
 from protocol.errors import LocalProtocolError
+from protocol.value import value
 
 # Octets with CRLF. RFC 5321 section 4.5.3.1.4 has 512 and lets extensions add to it: DSN adds
 # 500 for ORCPT, and long local parts pass (address.LOCAL_PART_LIMIT).
@@ -24,7 +25,7 @@ _WORD = re.compile(r"[^\x00-\x20\x7f-\xa0]+")
 _ALWAYS_QUOTED = re.compile(r'[<>@"\\]')
 
 
-@dataclass(frozen=True, slots=True)
+@value()
 class Command:
     """Base of all commands. `phrase` completes "(in reply to ...)"."""
 
@@ -35,7 +36,7 @@ class Command:
         raise NotImplementedError
 
 
-@dataclass(frozen=True, slots=True)
+@value()
 class _Introduction(Command):
     """Says who we are (`smtp_helo_name`, `lmtp_lhlo_name`): a host name or address literal."""
 
@@ -50,7 +51,7 @@ class _Introduction(Command):
         return _line(f"{self.verb} {self.name}", self.phrase)
 
 
-@dataclass(frozen=True, slots=True)
+@value()
 class Helo(_Introduction):
     """HELO: no extensions."""
 
@@ -58,7 +59,7 @@ class Helo(_Introduction):
     verb: ClassVar[str] = "HELO"
 
 
-@dataclass(frozen=True, slots=True)
+@value()
 class Ehlo(_Introduction):
     """EHLO: the reply lists extensions (`capabilities.py`)."""
 
@@ -66,7 +67,7 @@ class Ehlo(_Introduction):
     verb: ClassVar[str] = "EHLO"
 
 
-@dataclass(frozen=True, slots=True)
+@value()
 class Lhlo(_Introduction):
     """LHLO: EHLO of LMTP (RFC 2033)."""
 
@@ -74,7 +75,7 @@ class Lhlo(_Introduction):
     verb: ClassVar[str] = "LHLO"
 
 
-@dataclass(frozen=True, slots=True)
+@value()
 class Mail(Command):
     """MAIL: begins a mail transaction. `reverse_path`: internal form, empty for the null one.
 
@@ -94,7 +95,7 @@ class Mail(Command):
         return _line(f"MAIL FROM:<{path}>", self.phrase, self.params)
 
 
-@dataclass(frozen=True, slots=True)
+@value()
 class Rcpt(Command):
     """RCPT: one recipient of the transaction. Fields as in Mail; the path must not be empty."""
 
@@ -112,7 +113,7 @@ class Rcpt(Command):
         return _line(f"RCPT TO:<{path}>", self.phrase, self.params)
 
 
-@dataclass(frozen=True, slots=True)
+@value()
 class Data(Command):
     """DATA: asks for permission (354) to send the content."""
 
@@ -123,7 +124,7 @@ class Data(Command):
         return b"DATA\r\n"
 
 
-@dataclass(frozen=True, slots=True)
+@value()
 class EndOfData(Command):
     """The final dot: registers in the dialogue that the content's replies are now awaited.
 
@@ -143,7 +144,7 @@ class EndOfData(Command):
         return b""
 
 
-@dataclass(frozen=True, slots=True)
+@value()
 class Rset(Command):
     """RSET: aborts a transaction, or probes a session before it is used again."""
 
@@ -154,7 +155,7 @@ class Rset(Command):
         return b"RSET\r\n"
 
 
-@dataclass(frozen=True, slots=True)
+@value()
 class Noop(Command):
     """NOOP: a sign of life."""
 
@@ -165,7 +166,7 @@ class Noop(Command):
         return b"NOOP\r\n"
 
 
-@dataclass(frozen=True, slots=True)
+@value()
 class Quit(Command):
     """QUIT: ends the session."""
 
@@ -176,7 +177,7 @@ class Quit(Command):
         return b"QUIT\r\n"
 
 
-@dataclass(frozen=True, slots=True)
+@value()
 class Xforward(Command):
     """XFORWARD: where the message came from, for a content filter behind us.
 
@@ -202,6 +203,7 @@ class Xforward(Command):
         return _line("XFORWARD", self.phrase, words)
 
 
+@lru_cache(1024)  # the same senders, and often the same recipients, come again and again
 def _path(address: str, phrase: str, *, quoted: bool) -> str:
     """What stands between the angle brackets: external form, its domain checked."""
     _, at, domain = address.rpartition("@")

@@ -103,6 +103,20 @@ class DataEncoder:
         return self._stuffer.feed(self._canonicaliser.finish()) + self._stuffer.finish()
 
 
+def encode(content: bytes) -> bytes:
+    """What to send for a whole content, the final dot included: as a DataEncoder's in one piece."""
+    if (
+        content.endswith(b"\r\n")
+        and content.count(b"\r\n") == content.count(b"\n") == content.count(b"\r")
+        and b"\0" not in content
+        and b"\n." not in content
+        and not content.startswith(b".")
+    ):
+        return content + END_OF_DATA  # nothing to change: most mail
+    encoder = DataEncoder()
+    return encoder.feed(content) + encoder.finish()
+
+
 @dataclass(frozen=True, slots=True)
 class ContentFacts:
     """What a queue wants to know of a content. All of the canonical form, before dot-stuffing."""

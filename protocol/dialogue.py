@@ -113,12 +113,35 @@ _ANSWERED: Final[Mapping[tuple[State, type[Command]], tuple[State, State]]] = Ma
 )
 
 
+class _Place:
+    """One state with its rows of the tables above, found without hashing an Enum each time."""
+
+    __slots__ = ("answered", "moves", "state")
+
+    def __init__(self, state: State) -> None:
+        self.state = state
+        self.moves: dict[type[Command], _Place] = {}
+        self.answered: dict[type[Command], tuple[_Place, _Place]] = {}
+
+
+def _places() -> Mapping[State, _Place]:
+    places = {state: _Place(state) for state in State}
+    for state, moves in MOVES.items():
+        places[state].moves = {kind: places[after] for kind, after in moves.items()}
+    for (state, kind), (accepted, refused) in _ANSWERED.items():
+        places[state].answered[kind] = (places[accepted], places[refused])
+    return MappingProxyType(places)
+
+
+_PLACES: Final = _places()
+
+
 class Dialogue:
     """Pairs each reply with the command it answers, any number in flight."""
 
     def __init__(self, state: State = State.CONNECTED) -> None:
         """Begin with the greeting, or in `state` with a session that others opened."""
-        self._state = state
+        self._place = _PLACES[state]
         self._in_flight: deque[tuple[Command, int]] = deque()  # with its octets
         self._answered = 0  # replies that the oldest command has had; only EndOfData expects more
         self._unanswered_octets = 0
@@ -128,9 +151,9 @@ class Dialogue:
 
         Raises LocalProtocolError if it was taken before.
         """
-        if self._state is not State.CONNECTED:
+        if self.state is not State.CONNECTED:
             raise LocalProtocolError(f"no greeting is expected {self._where()}")
-        self._state = State.GREETED if reply.positive else State.UNWELCOME
+        self._place = _PLACES[State.GREETED if reply.positive else State.UNWELCOME]
 
     def send(self, command: Command, wire: bytes | None = None) -> bytes:
         """Return the octets of `command`, which is in flight from now on.
@@ -138,14 +161,14 @@ class Dialogue:
         `wire`: its octets, where the caller has them (`Command.to_wire`) already. Raises
         LocalProtocolError, and changes nothing, if it is not its turn or if it cannot be written.
         """
-        state = MOVES[self._state].get(type(command))
-        if state is None:
+        place = self._place.moves.get(type(command))
+        if place is None:
             raise LocalProtocolError(f"{command.phrase} must not be sent {self._where()}")
         if wire is None:
             wire = command.to_wire()
         self._in_flight.append((command, len(wire)))
         self._unanswered_octets += len(wire)
-        self._state = state
+        self._place = place
         return wire
 
     def receive_reply(self, reply: Reply) -> tuple[Command, Reply]:
@@ -162,15 +185,15 @@ class Dialogue:
         self._in_flight.popleft()
         self._answered = 0
         self._unanswered_octets -= octets
-        if move := _ANSWERED.get((self._state, type(command))):
+        if after := self._place.answered.get(type(command)):
             accepted = reply.code == 354 if type(command) is Data else reply.positive
-            self._state = move[0] if accepted else move[1]
+            self._place = after[0] if accepted else after[1]
         return command, reply
 
     @property
     def state(self) -> State:
         """Where the dialogue stands, taking what is in flight for accepted."""
-        return self._state
+        return self._place.state
 
     @property
     def oldest(self) -> Command | None:
@@ -197,4 +220,4 @@ class Dialogue:
         return self._unanswered_octets
 
     def _where(self) -> str:
-        return f"in state {self._state.name} ({self._state.value})"
+        return f"in state {self.state.name} ({self.state.value})"

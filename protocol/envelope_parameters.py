@@ -5,6 +5,7 @@ A value that has no valid form on the wire is left out rather than refused, beca
 matters more than its annotations.
 """
 
+from functools import lru_cache
 from typing import Final
 
 from protocol import xtext
@@ -57,7 +58,7 @@ def rcpt_parameters(recipient: Recipient, capabilities: Capabilities) -> tuple[s
     if recipient.notify:
         words = [name for flag, name in _NOTIFY if recipient.notify & flag]
         params.append(f"NOTIFY={','.join(words)}")
-    if orcpt := _orcpt(recipient):
+    if orcpt := _orcpt(recipient.orcpt, recipient.original or recipient.address):
         params.append(f"ORCPT={orcpt}")
     return tuple(params)
 
@@ -80,11 +81,12 @@ def xforward_commands(client: ClientFacts, capabilities: Capabilities) -> tuple[
     return tuple(Xforward(pairs) for pairs in announced if pairs)
 
 
-def _orcpt(recipient: Recipient) -> str:
+@lru_cache(1024)  # as for the paths of MAIL and RCPT
+def _orcpt(given: str, original: str) -> str:
     """The value of ORCPT, type and encoded address; empty if there is none to send."""
-    kind, semicolon, address = recipient.orcpt.partition(";")
+    kind, semicolon, address = given.partition(";")
     if not semicolon:
-        kind, address = "rfc822", quote(recipient.original or recipient.address)
+        kind, address = "rfc822", quote(original)
         if not address.isascii():
             kind = "utf-8"
     if not kind.isascii() or not kind.replace("-", "").isalnum() or not address:

@@ -1,9 +1,10 @@
 """What became of one recipient. A refused recipient is a result, not an exception."""
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from enum import Enum
 
 from protocol.request import Recipient
+from protocol.value import value
 
 
 class Action(Enum):
@@ -14,7 +15,7 @@ class Action(Enum):
     BOUNCED = "bounced"
 
 
-@dataclass(frozen=True, slots=True)
+@value()
 class Delays:
     """Seconds before the active set, in it, setting up the connection, transmitting (S152)."""
 
@@ -29,7 +30,7 @@ class Delays:
         return self.before_active + self.active + self.setup + self.transmission
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(kw_only=True)
 class RecipientOutcome:
     """One recipient's end of one attempt; exactly one per recipient of a request."""
 
@@ -50,7 +51,7 @@ class RecipientOutcome:
         return replace(self, delays=delays)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(kw_only=True)
 class SiteFailure:
     """The destination as a whole failed: what drives concurrency feedback and back-off."""
 
@@ -58,7 +59,7 @@ class SiteFailure:
     reason: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(kw_only=True)
 class DeliveryResult:
     """Everything one request came to. `outcomes` has one entry per recipient, in their order."""
 

@@ -5,19 +5,23 @@ Answers for lines, limits and enhanced status codes; not for which command a rep
 """
 
 import re
-from dataclasses import dataclass
 from enum import Enum
+from functools import lru_cache
 from typing import Final, Literal
 
 from protocol.errors import RemoteProtocolError
+from protocol.value import value
 
 LINE_LIMIT: Final = 2048  # octets of one line that are kept; the rest is dropped (S039)
 MAX_REPLY_SIZE: Final = 65_536  # octets of one reply, all lines, before the peer counts as endless
 
 # RFC 3463 section 2, with leading zeros tolerated.
 _ENHANCED = re.compile(r" *([245]\.[0-9]{1,3}\.[0-9]{1,3})(?: |$)")
-# The usual reply: one line of plain text, no longer than LINE_LIMIT.
+# The usual reply: one line of plain text, no longer than LINE_LIMIT. A code of 200 to 599.
 _PLAIN_REPLY = re.compile(rb"([2-5][0-9][0-9]) ([ -~]{0,2000})\r?\n")
+# Lines whose replies are remembered: servers say the same few things, thrice for every message.
+_REMEMBERED: Final = 256
+_REMEMBERED_LIMIT: Final = 200  # octets of a line that is worth it
 
 
 class NeedData(Enum):
@@ -29,7 +33,7 @@ class NeedData(Enum):
 NEED_DATA: Final[Literal[NeedData.NEED_DATA]] = NeedData.NEED_DATA
 
 
-@dataclass(frozen=True, slots=True)
+@value()
 class Reply:
     """One reply of one or more lines.
 
@@ -98,9 +102,10 @@ class ReplyParser:
 
     def __init__(self, max_size: int = MAX_REPLY_SIZE) -> None:
         self._max_size = max_size  # octets, all lines of one reply
-        self._buffer = bytearray()
+        self._buffer = b""
         self._start = 0  # of the first line not yet taken
         self._searched = 0  # no line end between _start and here
+        self._peeked = 0  # the end of what peek() returned last
         self._size = 0  # octets of the lines taken for the reply under way
         self._code = b""  # of the lines so far
         self._lines: list[str] = []
@@ -108,11 +113,13 @@ class ReplyParser:
 
     def receive_data(self, data: bytes | bytearray) -> None:
         """Take what the peer sent, cut anywhere. End of file is the caller's to notice."""
-        if self._start:
-            del self._buffer[: self._start]
+        if self._start == len(self._buffer):
+            self._buffer = bytes(data)
+            self._searched = 0
+        else:
+            self._buffer = self._buffer[self._start :] + data
             self._searched -= self._start
-            self._start = 0
-        self._buffer += data
+        self._start = 0
 
     def next_event(self) -> Reply | NeedData:
         """Return the next reply, or NEED_DATA.
@@ -121,21 +128,21 @@ class ReplyParser:
         """
         buffer = self._buffer
         # Not needed for the result, but half the time of the loop below, three times a message.
-        if not self._size and (plain := _PLAIN_REPLY.match(buffer, self._start)):
-            if plain.end() - self._start > self._max_size:
-                raise self._endless()
-            self._start = self._searched = plain.end()
-            text = plain[2].decode("ascii")
-            match = _ENHANCED.match(text)
-            return Reply(int(plain[1]), (text,), enhanced=match[1] if match else None)
+        if not self._size:
+            end = buffer.find(b"\n", self._searched) + 1
+            if end and (reply := _plain_reply(buffer[self._start : end])):
+                if end - self._start > self._max_size:
+                    raise self._endless()
+                self._start = self._searched = end
+                return reply
         while (end := buffer.find(b"\n", self._searched)) >= 0:
             start = self._start
             size = self._size + end + 1 - start
             if size > self._max_size:
                 raise self._endless()
             line = buffer[start : min(end, start + LINE_LIMIT)]
-            if end - start <= LINE_LIMIT and line.endswith(b"\r"):
-                del line[-1]
+            if end - start <= LINE_LIMIT:
+                line = line.removesuffix(b"\r")
             self._start = self._searched = end + 1
             self._size = size
             if self._take_line(line):
@@ -144,6 +151,33 @@ class ReplyParser:
         if self._size + self._searched - self._start > self._max_size:
             raise self._endless()
         return NEED_DATA
+
+    def peek(self, count: int) -> list[Reply] | None:
+        """The next replies, at most `count`, as far as they are there; None: one is no plain line.
+
+        They stay: next_event() will return them, unless skip() comes first.
+        """
+        if self._size:
+            return None  # a reply of several lines is under way
+        replies: list[Reply] = []
+        self._peeked = self._start
+        buffer = self._buffer
+        while len(replies) < count and (end := buffer.find(b"\n", self._peeked) + 1):
+            reply = _plain_reply(buffer[self._peeked : end])
+            if reply is None:
+                return None
+            replies.append(reply)
+            self._peeked = end
+        return replies
+
+    @property
+    def peeked_all(self) -> bool:
+        """Nothing stands behind what peek() has returned just now."""
+        return self._peeked == len(self._buffer)
+
+    def skip(self) -> None:
+        """Take what peek() has returned just now."""
+        self._start = self._searched = self._peeked
 
     @property
     def unread(self) -> int:
@@ -154,9 +188,9 @@ class ReplyParser:
         """
         return self._size + len(self._buffer) - self._start
 
-    def _take_line(self, line: bytearray) -> bool:
+    def _take_line(self, line: bytes) -> bool:
         """Keep one line without its line end; True if it is the last of its reply."""
-        code, separator = bytes(line[:3]), line[3:4]
+        code, separator = line[:3], line[3:4]
         if len(code) != 3 or not code.isdigit() or (separator and separator not in b" -"):
             # Garbage is kept, not fatal, as in Postfix: the text may explain what is wrong.
             self._lines.append(printable(line))
@@ -180,3 +214,20 @@ class ReplyParser:
 
     def _endless(self) -> RemoteProtocolError:
         return RemoteProtocolError(f"reply is longer than {self._max_size} octets")
+
+
+def _plain_reply(line: bytes) -> Reply | None:
+    """The reply that is this one line, with its line end; None: it needs a closer look."""
+    return _remembered_reply(line) if len(line) <= _REMEMBERED_LIMIT else _read_plain(line)
+
+
+def _read_plain(line: bytes) -> Reply | None:
+    plain = _PLAIN_REPLY.fullmatch(line)
+    if plain is None:
+        return None
+    text = plain[2].decode("ascii")
+    match = _ENHANCED.match(text)
+    return Reply(int(plain[1]), (text,), enhanced=match[1] if match else None)
+
+
+_remembered_reply = lru_cache(_REMEMBERED)(_read_plain)

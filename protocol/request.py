@@ -4,9 +4,11 @@ Facts only. How a request crosses a process border is in `delivery_wire.py`; wha
 in `outcome.py`.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from enum import Enum, IntEnum, IntFlag
 from typing import Final
+
+from protocol.value import value
 
 
 class Protocol(Enum):
@@ -68,7 +70,7 @@ _REQUIRE_SMTPUTF8: Final = frozenset(
 )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(kw_only=True)
 class Recipient:
     """One recipient of a request.
 
@@ -83,7 +85,7 @@ class Recipient:
     key: int = -1
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(kw_only=True)
 class ClientFacts:
     """Where the message came from, for XFORWARD. Empty text: not known."""
 
@@ -95,7 +97,7 @@ class ClientFacts:
     ident: str = ""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(kw_only=True)
 class DeliveryRequest:
     """One message, one nexthop, at least one recipient.
 
@@ -119,3 +121,10 @@ class DeliveryRequest:
     arrival: float = 0.0  # the message entered the queue
     active: float = 0.0  # it entered the active set
     client: ClientFacts = field(default_factory=ClientFacts)
+
+    @property
+    def each_recipient(self) -> list[Recipient]:
+        """The recipients in their order, everyone once."""
+        if len(self.recipients) == 1:
+            return [*self.recipients]
+        return list(dict.fromkeys(self.recipients))
