@@ -249,6 +249,21 @@ class Destinations:
                 return destination
         return None
 
+    def next_needs_it_more(self, holder: Destination) -> bool:
+        """Whether a slot of `holder` would be better placed at the destination that is next.
+
+        That is if the next one has none at all, or still has fewer when the slot has changed hands:
+        else both would be as far as before, at the price of a session. One that does not need it
+        goes to the end, so that it hides nobody from whoever asks next.
+        """
+        if not self._ring:
+            return False
+        next_one = self._ring[0]
+        if not next_one.busy or next_one.busy + 1 < holder.busy:
+            return True
+        self._ring.rotate(-1)
+        return False
+
     @property
     def waiting(self) -> bool:
         """Some destination may be waiting for a slot."""

@@ -48,7 +48,7 @@ _REFILL: Final = 0.75  # of the active set: it is filled again when it is down t
 _SWEEP_INTERVAL: Final = 60.0  # seconds between looks for destinations to forget
 _FIRST_CLAIM: Final = 50  # nothing is known yet of how many recipients messages have
 SETTLE_TIMEOUT: Final = 10.0  # seconds for outcomes to become durable when we end
-QUANTUM: Final = 20  # requests a slot takes while other destinations wait for a slot
+QUANTUM: Final = 20  # requests a slot takes while another destination needs it more
 
 
 class Scheduler:
@@ -338,9 +338,9 @@ class Scheduler:
         if (
             served >= QUANTUM
             and self._ramp.at_ceiling(self._slots, self._settings.slot_limit)
-            and self._destinations.waiting
+            and self._destinations.next_needs_it_more(destination)
         ):
-            return None  # the others have waited long enough
+            return None  # another has waited long enough
         if destination.not_before and destination.not_before > self._wall():
             return None
         return destination.take()
