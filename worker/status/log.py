@@ -15,7 +15,7 @@ from typing import Final, TypeVar
 
 from protocol.address import quote
 from protocol.outcome import RecipientOutcome
-from protocol.record import record
+from protocol.value import value
 from worker.status.delays import DEFAULT_RESOLUTION, format_delay
 from worker.status.events import (
     ConnectFailed,
@@ -56,7 +56,7 @@ class Severity(Enum):
     ERROR = "error"
 
 
-@record(frozen=True, slots=True)
+@value()
 class LogLine:
     """One line without time, host and process: those belong to the sink.
 
@@ -103,7 +103,8 @@ def delivery_text(event: RecipientSettled, resolution: int = DEFAULT_RESOLUTION)
         orig_to = ""
     conn_use = f" conn_use={outcome.conn_use}," if outcome.conn_use > 1 else ""
     head = (
-        f"{event.queue_id}: to=<{_address(recipient.address)}>,{orig_to} relay={outcome.relay or 'none'},{conn_use}"
+        f"{event.queue_id}: to=<{_address(recipient.address)}>,{orig_to}"
+        f" relay={outcome.relay or 'none'},{conn_use}"
         f" delay={format_delay(delays.total, resolution)},"
         f" delays={format_delay(delays.before_active, resolution)}"
         f"/{format_delay(delays.active, resolution)}"

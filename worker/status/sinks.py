@@ -18,7 +18,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Final, Protocol
 
-from protocol.record import record
+from protocol.value import value
 from worker.config.config import Config
 from worker.status.delays import DEFAULT_RESOLUTION
 from worker.status.log import JsonValue, LogLine, Severity
@@ -70,7 +70,7 @@ class LogSettings:
         )
 
 
-@record(frozen=True, slots=True)
+@value()
 class Record:
     """What a sink writes: a line, or with `json` set the event as an object."""
 
