@@ -128,6 +128,8 @@ class Worker:
         When stopping, what was on its way to us is still read and answered as stopped: the queue
         process knows then that it was never tried. Without an answer it would be in doubt.
         """
+        if (ready := stream.next_request_nowait()) is not None:
+            return ready
         with trio.CancelScope() as waiting:
             if self._stopping:
                 waiting.deadline = trio.current_time() + STOP_PAUSE
