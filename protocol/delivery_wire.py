@@ -49,7 +49,7 @@ _OUTCOME_TEXTS: Final = 5  # status, reason, reply, mta, relay
 _PROTOCOLS: Final = (Protocol.SMTP, Protocol.LMTP)
 _ENCODINGS: Final = ("", "7bit", "8bit")
 _ACTIONS: Final = (Action.SENT, Action.DEFERRED, Action.BOUNCED)
-_ACTION_CLASS: Final = {Action.SENT: "2", Action.DEFERRED: "4", Action.BOUNCED: "5"}
+_CLASSES: Final = ("2", "4", "5")  # of the status that goes with it
 _OPTIONS: Final = tuple(SendOptions(bits) for bits in range(16))
 _RETS: Final = (Ret.UNSPECIFIED, Ret.FULL, Ret.HDRS)
 # NEVER goes with nothing else (RFC 3461 section 4.1).
@@ -221,12 +221,12 @@ def encode_result(result: DeliveryResult) -> bytes:
     parts = [_RESULT.pack(_KEPT * result.session_kept | _STOPPED * result.stopped, len(outcomes))]
     texts = [site.dsn, *_fit(site.reason)] if site else ["", ""]
     for outcome in outcomes:
-        _check_outcome(outcome)
+        place = _check_outcome(outcome)
         delays = outcome.delays
         parts.append(
             _OUTCOME.pack(
                 outcome.recipient.key,
-                _ACTIONS.index(outcome.action),
+                place,
                 _ANNOUNCED * outcome.dsn_announced | _DOUBT * outcome.in_doubt,
                 outcome.conn_use,
                 delays.before_active,
@@ -241,10 +241,11 @@ def encode_result(result: DeliveryResult) -> bytes:
     return _bounded(b"".join(parts), MAX_RESULT_SIZE)
 
 
-def _check_outcome(outcome: RecipientOutcome) -> None:
-    """What encode_result() refuses of one outcome."""
+def _check_outcome(outcome: RecipientOutcome) -> int:
+    """What encode_result() refuses of one outcome; else its action's place."""
     delays = outcome.delays
-    if not _agrees(outcome.action, outcome.dsn):
+    place = _ACTIONS.index(outcome.action)
+    if _class_of(outcome.dsn) != _CLASSES[place]:
         raise _unfit(outcome, f"{outcome.action.value} with {outcome.dsn[:100]!r}")
     if not (-1 <= outcome.recipient.key <= _MAX_KEY and 0 <= outcome.conn_use <= _MAX_USE):
         raise _unfit(outcome, "bad key or use")
@@ -255,6 +256,7 @@ def _check_outcome(outcome: RecipientOutcome) -> None:
         and 0 <= delays.transmission < _MAX_TIME
     ):
         raise _unfit(outcome, f"bad {delays}")
+    return place
 
 
 def decode_result(data: bytes, request: DeliveryRequest) -> DeliveryResult:
@@ -297,7 +299,7 @@ def _outcome(
 ) -> RecipientOutcome:
     _, place, bits, use, before_active, active, setup, transmission = numbers
     dsn, reason, reply, mta, relay = texts
-    if place >= len(_ACTIONS) or not _agrees(_ACTIONS[place], dsn):
+    if place >= len(_ACTIONS) or _class_of(dsn) != _CLASSES[place]:
         raise _bad("action and status", f"{place} {dsn}")
     if bits & ~(_ANNOUNCED | _DOUBT):
         raise _bad("flags", f"{bits:x}")
@@ -324,8 +326,9 @@ def _outcome(
 
 
 @lru_cache(maxsize=1024)  # few are used, and again and again
-def _agrees(action: Action, dsn: str) -> bool:
-    return dsn[:1] == _ACTION_CLASS[action] and _DSN.fullmatch(dsn) is not None
+def _class_of(dsn: str) -> str:
+    """The class of a status; empty: it is none."""
+    return dsn[0] if _DSN.fullmatch(dsn) else ""
 
 
 # --- both --------------------------------------------------------------------------------------

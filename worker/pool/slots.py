@@ -135,12 +135,12 @@ class FrameStream:
         try:
             while (frame := self._next_frame()) is None:
                 if not self._take_in():
-                    return None
-            return frame
+                    break
         except (OSError, RemoteProtocolError) as exc:
             if isinstance(exc, RemoteProtocolError):
                 self._failure = exc
             return None
+        return frame
 
     def _next_frame(self) -> tuple[bytes, Content] | None:
         """Take a frame off the buffer; None: it is not whole yet. Raises RemoteProtocolError."""

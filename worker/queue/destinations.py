@@ -61,6 +61,7 @@ class Destination:
         "key",
         "not_before",
         "paused",
+        "program",
         "queue",
         "reason",
         "route",
@@ -70,6 +71,7 @@ class Destination:
     def __init__(self, key: Key, route: Delivery, limits: TransportSettings) -> None:
         self.key = key
         self.route = route
+        self.program = route.protocol.value  # who says in the log what became of a delivery
         self._limits = limits
         self.queue = FairQueue()
         self.busy = 0

@@ -351,7 +351,7 @@ class Scheduler:
 
     def delivered(self, destination: Destination, entry: Entry, result: DeliveryResult) -> None:
         """See Owner."""
-        program = destination.route.protocol.value
+        program = destination.program
         if result.stopped:  # by us: that says nothing about the destination
             if self._stopping.is_set():
                 self._books.hand_in_stopped(entry.active, program, result.outcomes)

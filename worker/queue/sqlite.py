@@ -40,7 +40,7 @@ from worker.queue.records import (
     QueuedMessage,
     Submission,
 )
-from worker.queue.rows import TEXT_FACTORY
+from worker.queue.rows import text_factory
 from worker.queue.spool import (
     ContentDirectory,
     ContentSpool,
@@ -219,7 +219,7 @@ class _Opening:
     def _open(self, path: Path, cache_kib: int) -> sqlite3.Connection:
         connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
         self.connections.append(connection)
-        connection.text_factory = TEXT_FACTORY
+        connection.text_factory = text_factory
         connection.execute(f"PRAGMA cache_size = -{cache_kib}")
         return connection
 
