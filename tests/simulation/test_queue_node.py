@@ -235,6 +235,9 @@ def check(world: World) -> None:
             assert workers.accepted[key], f"{address} of {queue_id} was never sent"
         elif ends == ["bounced"]:
             assert queue_id in world.nobody_told, f"nobody knows of {address} of {queue_id}"
+        elif ends == ["finished"]:  # sent, or failed with nobody to be told
+            known = workers.accepted[key] or queue_id in world.nobody_told
+            assert known, f"nobody knows of {address} of {queue_id}"
         else:
             assert ends == ["reported"]
     for key, times in workers.accepted.items():

@@ -252,6 +252,28 @@ def test_a_destination_without_room_gets_no_turn() -> None:
     assert places.next_turn(0.0) is None
 
 
+def test_a_slot_changes_hands_only_if_that_makes_them_more_equal() -> None:
+    places = Destinations()
+    holder = places.find(ROUTE, "", LIMITS)
+    holder.busy = 3
+    assert not places.next_needs_it_more(holder)  # nobody waits
+    waiting = {}
+    for name, busy in (("same", 3), ("nearly", 2), ("fewer", 1), ("none", 0)):
+        place = waiting[name] = places.find(Delivery("smtp", name, Protocol.SMTP), "", LIMITS)
+        place.busy = busy
+        add(place.queue, message(busy))
+        places.offer(place, 0.0)
+    assert not places.next_needs_it_more(holder)
+    assert not places.next_needs_it_more(holder)
+    assert places.next_needs_it_more(holder)
+    assert places.next_needs_it_more(holder)  # asking again changes nothing
+    assert places.next_turn(0.0) is waiting["fewer"]
+    holder.busy = 1
+    assert places.next_needs_it_more(holder)  # nobody waits for its first slot for ever
+    assert places.next_turn(0.0) is waiting["none"]
+    assert places.next_turn(0.0) is waiting["same"]
+
+
 def test_a_slot_beyond_the_window_gets_no_more_work() -> None:
     place = destination()
     add(place.queue, message(1))

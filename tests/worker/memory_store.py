@@ -242,6 +242,17 @@ class MemoryStore:
             self._record(message, settlement)
         return [] if finish is None else self._finish(message, finish)
 
+    async def finish(self, runs: Sequence[tuple[int, Collection[int]]]) -> None:
+        """See Store."""
+        await self._commit("finish")
+        for message_id, keys in runs:
+            message = self.messages.get(message_id)
+            if message is None:
+                continue
+            for key in keys:
+                self._leaves(message, message.rows.pop(key), "finished")
+            self._finish(message, Finish(message_id=message_id))
+
     def _record(self, message: MessageRow, settlement: Settlement) -> None:
         outcome = settlement.outcome
         row = message.rows[outcome.recipient.key]

@@ -165,14 +165,15 @@ async def test_a_message_is_sent_logged_and_removed(autojump_clock: MockClock) -
 
 
 @trio_test
-async def test_a_message_sent_to_one_recipient_costs_one_begin_and_one_settle(
+async def test_a_message_sent_to_one_recipient_costs_one_begin_and_one_finish(
     autojump_clock: MockClock,
 ) -> None:
     node = Node()
     node.submit("a@one.example")
     await node.run()
     assert node.store.calls["begin"] == 1
-    assert node.store.calls["settle"] == 1
+    assert node.store.calls["finish"] == 1
+    assert "settle" not in node.store.calls
 
 
 @trio_test
@@ -334,6 +335,33 @@ async def test_slots_together_stay_below_their_limit_and_every_destination_gets_
         if request.nexthop != "busy.example"
     )
     assert last < 200  # not after all 500 of the busy one
+
+
+@trio_test
+async def test_no_slot_is_opened_for_what_will_be_gone_in_a_moment(
+    autojump_clock: MockClock,
+) -> None:
+    node = Node(lambda _: replace(SENT, delay=0.01))
+    for number in range(100):
+        node.submit(f"u{number}@one.example")
+    await node.run()
+    assert len(node.workers.accepted) == 100
+    assert len(node.workers.opened) <= 6  # the first wave, and one before its pace was known
+
+
+@trio_test
+async def test_a_fast_destination_that_comes_to_a_stop_gets_slots_all_the_same(
+    autojump_clock: MockClock,
+) -> None:
+    fast, stuck = (replace(SENT, delay=seconds) for seconds in (0.01, 1000.0))
+    node = Node(lambda _: stuck if 0.05 < trio.current_time() < 0.5 else fast)
+    for number in range(80):
+        node.submit(f"u{number}@one.example")
+    async with node.running():
+        await trio.sleep(2.0)
+        # All slots hang with three requests each, and nothing ends there any more.
+        assert len(node.workers.accepted) >= 80 - 6 * 3
+        node.scheduler.stop()
 
 
 @trio_test

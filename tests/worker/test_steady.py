@@ -279,8 +279,9 @@ async def test_a_new_configuration_holds_for_the_next_message(
 
 @trio_test
 async def test_a_content_in_a_file_is_delivered_in_between(
-    autojump_clock: MockClock, own_deliveries: list[str], tmp_path_factory: pytest.TempPathFactory
+    own_deliveries: list[str], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
+    """On the real clock: a virtual one would jump while a thread reads the file."""
     file = tmp_path_factory.mktemp("content") / "message"
     file.write_bytes(b"Subject: file\r\n\r\n.dot\r\n")
     peer = Peer()

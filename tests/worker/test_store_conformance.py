@@ -375,6 +375,26 @@ async def test_a_message_goes_with_its_last_recipient(
 
 
 @trio_test
+async def test_runs_that_went_well_end_together_and_take_their_messages_along(
+    make_store: MakeStore,
+) -> None:
+    async with await make_store() as store:
+        for content in (b"small\r\n", b"x" * INLINE_LIMIT + b"\r\n", b"gone\r\n"):
+            await put(store, envelope("a@example.org", "b@example.org"), content)
+        long = await put(store, envelope(*(f"r{number}@example.org" for number in range(4))))
+        messages = await store.claim(NOW, 10, recipient_limit=3)
+        await store.delete([messages[2].queue_id])
+        runs = [(one.id, [each.key for each in one.recipients]) for one in messages]
+        await store.finish(runs)
+        [left] = await store.summaries()
+        assert (left.queue_id, left.state) == (long, MessageState.DEFERRED)
+        assert [await store.read_content(one.queue_id) for one in messages[:3]] == [None] * 3
+        rest = await claim_one(store)  # due at once, and the pass goes on with what it left out
+        assert (rest.id, rest.attempts) == (messages[3].id, 0)
+        assert rest.recipients[0].address == "r3@example.org"
+
+
+@trio_test
 async def test_deferred_recipients_stay_with_their_reason_until_their_time(
     make_store: MakeStore,
 ) -> None:

@@ -50,7 +50,8 @@ class FrameStream:
         # A plain socket, because trio's cannot be asked what is there without waiting for it.
         self._sock = socket.socket(fileno=sock.detach())
         self._sock.setblocking(False)  # noqa: FBT003  # its parameter has no name
-        self._buffer = bytearray()
+        self._buffer: bytes | bytearray = b""  # bytearray: a frame that came in pieces
+        self._start = 0  # of what was not yet taken
         self._descriptors: deque[int] = deque()  # arrived, not yet claimed by a frame
         self._unsent = b""  # of frames that were put
         self._failure: RemoteProtocolError | None = None  # nothing more can be made of the stream
@@ -72,7 +73,15 @@ class FrameStream:
         await self._send_all(_LENGTHS.pack(len(payload), len(data)) + payload + data)
 
     async def _send_all(self, octets: bytes, *, reading: bool = False) -> None:
-        view = memoryview(octets)
+        try:
+            sent = self._sock.send(octets)
+        except BlockingIOError:
+            sent = 0
+        if sent < len(octets):
+            await self._send_rest(memoryview(octets)[sent:], reading=reading)
+
+    async def _send_rest(self, view: memoryview, *, reading: bool) -> None:
+        """Send what the socket did not take at once."""
         while view:
             try:
                 view = view[self._sock.send(view) :]
@@ -122,7 +131,7 @@ class FrameStream:
 
         Raises RemoteProtocolError for a frame that breaks a rule, OSError.
         """
-        while not self._complete():
+        while (frame := self._next_frame()) is None:
             try:
                 ended = not self._take_in()
             except BlockingIOError:
@@ -132,49 +141,51 @@ class FrameStream:
                 raise RemoteProtocolError("slot stream ended in the middle of a frame")
             if ended:
                 return None
-        return self._cut()
+        return frame
 
     def receive_nowait(self) -> tuple[bytes, Content] | None:
         """The next frame if all of it is there, else None; what is wrong receive() will say."""
         try:
-            while not self._complete():
+            while (frame := self._next_frame()) is None:
                 if not self._take_in():
-                    return None
-            return self._cut()
+                    break
         except (OSError, RemoteProtocolError) as exc:
             if isinstance(exc, RemoteProtocolError):
                 self._failure = exc
             return None
+        return frame
 
-    def _complete(self) -> bool:
-        """A whole frame is in the buffer. Raises RemoteProtocolError."""
+    def _next_frame(self) -> tuple[bytes, Content] | None:
+        """Take a frame off the buffer; None: it is not whole yet. Raises RemoteProtocolError."""
         if self._failure is not None:
             raise self._failure
-        if len(self._buffer) < _LENGTHS.size:
-            return False
-        payload: int
-        content: int
-        payload, content = _LENGTHS.unpack_from(self._buffer)
-        inline = 0 if content == _DESCRIPTOR else content
-        if payload > PAYLOAD_LIMIT or inline > INLINE_LIMIT:
+        buffer, start = self._buffer, self._start
+        payload_start = start + _LENGTHS.size
+        if len(buffer) < payload_start:
+            return None
+        payload_length: int
+        content_length: int
+        payload_length, content_length = _LENGTHS.unpack_from(buffer, start)
+        inline = 0 if content_length == _DESCRIPTOR else content_length
+        if payload_length > PAYLOAD_LIMIT or inline > INLINE_LIMIT:
             raise RemoteProtocolError(
-                f"slot frame of {payload} + {inline} octets exceeds the limit"
+                f"slot frame of {payload_length} + {inline} octets exceeds the limit"
             )
-        return len(self._buffer) >= _LENGTHS.size + payload + inline
-
-    def _cut(self) -> tuple[bytes, Content]:
-        """Take the complete frame off the buffer. Raises RemoteProtocolError."""
-        payload_length, content_length = _LENGTHS.unpack_from(self._buffer)
-        end = _LENGTHS.size + payload_length
-        payload = bytes(self._buffer[_LENGTHS.size : end])
-        if content_length == _DESCRIPTOR:
-            del self._buffer[:end]
-            if not self._descriptors:
-                raise RemoteProtocolError("slot frame without its descriptor")
-            return payload, FileContent(self._descriptors.popleft())
-        data = bytes(self._buffer[end : end + content_length])
-        del self._buffer[: end + content_length]
-        return payload, InlineContent(data)
+        content_start = payload_start + payload_length
+        end = content_start + inline
+        if len(buffer) < end:
+            return None
+        payload = bytes(buffer[payload_start:content_start])
+        data = bytes(buffer[content_start:end])
+        if end == len(buffer):  # nearly always
+            self._buffer, self._start = b"", 0
+        else:
+            self._start = end
+        if content_length != _DESCRIPTOR:
+            return payload, InlineContent(data)
+        if not self._descriptors:
+            raise RemoteProtocolError("slot frame without its descriptor")
+        return payload, FileContent(self._descriptors.popleft())
 
     def _take_in(self) -> bool:
         """Have more in the buffer; False: the stream has ended.
@@ -191,6 +202,13 @@ class FrameStream:
                 self._descriptors.extend(received)
         if flags & socket.MSG_CTRUNC or len(self._descriptors) > _UNCLAIMED_LIMIT:
             raise RemoteProtocolError("too many descriptors in a slot frame")
+        if not self._buffer:
+            self._buffer = data  # nearly always, and all of it is whole frames
+            return len(data) > 0
+        if isinstance(self._buffer, bytes):
+            self._buffer = bytearray(self._buffer)
+        del self._buffer[: self._start]
+        self._start = 0
         self._buffer += data
         return len(data) > 0
 
@@ -270,13 +288,18 @@ class RequestStream:
 
         Raises RemoteProtocolError, OSError.
         """
+        if (ready := self.next_request_nowait()) is not None:
+            return ready
+        frame = await self._frames.receive()
+        return None if frame is None else _request(*frame)
+
+    def next_request_nowait(self) -> tuple[DeliveryRequest, Content] | None:
+        """What next_request() would return, if it is there already. Raises RemoteProtocolError."""
+        self.upcoming()
         upcoming, self._upcoming = self._upcoming, None
         if isinstance(upcoming, RemoteProtocolError):
             raise upcoming
-        if upcoming is not None:
-            return upcoming
-        frame = await self._frames.receive()
-        return None if frame is None else _request(*frame)
+        return upcoming
 
     def upcoming(self) -> DeliveryRequest | None:
         """What next_request() will return, if it is there already; None: nobody knows.

@@ -134,6 +134,8 @@ class _Intake(RequestStream):
 
     async def next_request(self) -> tuple[DeliveryRequest, Content] | None:
         """See RequestStream.next_request(); None also after STOP_PAUSE, when stopping."""
+        if (ready := self.next_request_nowait()) is not None:
+            return ready
         with trio.CancelScope(deadline=self._deadline) as self._waiting:
             return await super().next_request()
         return None

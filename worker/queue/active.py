@@ -124,6 +124,10 @@ class FairQueue:
         """Whether anything waits."""
         return bool(self._shares or self._returned)
 
+    def __len__(self) -> int:
+        """Messages that wait here; with very many recipients, one may be more than one entry."""
+        return len(self._shares) + len(self._returned)
+
     def add(self, share: Share) -> None:
         """Queue a message's recipients."""
         self._shares.append(share)

@@ -2,7 +2,10 @@
 
 Outcomes are handed in without waiting, from anywhere in the loop; a fixed number of bookkeepers
 puts them into the store. All of one message go through one bookkeeper at a time, in order, so that
-the end of its run is written last. A message with one recipient that was sent costs one call.
+the end of its run is written last.
+
+Runs that end with their first outcomes, and well, are the bulk of all work and need no bookkeeper:
+whatever of them has gathered is one call of the store, and the next ones gather meanwhile.
 
 When the scheduler ends, also by cancellation, what was handed in is still written: the bookkeepers
 run behind a shield, whose deadline is set when no more will come.
@@ -43,6 +46,7 @@ from worker.status.events import (
 
 # More than the commits that fit into the time of one: each waits for its group.
 BOOKKEEPERS: Final = 200
+FINISH_LIMIT: Final = 500  # runs ended in one call: bounds how long the loop is busy with them
 
 News = list[tuple[str, RecipientOutcome]]  # (program, outcome)
 
@@ -70,6 +74,8 @@ class Books:
         self.settings = settings
         self.router = router
         self._queue: deque[ActiveMessage] = deque()
+        self._well: list[ActiveMessage] = []  # whose runs have ended well
+        self._ended = trio.Event()  # one has, or we are closing
         self._idle = trio.lowlevel.ParkingLot()
         self._shield = trio.CancelScope(shield=True)
         self._closing = False
@@ -84,7 +90,12 @@ class Books:
             outcomes = [softened(outcome) for outcome in outcomes]
         active.inbox += [(program, outcome) for outcome in outcomes]
         active.undecided -= len(outcomes)
-        self._queue_up(active)
+        if not active.undecided and not active.waiting and _all_is_well(active):
+            active.waiting = True
+            self._well.append(active)
+            self._ended.set()
+        else:
+            self._queue_up(active)
 
     def hand_in_stopped(
         self, active: ActiveMessage, program: str, outcomes: Sequence[RecipientOutcome]
@@ -120,6 +131,7 @@ class Books:
         """Write until close(); then until all is written, or the limit given there."""
         with self._shield:
             async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._finish_runs, nursery)
                 for _ in range(BOOKKEEPERS):
                     nursery.start_soon(self._bookkeeper)
 
@@ -131,6 +143,26 @@ class Books:
         self._closing = True
         self._shield.deadline = trio.current_time() + limit
         self._idle.unpark_all()
+        self._ended.set()
+
+    async def _finish_runs(self, nursery: trio.Nursery) -> None:
+        """End the runs that went well."""
+        while not self._closing or self._well:
+            if not self._well:
+                self._ended = trio.Event()
+                await self._ended.wait()
+                continue
+            runs, self._well = self._well[:FINISH_LIMIT], self._well[FINISH_LIMIT:]
+            try:
+                await self._store.finish([_finished(active) for active in runs])
+            except Exception:  # noqa: BLE001 - one may be the cause: alone, it is said of which
+                for active in runs:
+                    nursery.start_soon(self._write_down, active)
+                continue
+            for active in runs:
+                self._publish(active, active.inbox)
+                self._emit(MessageRemoved(active.message.queue_id))
+                self._forget(active, None)
 
     async def _bookkeeper(self) -> None:
         while True:
@@ -171,12 +203,6 @@ class Books:
             self._publish(active, news)
             return None
         settlements = [Settlement(item, is_reported(message, item)) for _, item in news]
-        if _all_is_well(active, settlements):
-            finish = Finish(message_id=message.id)
-            await patiently(lambda: self._store.settle(message.id, settlements, finish), self._emit)
-            self._publish(active, news)
-            removed = await self._end_of_message(active, MessageRemoved(message.queue_id))
-            return None if removed else 0.0
         _sort(active, news)
         end = RunEnd(
             message=message,
@@ -247,13 +273,19 @@ class Books:
         return route.protocol if isinstance(route, Delivery) else Protocol.SMTP
 
 
-def _all_is_well(active: ActiveMessage, settlements: Sequence[Settlement]) -> bool:
-    """The run needs neither notice nor another attempt: the usual case."""
-    if active.failed or active.confirm or active.deferred:
+def _all_is_well(active: ActiveMessage) -> bool:
+    """The end of the run needs neither notice nor another attempt: the usual case."""
+    if active.failed or active.confirm or active.deferred or active.partial or active.gone:
         return False
-    return all(
-        not item.report and item.outcome.action is not Action.DEFERRED for item in settlements
-    )
+    for _, outcome in active.inbox:
+        if outcome.action is Action.DEFERRED or is_reported(active.message, outcome):
+            return False
+    return True
+
+
+def _finished(active: ActiveMessage) -> tuple[int, list[int]]:
+    """As Store.finish() takes it: message id, recipient keys."""
+    return active.message.id, [outcome.recipient.key for _, outcome in active.inbox]
 
 
 def _sort(active: ActiveMessage, news: News) -> None:

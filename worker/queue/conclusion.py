@@ -53,6 +53,7 @@ def is_reported(message: QueuedMessage, outcome: RecipientOutcome) -> bool:
         return bool(message.sender or message.notice) and reports_failure(outcome.recipient)
     return (
         outcome.action is Action.SENT
+        and outcome.recipient.notify is not Notify.UNSPECIFIED  # flags are slow to combine
         and bool(outcome.recipient.notify & Notify.SUCCESS)
         and not outcome.dsn_announced
         and bool(message.sender)

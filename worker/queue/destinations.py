@@ -32,6 +32,10 @@ Key = tuple[str, str, str]  # transport, nexthop, recipient or ""
 _ROUNDING: Final = 1e-9  # ten times 0.1 is one
 # Seconds after the end of a delivery within which another one follows it "back to back" (qmgr(8)).
 BACK_TO_BACK: Final = 1.0
+# Seconds in which what waits at a destination will be gone anyhow, at the pace of those under way:
+# a further slot would cost a session of its own for a message or two.
+SOON: Final = 0.5
+_PACE_WEIGHT: Final = 0.125  # of the newest interval in their mean
 _SAVE_AND_LOAD: Final = RequestFlags.CACHE_LOAD | RequestFlags.CACHE_SAVE
 
 
@@ -50,6 +54,7 @@ class Destination:
 
     __slots__ = (
         "_failure",
+        "_interval",
         "_last_done",
         "_limits",
         "_reuse",
@@ -61,6 +66,7 @@ class Destination:
         "key",
         "not_before",
         "paused",
+        "program",
         "queue",
         "reason",
         "route",
@@ -70,6 +76,7 @@ class Destination:
     def __init__(self, key: Key, route: Delivery, limits: TransportSettings) -> None:
         self.key = key
         self.route = route
+        self.program = route.protocol.value  # who says in the log what became of a delivery
         self._limits = limits
         self.queue = FairQueue()
         self.busy = 0
@@ -80,9 +87,10 @@ class Destination:
         self.dead_until = 0.0  # wall; 0: alive
         self.dsn = ""  # of the failure that made it dead
         self.reason = ""
-        self.paused = False  # on the list of those that wait for not_before
+        self.paused = False  # on the list of those that are looked at again at some time
         self.not_before = 0.0  # destination_rate_delay: no delivery before this time
         self._reuse = RequestFlags.NONE
+        self._interval = math.inf  # seconds between the ends of deliveries, their mean of late
         self._last_done = -math.inf  # a delivery ended then; seconds of a clock nobody sets
 
     # --- limits --------------------------------------------------------------------------------
@@ -144,7 +152,23 @@ class Destination:
 
     def delivered(self, now: float) -> None:
         """A delivery has ended; `now` in seconds of a clock that nobody sets."""
+        interval = now - self._last_done
+        if interval > BACK_TO_BACK:
+            self._interval = math.inf
+        elif self._interval > BACK_TO_BACK:  # not known before
+            self._interval = interval
+        else:
+            self._interval += (interval - self._interval) * _PACE_WEIGHT
         self._last_done = now
+
+    def clears_soon(self, now: float) -> bool:
+        """The slots that it has will do what waits here within SOON. `now`: as for delivered().
+
+        If nothing more ends there, this is no longer true after a while: it must be asked again.
+        """
+        if not self.busy:
+            return False
+        return len(self.queue) * max(self._interval, now - self._last_done) < SOON
 
     # --- feedback ------------------------------------------------------------------------------
 
@@ -248,6 +272,21 @@ class Destinations:
             if destination.may_open(now):
                 return destination
         return None
+
+    def next_needs_it_more(self, holder: Destination) -> bool:
+        """Whether a slot of `holder` would be better placed at the destination that is next.
+
+        That is if the next one has none at all, or still has fewer when the slot has changed hands:
+        else both would be as far as before, at the price of a session. One that does not need it
+        goes to the end, so that it hides nobody from whoever asks next.
+        """
+        if not self._ring:
+            return False
+        next_one = self._ring[0]
+        if not next_one.busy or next_one.busy + 1 < holder.busy:
+            return True
+        self._ring.rotate(-1)
+        return False
 
     @property
     def waiting(self) -> bool:

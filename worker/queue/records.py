@@ -10,6 +10,7 @@ from enum import Enum
 
 from protocol.outcome import RecipientOutcome
 from protocol.request import ClientFacts, Recipient, Ret, SendOptions
+from protocol.value import value
 
 
 class MessageState(Enum):
@@ -43,7 +44,7 @@ class FailedRecipient:
     outcome: RecipientOutcome
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(kw_only=True)
 class QueuedMessage:
     """A message as claimed for delivery: everything but its content."""
 

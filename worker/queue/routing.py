@@ -13,6 +13,7 @@ from typing import Protocol as TypingProtocol
 
 from protocol.outcome import Action
 from protocol.request import Protocol
+from protocol.value import value
 from worker.config.config import Config
 from worker.config.tables import TableError
 from worker.queue.settings import TRANSPORTS
@@ -22,7 +23,7 @@ _KNOWN_LIMIT: Final = 10_000  # domains
 _STATUS = re.compile(r"([245]\.\d{1,3}\.\d{1,3})(?:\s+|$)", re.ASCII)
 
 
-@dataclass(frozen=True, slots=True)
+@value()
 class Delivery:
     """A worker delivers to this destination."""
 

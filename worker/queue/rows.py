@@ -1,11 +1,10 @@
 """How records become rows and rows become records. No SQL, no transactions.
 
 Text that is no valid UTF-8 (addresses hold such octets as surrogate escapes) is stored as the
-octets it stands for: `to_sql` on the way in, `TEXT_FACTORY` on the way out.
+octets it stands for: `to_sql` on the way in, `text_factory` on the way out.
 """
 
 import json
-from functools import partial
 from typing import Final, NamedTuple
 
 from protocol.outcome import Action, Delays, RecipientOutcome
@@ -13,7 +12,10 @@ from protocol.request import ClientFacts, Notify, Recipient, Ret, SendOptions
 from worker.queue import schema
 from worker.queue.records import MessageState, QueuedMessage
 
-TEXT_FACTORY: Final = partial(str, encoding="utf-8", errors="surrogateescape")
+# Values of columns as flags: looked up, because making one takes longer than all the rest of a row.
+_NOTIFY: Final = tuple(Notify(bits) for bits in range(16))
+_OPTIONS: Final = tuple(SendOptions(bits) for bits in range(16))
+_RETS: Final = tuple(Ret(number) for number in range(3))
 
 STATES: Final = {
     schema.INCOMING: MessageState.INCOMING,
@@ -22,6 +24,11 @@ STATES: Final = {
     schema.HOLD: MessageState.HOLD,
 }
 NOTHING_KNOWN: Final = ClientFacts()
+
+
+def text_factory(octets: bytes) -> str:
+    """A text of a row."""
+    return octets.decode("utf-8", "surrogateescape")
 
 
 def to_sql(text: str) -> str | bytes:
@@ -107,7 +114,7 @@ class RecipientRow(NamedTuple):
             address=self.address,
             original=self.original,
             orcpt=self.orcpt,
-            notify=Notify(self.notify),
+            notify=_NOTIFY[self.notify],
             key=self.id,
         )
 
@@ -148,9 +155,9 @@ class MessageRow(NamedTuple):
             arrival=self.arrival,
             size=self.size,
             encoding=self.encoding,
-            options=SendOptions(self.options),
+            options=_OPTIONS[self.options],
             envelope_id=self.envelope_id,
-            ret=Ret(self.ret),
+            ret=_RETS[self.ret],
             client=client_from_json(self.client),
             attempts=self.attempts,
             warned=bool(self.warned),

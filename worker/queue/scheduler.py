@@ -25,7 +25,7 @@ from protocol.request import Recipient
 from worker.queue.active import ActiveMessage, Entry, Share
 from worker.queue.begins import Begins
 from worker.queue.books import Books
-from worker.queue.destinations import Destination, Destinations, Feedback
+from worker.queue.destinations import SOON, Destination, Destinations, Feedback
 from worker.queue.patience import patiently
 from worker.queue.ramp import Ramp
 from worker.queue.records import QueuedMessage
@@ -48,7 +48,7 @@ _REFILL: Final = 0.75  # of the active set: it is filled again when it is down t
 _SWEEP_INTERVAL: Final = 60.0  # seconds between looks for destinations to forget
 _FIRST_CLAIM: Final = 50  # nothing is known yet of how many recipients messages have
 SETTLE_TIMEOUT: Final = 10.0  # seconds for outcomes to become durable when we end
-QUANTUM: Final = 20  # requests a slot takes while other destinations wait for a slot
+QUANTUM: Final = 20  # requests a slot takes while another destination needs it more
 
 
 class Scheduler:
@@ -284,7 +284,7 @@ class Scheduler:
                 chosen.busy += 1
                 self._slots += 1
                 nursery.start_soon(self._serve, chosen, chosen.take())
-                self._destinations.offer(chosen, now)  # at the end of the ring
+                self._offer(chosen, now)  # at the end of the ring
             pause = self._delayed[0][0] - now if self._delayed else inf
             if self._destinations.waiting and self._ramp.rises_at is not None:
                 pause = min(pause, max(0.0, self._ramp.rises_at - ticks))
@@ -315,11 +315,21 @@ class Scheduler:
                 self._no_slots.set()
 
     def _offer(self, destination: Destination, now: float) -> None:
-        if self._destinations.offer(destination, now):
+        """Let it have a turn if it may open a slot, or at the time when that must be asked again.
+
+        A destination that clears soon is looked at again: it may have come to a stop.
+        """
+        if not destination.queue:
+            return
+        again = destination.not_before
+        if destination.clears_soon(trio.current_time()):
+            again = max(again, now + SOON)
+        elif self._destinations.offer(destination, now):
             self._turn.set()
-        elif destination.not_before > now and destination.queue and not destination.paused:
+            return
+        if again > now and not destination.paused:
             destination.paused = True
-            heapq.heappush(self._delayed, (destination.not_before, next(self._serial), destination))
+            heapq.heappush(self._delayed, (again, next(self._serial), destination))
             self._turn.set()
 
     async def _drain(self) -> None:
@@ -338,9 +348,9 @@ class Scheduler:
         if (
             served >= QUANTUM
             and self._ramp.at_ceiling(self._slots, self._settings.slot_limit)
-            and self._destinations.waiting
+            and self._destinations.next_needs_it_more(destination)
         ):
-            return None  # the others have waited long enough
+            return None  # another has waited long enough
         if destination.not_before and destination.not_before > self._wall():
             return None
         return destination.take()
@@ -351,7 +361,7 @@ class Scheduler:
 
     def delivered(self, destination: Destination, entry: Entry, result: DeliveryResult) -> None:
         """See Owner."""
-        program = destination.route.protocol.value
+        program = destination.program
         if result.stopped:  # by us: that says nothing about the destination
             if self._stopping.is_set():
                 self._books.hand_in_stopped(entry.active, program, result.outcomes)

@@ -40,7 +40,7 @@ from worker.queue.records import (
     QueuedMessage,
     Submission,
 )
-from worker.queue.rows import TEXT_FACTORY
+from worker.queue.rows import text_factory
 from worker.queue.spool import (
     ContentDirectory,
     ContentSpool,
@@ -219,7 +219,7 @@ class _Opening:
     def _open(self, path: Path, cache_kib: int) -> sqlite3.Connection:
         connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
         self.connections.append(connection)
-        connection.text_factory = TEXT_FACTORY
+        connection.text_factory = text_factory
         connection.execute(f"PRAGMA cache_size = -{cache_kib}")
         return connection
 
@@ -254,6 +254,7 @@ class SqliteStore:
         self._claim = Operation("cannot claim messages", operations.claim)
         self._begin = Operation("cannot begin an attempt", operations.begin)
         self._settle = Operation("cannot record outcomes", operations.settle, insists=True)
+        self._finish = Operation("cannot record outcomes", operations.finish, insists=True)
         self._hold = Operation("cannot hold messages", operations.hold)
         self._release = Operation("cannot release messages", operations.release)
         self._make_due = Operation("cannot flush messages", operations.make_due)
@@ -318,7 +319,7 @@ class SqliteStore:
     async def begin(self, attempts: Sequence[tuple[int, Collection[int]]]) -> list[Content | None]:
         """Mark recipients in doubt, durably; the caller closes the contents."""
         await trio.lowlevel.checkpoint_if_cancelled()
-        stored = await self._writer.perform(self._begin, attempts)
+        stored = await self._writer.perform(self._begin, attempts, len(attempts))
         contents: list[Content | None] = []
         try:
             for one in stored:  # no comprehension: what is open must be known if one fails
@@ -337,6 +338,10 @@ class SqliteStore:
         """Record outcomes, and with `finish` also end the run."""
         # No checkpoint before: an outcome that is known is recorded, whoever is cancelled.
         return await self._writer.perform(self._settle, Settle(message_id, settlements, finish))
+
+    async def finish(self, runs: Sequence[tuple[int, Collection[int]]]) -> None:
+        """End runs in which all went well."""
+        await self._writer.perform(self._finish, runs, len(runs))
 
     async def in_doubt(self) -> list[tuple[str, str]]:
         """(queue id, address) of the attempts under way when the queue was last left."""

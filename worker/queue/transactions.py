@@ -158,6 +158,30 @@ class Transactions:
         notices = iter(self._finish(database, finishes))
         return [[] if request.finish is None else next(notices) for request in requests]
 
+    def finish(
+        self,
+        database: sqlite3.Connection,
+        requests: Sequence[Sequence[tuple[int, Collection[int]]]],
+    ) -> list[None]:
+        """End runs that leave nothing to report and nothing to try again."""
+        runs = [run for request in requests for run in request]
+        gone = _json(key for _, keys in runs for key in keys)
+        database.execute(f"DELETE FROM recipient WHERE id {_IN}", (gone,))
+        ids = [message_id for message_id, _ in runs]
+        kept = {
+            message_id
+            for (message_id,) in database.execute(
+                f"""SELECT m.id FROM message AS m WHERE m.id {_IN} AND EXISTS (
+                    SELECT 1 FROM recipient AS r WHERE r.id > m.id AND r.id <= m.last)""",
+                (_json(ids),),
+            )
+        }
+        if kept:  # each of them had more recipients than one run takes
+            self._finish(database, [Finish(message_id=message_id) for message_id in kept])
+            ids = [message_id for message_id in ids if message_id not in kept]
+        self._remove(database, ids)
+        return [None] * len(requests)
+
     # --- what operators do
 
     def hold(self, database: sqlite3.Connection, requests: Sequence[Change]) -> list[list[str]]:
@@ -214,7 +238,9 @@ class Transactions:
         deleted = []
         for request in requests:
             database.execute(recipients, (_json(request.ids),))
-            deleted.append(self._remove(database, request.ids))
+            ids = _json(request.ids)
+            deleted.append(_changed(database, f"DELETE FROM message WHERE id {_IN}", ids))
+            self._remove_contents(database, ids)
         return deleted
 
     # --- parts
@@ -347,16 +373,18 @@ class Transactions:
             for finish in finishes
         ]
 
-    def _remove(self, database: sqlite3.Connection, ids: Sequence[int]) -> list[str]:
-        """Remove messages whose recipients are gone; returns their queue ids."""
-        if not ids:
-            return []
-        rows = _json(ids)
-        removed = _changed(database, f"DELETE FROM message WHERE id {_IN}", rows)
+    def _remove(self, database: sqlite3.Connection, ids: Sequence[int]) -> None:
+        """Remove messages whose recipients are gone."""
+        if ids:
+            rows = _json(ids)
+            database.execute(f"DELETE FROM message WHERE id {_IN}", (rows,))
+            self._remove_contents(database, rows)
+
+    def _remove_contents(self, database: sqlite3.Connection, rows: str) -> None:
+        """Remove the contents of messages that are gone; `rows`: their ids, as JSON."""
         database.execute(f"DELETE FROM content WHERE id {_IN}", (rows,))
         files = database.execute(f"DELETE FROM content_file WHERE id {_IN} RETURNING name", (rows,))
         self._unwanted.extend(name for (name,) in files.fetchall())
-        return removed
 
 
 def find_contents(

@@ -29,7 +29,7 @@ from worker.queue.store import StoreError, StoreFull, StoreUnusable
 Request = TypeVar("Request")
 Result = TypeVar("Result")
 
-BUSY_GROUP: Final = 4  # jobs in one group that tell of a crowd
+BUSY_GROUP: Final = 4  # messages in one group that tell of a crowd
 GATHER_TIME: Final = 0.004  # seconds in which a crowd gathers for the next group
 GROUP_LIMIT: Final = 1000  # jobs in one transaction: bounds what a crowd makes everybody wait
 
@@ -54,6 +54,7 @@ class Operation(Generic[Request, Result]):
 class _Job:
     operation: Operation[Any, Any]
     request: Any
+    messages: int = 1  # that it is for
     task: trio.lowlevel.Task | None = None  # who waits; None: nobody any more
     result: Any = None
     error: BaseException | None = None
@@ -181,15 +182,19 @@ class ThreadWriter:
         self._thread = threading.Thread(target=self._work, name="queue writer", daemon=True)
         self._thread.start()
 
-    async def perform(self, operation: Operation[Request, Result], request: Request) -> Result:
+    async def perform(
+        self, operation: Operation[Request, Result], request: Request, messages: int = 1
+    ) -> Result:
         """Have it done; return its result once that is durable. Raises StoreError.
+
+        `messages`: how many the request is for.
 
         Once handed over it happens, so a cancelled caller still waits for the result (a fraction
         of a second), unless the job is parked: then the caller leaves and the job stays.
         """
         if self._closed:
             raise StoreError(f"{operation.name}: the queue is closed")
-        job = _Job(operation, request, trio.lowlevel.current_task())
+        job = _Job(operation, request, messages, trio.lowlevel.current_task())
 
         def abort(raise_cancel: Callable[[], NoReturn]) -> trio.lowlevel.Abort:
             if job.parked:
@@ -257,7 +262,7 @@ class ThreadWriter:
             jobs, closing = self._take(delay)
             waiting = {id(job) for job in parked}
             group = self._group = [*parked, *jobs]
-            busy = len(group) >= BUSY_GROUP
+            busy = sum(job.messages for job in group) >= BUSY_GROUP
             parked = self._committer.commit(group) if group else []
             failed = {id(job) for job in parked}
             self._group = parked
@@ -312,11 +317,13 @@ class InlineWriter:
         self._delays = delays
         self._closed = False
 
-    async def perform(self, operation: Operation[Request, Result], request: Request) -> Result:
+    async def perform(
+        self, operation: Operation[Request, Result], request: Request, messages: int = 1
+    ) -> Result:
         """As ThreadWriter.perform(), but a cancelled caller takes a parked job with it."""
         if self._closed:
             raise StoreError(f"{operation.name}: the queue is closed")
-        job = _Job(operation, request)
+        job = _Job(operation, request, messages)
         while parked := self._committer.commit([job]):
             delay = self._delays.next()
             self._warn(f"{_reason(parked)}; next try in {delay:g} seconds")

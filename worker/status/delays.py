@@ -6,6 +6,10 @@ DEFAULT_RESOLUTION: Final = 2  # delay_logging_resolution_limit: digits after th
 MAX_RESOLUTION: Final = 6
 MICROSECONDS: Final = 1_000_000
 
+# What nearly every delay comes to: hundredths of a second below 1 s, tenths below 10 s.
+_HUNDREDTHS: Final = tuple(f"{n / 100:.2f}".rstrip("0").rstrip(".") for n in range(101))
+_TENTHS: Final = tuple(f"{n / 10:.1f}".removesuffix(".0") for n in range(101))
+
 
 def format_delay(seconds: float, resolution: int = DEFAULT_RESOLUTION) -> str:
     """Return a delay as Postfix's log has it: "0", "0.01", "1.3", "13", "123".
@@ -18,6 +22,10 @@ def format_delay(seconds: float, resolution: int = DEFAULT_RESOLUTION) -> str:
         return str(int(seconds + 0.5))
     if seconds <= 0.0:
         return "0"
+    if resolution == DEFAULT_RESOLUTION:
+        if seconds < 1.0:
+            return _HUNDREDTHS[int(seconds * 100 + 0.5)]
+        return _TENTHS[int(seconds * 10 + 0.5)]
     micros = int(seconds * MICROSECONDS + 0.5)
     unit = 10 ** (MAX_RESOLUTION - resolution)  # of the last digit shown, in microseconds
     if micros >= MICROSECONDS:

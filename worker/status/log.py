@@ -7,7 +7,7 @@ make a second line nor a long one. Where lines go is in `sinks.py`, when in `wri
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import fields, is_dataclass
 from datetime import UTC, datetime
 from enum import Enum
 from functools import cache
@@ -15,6 +15,7 @@ from typing import Final, TypeVar
 
 from protocol.address import quote
 from protocol.outcome import RecipientOutcome
+from protocol.value import value
 from worker.status.delays import DEFAULT_RESOLUTION, format_delay
 from worker.status.events import (
     ConnectFailed,
@@ -55,7 +56,7 @@ class Severity(Enum):
     ERROR = "error"
 
 
-@dataclass(frozen=True, slots=True)
+@value()
 class LogLine:
     """One line without time, host and process: those belong to the sink.
 
@@ -100,18 +101,18 @@ def delivery_text(event: RecipientSettled, resolution: int = DEFAULT_RESOLUTION)
         orig_to = f" orig_to=<{_address(original)}>,"
     else:
         orig_to = ""
-    relay = escape(outcome.relay) if outcome.relay else "none"
     conn_use = f" conn_use={outcome.conn_use}," if outcome.conn_use > 1 else ""
     head = (
-        f"{event.queue_id}: to=<{_address(recipient.address)}>,{orig_to} relay={relay},{conn_use}"
+        f"{event.queue_id}: to=<{_address(recipient.address)}>,{orig_to}"
+        f" relay={outcome.relay or 'none'},{conn_use}"
         f" delay={format_delay(delays.total, resolution)},"
         f" delays={format_delay(delays.before_active, resolution)}"
         f"/{format_delay(delays.active, resolution)}"
         f"/{format_delay(delays.setup, resolution)}"
         f"/{format_delay(delays.transmission, resolution)},"
-        f" dsn={escape(outcome.dsn)}, status={outcome.action.value} ("
+        f" dsn={outcome.dsn}, status={outcome.action.value} ("
     )
-    return bounded(head, escape(outcome.reason), ")")
+    return bounded(escape(head), escape(outcome.reason), ")")
 
 
 def bounded(head: str, text: str, tail: str = "") -> str:

@@ -18,6 +18,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Final, Protocol
 
+from protocol.value import value
 from worker.config.config import Config
 from worker.status.delays import DEFAULT_RESOLUTION
 from worker.status.log import JsonValue, LogLine, Severity
@@ -69,7 +70,7 @@ class LogSettings:
         )
 
 
-@dataclass(frozen=True, slots=True)
+@value()
 class Record:
     """What a sink writes: a line, or with `json` set the event as an object."""
 
@@ -105,11 +106,16 @@ class Stamp:
         self._pid = os.getpid() if pid is None else pid
         self._second = -1
         self._time = ""
+        self._heads: dict[str, str] = {}  # what lines of this second begin with, by program
 
     def text(self, record: Record) -> str:
         """One whole line, with its line end."""
-        line = record.line
-        return f"{self.time(record.when)} {self._host} {self.tag(line.program)}: {line.text}\n"
+        line, time = record.line, self.time(record.when)
+        head = self._heads.get(line.program)
+        if head is None:
+            head = f"{time} {self._host} {self.tag(line.program)}: "
+            self._heads[line.program] = head
+        return f"{head}{line.text}\n"
 
     def tag(self, program: str) -> str:
         """`postfix/smtp[123]`."""
@@ -121,6 +127,7 @@ class Stamp:
         if second != self._second:  # thousands of lines fall into one second
             local = time.localtime(second)
             self._second = second
+            self._heads.clear()
             self._time = (
                 f"{MONTHS[local.tm_mon - 1]} {local.tm_mday:2} {time.strftime('%H:%M:%S', local)}"
             )
@@ -209,11 +216,11 @@ class SyslogSink:
     def write(self, records: Sequence[Record]) -> int:
         """Send the batch; what the daemon does not take in BLOCKED_LIMIT seconds is lost."""
         lost = 0
-        for position, record in enumerate(records):
-            if self._send(record):
+        for position, line in enumerate(records):
+            if self._send(line):
                 continue
             self.close()
-            if not self._send(record):  # a daemon restarted has a new socket: one more try
+            if not self._send(line):  # a daemon restarted has a new socket: one more try
                 lost = len(records) - position
                 break
         return lost
@@ -272,12 +279,10 @@ def standard_error(stamp: Stamp) -> Sink:
 def _write_records(fd: int, records: Sequence[Record], stamp: Stamp) -> int:
     """Write whole lines; returns how many were not, or not wholly, written."""
     lines = [
-        (stamp.text(record) if record.json is None else _json_text(record) + "\n").encode(
-            "utf-8", "replace"
-        )
+        stamp.text(record) if record.json is None else _json_text(record) + "\n"
         for record in records
     ]
-    unwritten = memoryview(b"".join(lines))
+    unwritten = memoryview("".join(lines).encode("utf-8", "replace"))
     while unwritten:
         try:
             unwritten = unwritten[os.write(fd, unwritten) :]
@@ -287,18 +292,7 @@ def _write_records(fd: int, records: Sequence[Record], stamp: Stamp) -> int:
         except OSError as exc:
             if exc.errno != errno.EINTR:
                 break
-    return _lines_within(lines, len(unwritten))
-
-
-def _lines_within(lines: Sequence[bytes], octets: int) -> int:
-    """How many of the last lines have a part in the last `octets` octets."""
-    count = 0
-    for line in reversed(lines):
-        if octets <= 0:
-            break
-        octets -= len(line)
-        count += 1
-    return count
+    return bytes(unwritten).count(b"\n")  # no line has another one than that at its end
 
 
 def _json_text(record: Record) -> str:
