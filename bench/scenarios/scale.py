@@ -12,6 +12,7 @@ served over the same few sessions, so no length pays for more connects. A short 
 several times in one turn, because CPU is counted in hundredths of a second.
 """
 
+import itertools
 import shutil
 import tempfile
 import time
@@ -27,7 +28,7 @@ from bench.drain import transport_maps
 from bench.harness.scenario import Figure, LoadError, Scenario, Target
 from bench.load import destinations, peak_memory, session_cpu
 from bench.postrio_instance import PostrioInstance, fill_queue
-from bench.sink_process import SMTP_SINK, CountingSink, SinkProcess
+from bench.sink_process import CountingSink, SinkProcess
 
 MEGABYTE: Final = 1e6
 POLL: Final = 0.05  # seconds between looks whether the queue is empty
@@ -90,7 +91,7 @@ def _beyond_the_active_set(queued: Sequence[int]) -> list[tuple[int, int]]:
     The active set holds 20,000 messages (qmgr_message_active_limit).
     """
     long = sorted(count for count in queued if count > 20_000)
-    return list(zip(long, long[1:], strict=False))
+    return list(itertools.pairwise(long))
 
 
 def _turn(queues: "_Queues", count: int) -> Mapping[str, float]:

@@ -7,9 +7,15 @@ import os
 import socket
 import stat
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from contextlib import (
+    AbstractAsyncContextManager,
+    asynccontextmanager,
+    contextmanager,
+    suppress,
+)
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -17,7 +23,7 @@ from trio.testing import MockClock, trio_test, wait_all_tasks_blocked
 
 from protocol.attributes import encode
 from protocol.request import ClientFacts, Recipient
-from worker.queue import listening
+from worker.queue import door_client
 from worker.queue.client import (
     LOCK_PATIENCE,
     DirectCommands,
@@ -27,6 +33,7 @@ from worker.queue.client import (
     open_queue,
     submit,
 )
+from worker.queue.door_client import BUSY_GRACE, IDLE_GRACE
 from worker.queue.frames import FrameReader, frame
 from worker.queue.listening import DoorLimits, socket_address
 from worker.queue.orders import Order, encode_order
@@ -40,7 +47,13 @@ from worker.queue.service import (
 )
 from worker.queue.sqlite import SqliteStore, StoreSettings, open_store
 from worker.queue.store import StoreError, StoreLocked, SubmissionRefused
-from worker.queue.submission import ANSWER_LIMIT, Answer, decode_answer, encode_envelope
+from worker.queue.submission import (
+    ANSWER_LIMIT,
+    Answer,
+    Verdict,
+    decode_answer,
+    encode_envelope,
+)
 from worker.status.events import Event, MessageSubmitted, UnexpectedError, Warned
 
 NOW = 1_800_000_000.0
@@ -190,7 +203,7 @@ async def test_only_the_owner_may_name_the_client(
     submission = replace(SUBMISSION, client=ClientFacts(name="client.example"))
     async with running(directory) as queue:
         await submit(directory, submission, blocks())
-        monkeypatch.setattr(listening, "peer_uid", lambda _: 12345)
+        monkeypatch.setattr(door_client, "peer_uid", lambda _: 12345)
         with pytest.raises(SubmissionRefused, match="only the queue's owner"):
             await submit(directory, submission, blocks())
         await submit(directory, SUBMISSION, blocks())
@@ -286,6 +299,78 @@ async def test_clients_over_the_limit_wait_for_their_turn(directory: Path) -> No
         assert len(done) == 1
         async with first:
             pass
+
+
+async def wait_for_end(stream: trio.SocketStream) -> float:
+    """When the other side closed it."""
+    async with stream:
+        assert await stream.receive_some() == b""
+        return trio.current_time()
+
+
+@trio_test
+async def test_who_has_been_idle_longest_makes_room_for_one_who_waits(
+    autojump_clock: MockClock, directory: Path
+) -> None:
+    async with running(directory, DoorLimits(clients=2)) as queue:
+        first, second = await queue.connect(), await queue.connect()
+        await trio.sleep(100.0)  # nobody waits, and nobody has to go
+        answer = await answer_to(first, frame(encode_envelope(SUBMISSION)) + frame(b""))
+        assert answer.verdict is Verdict.ACCEPTED
+        await submit(directory, SUBMISSION, blocks(b"x"))
+        assert await wait_for_end(second) == 100.0
+        async with await queue.connect():
+            await submit(directory, SUBMISSION, blocks(b"x"))
+            assert await wait_for_end(first) == 100.0 + IDLE_GRACE
+
+
+@trio_test
+async def test_who_takes_a_place_for_a_minute_makes_room_however_busy(
+    autojump_clock: MockClock, directory: Path
+) -> None:
+    async with running(directory, DoorLimits(clients=1)) as queue:
+        async with await queue.connect() as trickling, trio.open_nursery() as nursery:
+            await trickling.send_all(frame(encode_envelope(SUBMISSION)))
+            nursery.start_soon(submit, directory, SUBMISSION, blocks(b"x"))
+            with suppress(trio.BrokenResourceError):
+                while True:
+                    await trickling.send_all(frame(b"x"))
+                    await trio.sleep(0.5)
+        assert BUSY_GRACE <= trio.current_time() <= BUSY_GRACE + 1.0
+        assert len(await queue.queue_ids()) == 1
+
+
+@trio_test
+async def test_a_message_under_way_is_answered_before_its_client_makes_room(
+    autojump_clock: MockClock, directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    submitted = SqliteStore.submit
+
+    async def slow(store: SqliteStore, *args: Any) -> str:
+        queue_id = await submitted(store, *args)
+        with trio.CancelScope(shield=True):  # as a commit: not to be stopped by anybody
+            await trio.sleep(2 * BUSY_GRACE)
+        return queue_id
+
+    async with running(directory, DoorLimits(clients=1)) as queue, await queue.client() as client:
+        monkeypatch.setattr(SqliteStore, "submit", slow)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(submit, directory, SUBMISSION, blocks(b"x"))
+            await client.submit(SUBMISSION, blocks(b"x"))
+        assert len(await queue.queue_ids()) == 2
+
+
+@trio_test
+async def test_no_more_clients_go_than_wait(autojump_clock: MockClock, directory: Path) -> None:
+    async with running(directory, DoorLimits(clients=3)) as queue:
+        idle = [await queue.connect() for _ in range(3)]
+        await trio.sleep(10.0)
+        await submit(directory, SUBMISSION, blocks(b"x"))
+        assert await wait_for_end(idle[0]) == 10.0
+        for stream in idle[1:]:
+            async with stream:
+                answer = await answer_to(stream, frame(encode_envelope(SUBMISSION)) + frame(b""))
+                assert answer.verdict is Verdict.ACCEPTED
 
 
 @trio_test
@@ -451,7 +536,7 @@ async def test_strangers_are_turned_away_from_the_control_socket(
     autojump_clock: MockClock, directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with running(directory) as queue:
-        monkeypatch.setattr(listening, "peer_uid", lambda _: 12345)
+        monkeypatch.setattr(door_client, "peer_uid", lambda _: 12345)
         async with await queue.connect(CONTROL_SOCKET) as stream:
             assert await stream.receive_some() == b""
         assert trio.current_time() == 0.0  # at once, not when it has been silent for too long

@@ -44,6 +44,15 @@ class QuickStream(trio.abc.Stream):
                     return
                 unsent = memoryview(unsent)[sent:]
 
+    def send_now(self, data: bytes) -> int:
+        """How many octets of it could be sent without waiting. Raises as send_all()."""
+        try:
+            return self.socket.send(data)
+        except BlockingIOError:
+            return 0
+        except OSError as exc:
+            raise self._failure(exc) from exc
+
     async def wait_send_all_might_not_block(self) -> None:
         """Wait until something can be sent."""
         await trio.lowlevel.wait_writable(self.socket)

@@ -5,11 +5,11 @@ integers, never reused.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import Enum
 
 from protocol.outcome import RecipientOutcome
-from protocol.request import ClientFacts, Recipient, Ret, SendOptions
+from protocol.request import NOTHING_KNOWN, ClientFacts, Recipient, Ret, SendOptions
 
 
 class MessageState(Enum):
@@ -31,7 +31,7 @@ class Submission:
     ret: Ret = Ret.UNSPECIFIED
     encoding: str = ""  # "7bit", "8bit"
     options: SendOptions = SendOptions.NONE
-    client: ClientFacts = field(default_factory=ClientFacts)
+    client: ClientFacts = NOTHING_KNOWN
     held: bool = False
     message_id: str = ""  # of the header, for the log
 
