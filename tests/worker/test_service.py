@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import (
     AbstractAsyncContextManager,
     asynccontextmanager,
+    closing,
     contextmanager,
     suppress,
 )
@@ -23,8 +24,9 @@ from trio.testing import MockClock, trio_test, wait_all_tasks_blocked
 
 from protocol.attributes import encode
 from protocol.request import ClientFacts, Recipient
-from worker.queue import door_client
+from worker.queue import door_client, listening
 from worker.queue.client import (
+    DOOR_PATIENCE,
     LOCK_PATIENCE,
     DirectCommands,
     QueueCommands,
@@ -333,9 +335,10 @@ async def test_who_takes_a_place_for_a_minute_makes_room_however_busy(
             await trickling.send_all(frame(encode_envelope(SUBMISSION)))
             nursery.start_soon(submit, directory, SUBMISSION, blocks(b"x"))
             with suppress(trio.BrokenResourceError):
-                while True:
+                while trio.current_time() < 2 * BUSY_GRACE:
                     await trickling.send_all(frame(b"x"))
                     await trio.sleep(0.5)
+            await trickling.aclose()
         assert BUSY_GRACE <= trio.current_time() <= BUSY_GRACE + 1.0
         assert len(await queue.queue_ids()) == 1
 
@@ -389,6 +392,55 @@ async def test_a_bug_met_by_one_client_is_told_and_contained(
         assert isinstance(event, UnexpectedError)
         assert "a bug of ours" in event.traceback
         await submit(directory, SUBMISSION, blocks(b"x"))
+
+
+@trio_test
+async def test_nobody_is_turned_away_however_many_come_at_once(
+    autojump_clock: MockClock, directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listening, "_BACKLOG", 1)
+    queue_ids: list[str] = []
+
+    async def submit_one() -> None:
+        queue_ids.append(await submit(directory, SUBMISSION, blocks(b"x")))
+
+    async with running(directory, DoorLimits(clients=1)) as queue:
+        async with trio.open_nursery() as nursery:
+            for _ in range(20):
+                nursery.start_soon(submit_one)
+        assert sorted(await queue.queue_ids()) == sorted(queue_ids)
+        assert len(queue_ids) == 20
+
+
+@trio_test
+async def test_a_door_that_nobody_opens_is_given_up(
+    autojump_clock: MockClock, directory: Path
+) -> None:
+    door = directory / SUBMIT_SOCKET
+    door.parent.mkdir(parents=True)
+    with socket.socket(socket.AF_UNIX) as stopped, closing(socket.socket(socket.AF_UNIX)) as first:
+        stopped.bind(str(door))
+        stopped.listen(0)
+        first.connect(str(door))
+        with pytest.raises(StoreError, match="too many others wait"):
+            await submit(directory, SUBMISSION, blocks(b"x"))
+    assert trio.current_time() >= DOOR_PATIENCE
+
+
+@trio_test
+async def test_a_slow_message_takes_no_place_before_it_is_there(
+    autojump_clock: MockClock, directory: Path
+) -> None:
+    async def slow_blocks() -> AsyncIterator[bytes]:
+        yield b"x"
+        await trio.sleep(10.0)
+        yield b"y"
+
+    async with running(directory, DoorLimits(clients=1)), trio.open_nursery() as nursery:
+        nursery.start_soon(submit, directory, SUBMISSION, slow_blocks())
+        await wait_all_tasks_blocked()
+        await submit(directory, SUBMISSION, blocks(b"x"))
+        assert trio.current_time() == 0.0
 
 
 # --- with and without a queue process ---------------------------------------------------------
