@@ -154,6 +154,13 @@ async def test_a_submission_is_queued_logged_and_wakes_the_scheduler(directory: 
 
 
 @trio_test
+async def test_a_held_submission_wakes_nobody(directory: Path) -> None:
+    async with running(directory) as queue:
+        await submit(directory, replace(SUBMISSION, held=True), blocks(b"x"))
+        assert queue.wakes == 0
+
+
+@trio_test
 async def test_many_messages_follow_each_other_on_many_connections(directory: Path) -> None:
     queue_ids: list[str] = []
 

@@ -139,7 +139,8 @@ class _SubmissionDoor:
         self._emit(
             MessageSubmitted(queue_id, self._client.uid, submission.sender, submission.message_id)
         )
-        self._on_submitted()
+        if not submission.held:
+            self._on_submitted()
         return Answer(Verdict.ACCEPTED, queue_id)
 
     def _check_rights(self, submission: Submission) -> None:
