@@ -10,6 +10,7 @@ from enum import Enum
 
 from protocol.outcome import RecipientOutcome
 from protocol.request import NOTHING_KNOWN, ClientFacts, Recipient, Ret, SendOptions
+from protocol.value import value
 
 
 class MessageState(Enum):
@@ -21,7 +22,7 @@ class MessageState(Enum):
     HOLD = "hold"  # waits for an operator
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(kw_only=True)
 class Submission:
     """The envelope of a new message. At least one recipient. `Recipient.key` is ignored."""
 

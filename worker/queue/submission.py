@@ -146,7 +146,7 @@ def decode_envelope(data: bytes) -> Submission:
         raise RemoteProtocolError(f"unknown request {request!r:.60}")
     return Submission(
         sender=sender,
-        recipients=tuple(_recipients(names[len(_FIXED) :], values[len(_FIXED) :])),
+        recipients=_recipients(names[len(_FIXED) :], values[len(_FIXED) :]),
         envelope_id=envelope_id,
         ret=_known(_RETS, ret),
         encoding=encoding,
@@ -162,7 +162,7 @@ def decode_envelope(data: bytes) -> Submission:
 def encode_answer(answer: Answer) -> bytes:
     """An answer as an attribute list. Its text is cut where a frame would be too long."""
     text = answer.text.replace("\0", " ")[: ANSWER_LIMIT // 8]
-    return encode([("status", answer.verdict.value), ("text", text)])
+    return f"status\0{answer.verdict.value}\0text\0{text}\0\0".encode("utf-8", "surrogateescape")
 
 
 def decode_answer(data: bytes) -> Answer:
@@ -207,20 +207,24 @@ def _spoilt(data: bytes) -> RemoteProtocolError:
     return RemoteProtocolError("a spoilt attribute list")
 
 
-def _recipients(names: Sequence[str], values: Sequence[str]) -> Iterator[Recipient]:
+def _recipients(names: Sequence[str], values: Sequence[str]) -> tuple[Recipient, ...]:
+    if names == ["recipient"]:  # nearly always
+        return (Recipient(address=values[0]),)
+    recipients: list[Recipient] = []
     address: str | None = None
     facts: dict[str, str] = {}
     for name, value in zip(names, values, strict=True):
         if name == "recipient":
             if address is not None:
-                yield _recipient(address, facts)
+                recipients.append(_recipient(address, facts))
             address, facts = value, {}
         elif name in ("original", "orcpt", "notify") and address is not None and name not in facts:
             facts[name] = value
         else:
             raise RemoteProtocolError(f"unexpected attribute {name!r:.60}")
     if address is not None:
-        yield _recipient(address, facts)
+        recipients.append(_recipient(address, facts))
+    return tuple(recipients)
 
 
 def _recipient(address: str, facts: Mapping[str, str]) -> Recipient:

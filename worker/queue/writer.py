@@ -60,6 +60,14 @@ class _Job:
     parked: bool = False  # waits for better times; the caller may leave. Owned by the trio thread
     raise_cancel: Callable[[], NoReturn] | None = None
 
+    def abort(self, raise_cancel: Callable[[], NoReturn]) -> trio.lowlevel.Abort:
+        """The caller is cancelled: a job that is not parked will be done in a moment."""
+        if self.parked:
+            self.task = None
+            return trio.lowlevel.Abort.SUCCEEDED
+        self.raise_cancel = raise_cancel
+        return trio.lowlevel.Abort.FAILED
+
     def outcome(self) -> Any:
         if self.error is not None:
             raise self.error
@@ -190,16 +198,8 @@ class ThreadWriter:
         if self._closed:
             raise StoreError(f"{operation.name}: the queue is closed")
         job = _Job(operation, request, trio.lowlevel.current_task())
-
-        def abort(raise_cancel: Callable[[], NoReturn]) -> trio.lowlevel.Abort:
-            if job.parked:
-                job.task = None
-                return trio.lowlevel.Abort.SUCCEEDED
-            job.raise_cancel = raise_cancel
-            return trio.lowlevel.Abort.FAILED
-
         self._incoming.put(job)
-        await trio.lowlevel.wait_task_rescheduled(abort)
+        await trio.lowlevel.wait_task_rescheduled(job.abort)
         if job.parked and job.raise_cancel is not None:
             job.raise_cancel()
         result: Result = job.outcome()
