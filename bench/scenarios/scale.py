@@ -16,6 +16,7 @@ import itertools
 import shutil
 import tempfile
 import time
+import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -49,7 +50,7 @@ class Load:
     sessions: int = 2  # to each of them, from the beginning to the end
 
 
-QUICK: Final = Load(queued=(200, 1_000), fixed=50, enough=0)
+QUICK: Final = Load(queued=(200, 1_000), fixed=50, enough=1)
 
 
 def scenario(load: Load) -> Scenario:
@@ -113,16 +114,22 @@ def _turn(queues: "_Queues", count: int) -> Mapping[str, float]:
 
 
 class _Queues:
-    """Filled queue directories, each made once and copied for every drain: filling takes longer."""
+    """Filled queue directories, each made once and copied for every drain: filling takes longer.
+
+    They are removed with this object, or when the program ends.
+    """
 
     def __init__(self, load: Load) -> None:
         self.load = load
-        self._directory = tempfile.TemporaryDirectory(prefix="scale-")  # goes with us
+        self._directory: Path | None = None
         self._domains = list(destinations(load.destinations, 0))
 
     def copy(self, count: int, to: Path) -> None:
         """Put a queue of `count` messages into the directory `to`, which must not exist."""
-        filled = Path(self._directory.name) / str(count)
+        if self._directory is None:
+            self._directory = Path(tempfile.mkdtemp(prefix="scale-"))
+            weakref.finalize(self, shutil.rmtree, self._directory, ignore_errors=True)
+        filled = self._directory / str(count)
         if not filled.exists():
             trio.run(fill_queue, filled, count, self._domains, self.load.size)
         shutil.copytree(filled, to)
