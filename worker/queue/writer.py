@@ -31,6 +31,8 @@ Result = TypeVar("Result")
 
 BUSY_GROUP: Final = 4  # jobs in one group that tell of a crowd
 GATHER_TIME: Final = 0.004  # seconds in which a crowd gathers for the next group
+# The same where all who come have just been answered: soon they are back, and wait for us alone.
+SHORT_GATHER_TIME: Final = 0.001
 GROUP_LIMIT: Final = 1000  # jobs in one transaction: bounds what a crowd makes everybody wait
 
 _TRANSIENT: Final = frozenset({sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_BUSY})
@@ -48,6 +50,7 @@ class Operation(Generic[Request, Result]):
     name: str  # what it does, for messages: "settle"
     run: Callable[[sqlite3.Connection, Sequence[Request]], list[Result]]
     insists: bool = False
+    gather: float = GATHER_TIME  # seconds; in a group the longest counts
 
 
 @dataclass(slots=True, eq=False)
@@ -249,15 +252,17 @@ class ThreadWriter:
         delay: float | None = None
         closing = False
         busy = False
+        gather = GATHER_TIME
         while not closing:
             if busy:
                 # More are on their way, and nobody waits who could go on alone. One larger group
                 # costs one fsync, and asleep we need no waking for each of its jobs.
-                time.sleep(GATHER_TIME)
+                time.sleep(gather)
             jobs, closing = self._take(delay)
             waiting = {id(job) for job in parked}
             group = self._group = [*parked, *jobs]
             busy = len(group) >= BUSY_GROUP
+            gather = max((job.operation.gather for job in group), default=GATHER_TIME)
             parked = self._committer.commit(group) if group else []
             failed = {id(job) for job in parked}
             self._group = parked
