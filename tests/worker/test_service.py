@@ -6,7 +6,7 @@ The store works without threads and time is virtual, so nothing depends on how f
 import os
 import socket
 import stat
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Collection, Iterator
 from contextlib import (
     AbstractAsyncContextManager,
     asynccontextmanager,
@@ -519,6 +519,31 @@ async def test_orders_change_what_they_name(directory: Path, commands_of: Comman
         assert await commands.delete([]) == []
         states = [message.state for message in await queue.store.summaries()]
         assert states == [MessageState.INCOMING, MessageState.HOLD]
+
+
+@trio_test
+async def test_an_order_may_take_longer_than_a_client(
+    autojump_clock: MockClock, directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = SqliteStore.hold
+
+    async def slow(store: SqliteStore, queue_ids: Collection[str] | None) -> list[str]:
+        await trio.sleep(1000.0)
+        return await held(store, queue_ids)
+
+    async with (
+        running(directory, DoorLimits(ipc_timeout=60.0)) as queue,
+        open_queue(directory) as commands,
+    ):
+        queue_ids = await put(queue)
+        monkeypatch.setattr(SqliteStore, "hold", slow)
+        assert await commands.hold(None) == queue_ids
+        assert await commands.hold(None) == []
+        # And the limit holds for the client again.
+        async with await queue.connect(CONTROL_SOCKET) as stalled:
+            began = trio.current_time()
+            assert await stalled.receive_some() == b""
+            assert trio.current_time() - began == 60.0
 
 
 @trio_test

@@ -30,7 +30,7 @@ class DoorClient(QuickStream):
     """
 
     def __init__(self, sock: socket.socket, limit: float) -> None:
-        """`limit`: seconds for one frame, either way."""
+        """`limit`: seconds for one wait, either way."""
         super().__init__(sock)
         self.uid = peer_uid(sock)
         self._limit = limit
@@ -41,6 +41,10 @@ class DoorClient(QuickStream):
     def begins(self) -> None:
         """A request has arrived."""
         self._idle = False
+
+    def take_time(self) -> None:
+        """What we do until we wait for it again has no limit."""
+        self.scope.deadline = inf
 
     def ends(self) -> None:
         """It was answered: the client is idle from now on."""
@@ -67,7 +71,7 @@ class DoorClient(QuickStream):
         # Moving a deadline costs as much as sending an answer; so it is moved when it is a tenth
         # of the limit old, and waits are that much shorter at worst.
         now = trio.current_time()
-        if self.scope.deadline < now + 0.9 * self._limit:
+        if not now + 0.9 * self._limit <= self.scope.deadline < inf:
             self.scope.deadline = now + self._limit
 
 

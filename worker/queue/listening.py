@@ -33,7 +33,7 @@ Serve = Callable[[DoorClient], Awaitable[None]]
 class DoorLimits:
     """What one door allows."""
 
-    ipc_timeout: float = 3600.0  # seconds for one frame, either way: ipc_timeout
+    ipc_timeout: float = 3600.0  # seconds of waiting for a client, either way: ipc_timeout
     clients: int = 200  # at the same time; more wait to be accepted (door_client.py)
 
 

@@ -232,6 +232,7 @@ class _ControlDoor:
         try:
             while (data := await self._frames.next_frame(ORDER_LIMIT)) is not None:
                 self._client.begins()
+                self._client.take_time()
                 order = decode_order(data)
                 try:
                     await requests.get(order.request, self._unknown)(order)
@@ -310,3 +311,4 @@ class _ControlDoor:
 
     async def _send_octets(self, data: bytes) -> None:
         await self._client.send_all(frame(data))
+        self._client.take_time()
