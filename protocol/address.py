@@ -176,6 +176,8 @@ def _without_brackets(text: str) -> str:
 
 
 def _octets(text: str, address: str) -> int:
+    if text.isascii():
+        return len(text)
     try:
         return len(text.encode("utf-8", "surrogateescape"))
     except UnicodeEncodeError as exc:

@@ -121,7 +121,6 @@ class ContentFacts:
 
     octets: int  # with CRLF line ends: RequestSize of RFC 1870
     eight_bit: bool  # some octet is not ASCII
-    longest_line: int  # octets of the longest line, without its CRLF
 
     @property
     def encoding(self) -> str:
@@ -136,8 +135,6 @@ class ContentScanner:
         self._canonicaliser = Canonicaliser()
         self._octets = 0
         self._eight_bit = False
-        self._longest = 0
-        self._unfinished = 0  # octets of the line under way
 
     def feed(self, block: bytes) -> bytes:
         """Return the canonical form of `block`, as Canonicaliser.feed()."""
@@ -150,17 +147,12 @@ class ContentScanner:
     @property
     def facts(self) -> ContentFacts:
         """The facts of everything returned so far."""
-        return ContentFacts(self._octets, self._eight_bit, self._longest)
+        return ContentFacts(self._octets, self._eight_bit)
 
     def _note(self, block: bytes) -> bytes:
         if block:
             self._octets += len(block)
             self._eight_bit = self._eight_bit or not block.isascii()
-            # A canonical block never ends between CR and LF, so splitting on CRLF is exact.
-            lengths = list(map(len, block.split(b"\r\n")))
-            lengths[0] += self._unfinished
-            self._longest = max(self._longest, max(lengths))
-            self._unfinished = lengths[-1]
         return block
 
 

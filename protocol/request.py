@@ -4,7 +4,6 @@ Facts only. How a request crosses a process border is in `delivery_wire.py`; wha
 in `outcome.py`.
 """
 
-from dataclasses import field
 from enum import Enum, IntEnum, IntFlag
 from typing import Final
 
@@ -97,6 +96,9 @@ class ClientFacts:
     ident: str = ""
 
 
+NOTHING_KNOWN: Final = ClientFacts()  # of most messages: one object for all of them
+
+
 @value(kw_only=True)
 class DeliveryRequest:
     """One message, one nexthop, at least one recipient.
@@ -120,7 +122,7 @@ class DeliveryRequest:
     flags: RequestFlags = RequestFlags.NONE
     arrival: float = 0.0  # the message entered the queue
     active: float = 0.0  # it entered the active set
-    client: ClientFacts = field(default_factory=ClientFacts)
+    client: ClientFacts = NOTHING_KNOWN
 
     @property
     def each_recipient(self) -> list[Recipient]:

@@ -104,12 +104,10 @@ def test_canonical_blocks_are_stuffed_the_same_under_any_cut(content: bytes, cut
 def test_facts_are_those_of_the_canonical_form(blocks: list[bytes]) -> None:
     scanner = ContentScanner()
     out = b"".join([scanner.feed(block) for block in blocks]) + scanner.finish()
-    lines = out.split(b"\r\n")
     assert out == canonical(b"".join(blocks))
     assert scanner.facts == ContentFacts(
         octets=len(out),
         eight_bit=any(octet > 127 for octet in out),
-        longest_line=max(map(len, lines)),
     )
     assert scan(b"".join(blocks)) == (out, scanner.facts)
 

@@ -6,10 +6,17 @@ The store works without threads and time is virtual, so nothing depends on how f
 import os
 import socket
 import stat
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable, Collection, Iterator
+from contextlib import (
+    AbstractAsyncContextManager,
+    asynccontextmanager,
+    closing,
+    contextmanager,
+    suppress,
+)
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -17,8 +24,9 @@ from trio.testing import MockClock, trio_test, wait_all_tasks_blocked
 
 from protocol.attributes import encode
 from protocol.request import ClientFacts, Recipient
-from worker.queue import listening
+from worker.queue import door_client, listening
 from worker.queue.client import (
+    DOOR_PATIENCE,
     LOCK_PATIENCE,
     DirectCommands,
     QueueCommands,
@@ -27,6 +35,7 @@ from worker.queue.client import (
     open_queue,
     submit,
 )
+from worker.queue.door_client import BUSY_GRACE, IDLE_GRACE
 from worker.queue.frames import FrameReader, frame
 from worker.queue.listening import DoorLimits, socket_address
 from worker.queue.orders import Order, encode_order
@@ -40,7 +49,13 @@ from worker.queue.service import (
 )
 from worker.queue.sqlite import SqliteStore, StoreSettings, open_store
 from worker.queue.store import StoreError, StoreLocked, SubmissionRefused
-from worker.queue.submission import ANSWER_LIMIT, Answer, decode_answer, encode_envelope
+from worker.queue.submission import (
+    ANSWER_LIMIT,
+    Answer,
+    Verdict,
+    decode_answer,
+    encode_envelope,
+)
 from worker.status.events import Event, MessageSubmitted, UnexpectedError, Warned
 
 NOW = 1_800_000_000.0
@@ -139,6 +154,13 @@ async def test_a_submission_is_queued_logged_and_wakes_the_scheduler(directory: 
 
 
 @trio_test
+async def test_a_held_submission_wakes_nobody(directory: Path) -> None:
+    async with running(directory) as queue:
+        await submit(directory, replace(SUBMISSION, held=True), blocks(b"x"))
+        assert queue.wakes == 0
+
+
+@trio_test
 async def test_many_messages_follow_each_other_on_many_connections(directory: Path) -> None:
     queue_ids: list[str] = []
 
@@ -190,7 +212,7 @@ async def test_only_the_owner_may_name_the_client(
     submission = replace(SUBMISSION, client=ClientFacts(name="client.example"))
     async with running(directory) as queue:
         await submit(directory, submission, blocks())
-        monkeypatch.setattr(listening, "peer_uid", lambda _: 12345)
+        monkeypatch.setattr(door_client, "peer_uid", lambda _: 12345)
         with pytest.raises(SubmissionRefused, match="only the queue's owner"):
             await submit(directory, submission, blocks())
         await submit(directory, SUBMISSION, blocks())
@@ -288,6 +310,79 @@ async def test_clients_over_the_limit_wait_for_their_turn(directory: Path) -> No
             pass
 
 
+async def wait_for_end(stream: trio.SocketStream) -> float:
+    """When the other side closed it."""
+    async with stream:
+        assert await stream.receive_some() == b""
+        return trio.current_time()
+
+
+@trio_test
+async def test_who_has_been_idle_longest_makes_room_for_one_who_waits(
+    autojump_clock: MockClock, directory: Path
+) -> None:
+    async with running(directory, DoorLimits(clients=2)) as queue:
+        first, second = await queue.connect(), await queue.connect()
+        await trio.sleep(100.0)  # nobody waits, and nobody has to go
+        answer = await answer_to(first, frame(encode_envelope(SUBMISSION)) + frame(b""))
+        assert answer.verdict is Verdict.ACCEPTED
+        await submit(directory, SUBMISSION, blocks(b"x"))
+        assert await wait_for_end(second) == 100.0
+        async with await queue.connect():
+            await submit(directory, SUBMISSION, blocks(b"x"))
+            assert await wait_for_end(first) == 100.0 + IDLE_GRACE
+
+
+@trio_test
+async def test_who_takes_a_place_for_a_minute_makes_room_however_busy(
+    autojump_clock: MockClock, directory: Path
+) -> None:
+    async with running(directory, DoorLimits(clients=1)) as queue:
+        async with await queue.connect() as trickling, trio.open_nursery() as nursery:
+            await trickling.send_all(frame(encode_envelope(SUBMISSION)))
+            nursery.start_soon(submit, directory, SUBMISSION, blocks(b"x"))
+            with suppress(trio.BrokenResourceError):
+                while trio.current_time() < 2 * BUSY_GRACE:
+                    await trickling.send_all(frame(b"x"))
+                    await trio.sleep(0.5)
+            await trickling.aclose()
+        assert BUSY_GRACE <= trio.current_time() <= BUSY_GRACE + 1.0
+        assert len(await queue.queue_ids()) == 1
+
+
+@trio_test
+async def test_a_message_under_way_is_answered_before_its_client_makes_room(
+    autojump_clock: MockClock, directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    submitted = SqliteStore.submit
+
+    async def slow(store: SqliteStore, *args: Any) -> str:
+        queue_id = await submitted(store, *args)
+        with trio.CancelScope(shield=True):  # as a commit: not to be stopped by anybody
+            await trio.sleep(2 * BUSY_GRACE)
+        return queue_id
+
+    async with running(directory, DoorLimits(clients=1)) as queue, await queue.client() as client:
+        monkeypatch.setattr(SqliteStore, "submit", slow)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(submit, directory, SUBMISSION, blocks(b"x"))
+            await client.submit(SUBMISSION, blocks(b"x"))
+        assert len(await queue.queue_ids()) == 2
+
+
+@trio_test
+async def test_no_more_clients_go_than_wait(autojump_clock: MockClock, directory: Path) -> None:
+    async with running(directory, DoorLimits(clients=3)) as queue:
+        idle = [await queue.connect() for _ in range(3)]
+        await trio.sleep(10.0)
+        await submit(directory, SUBMISSION, blocks(b"x"))
+        assert await wait_for_end(idle[0]) == 10.0
+        for stream in idle[1:]:
+            async with stream:
+                answer = await answer_to(stream, frame(encode_envelope(SUBMISSION)) + frame(b""))
+                assert answer.verdict is Verdict.ACCEPTED
+
+
 @trio_test
 async def test_a_bug_met_by_one_client_is_told_and_contained(
     directory: Path, monkeypatch: pytest.MonkeyPatch
@@ -304,6 +399,55 @@ async def test_a_bug_met_by_one_client_is_told_and_contained(
         assert isinstance(event, UnexpectedError)
         assert "a bug of ours" in event.traceback
         await submit(directory, SUBMISSION, blocks(b"x"))
+
+
+@trio_test
+async def test_nobody_is_turned_away_however_many_come_at_once(
+    autojump_clock: MockClock, directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listening, "_BACKLOG", 1)
+    queue_ids: list[str] = []
+
+    async def submit_one() -> None:
+        queue_ids.append(await submit(directory, SUBMISSION, blocks(b"x")))
+
+    async with running(directory, DoorLimits(clients=1)) as queue:
+        async with trio.open_nursery() as nursery:
+            for _ in range(20):
+                nursery.start_soon(submit_one)
+        assert sorted(await queue.queue_ids()) == sorted(queue_ids)
+        assert len(queue_ids) == 20
+
+
+@trio_test
+async def test_a_door_that_nobody_opens_is_given_up(
+    autojump_clock: MockClock, directory: Path
+) -> None:
+    door = directory / SUBMIT_SOCKET
+    door.parent.mkdir(parents=True)
+    with socket.socket(socket.AF_UNIX) as stopped, closing(socket.socket(socket.AF_UNIX)) as first:
+        stopped.bind(str(door))
+        stopped.listen(0)
+        first.connect(str(door))
+        with pytest.raises(StoreError, match="too many others wait"):
+            await submit(directory, SUBMISSION, blocks(b"x"))
+    assert trio.current_time() >= DOOR_PATIENCE
+
+
+@trio_test
+async def test_a_slow_message_takes_no_place_before_it_is_there(
+    autojump_clock: MockClock, directory: Path
+) -> None:
+    async def slow_blocks() -> AsyncIterator[bytes]:
+        yield b"x"
+        await trio.sleep(10.0)
+        yield b"y"
+
+    async with running(directory, DoorLimits(clients=1)), trio.open_nursery() as nursery:
+        nursery.start_soon(submit, directory, SUBMISSION, slow_blocks())
+        await wait_all_tasks_blocked()
+        await submit(directory, SUBMISSION, blocks(b"x"))
+        assert trio.current_time() == 0.0
 
 
 # --- with and without a queue process ---------------------------------------------------------
@@ -375,6 +519,31 @@ async def test_orders_change_what_they_name(directory: Path, commands_of: Comman
         assert await commands.delete([]) == []
         states = [message.state for message in await queue.store.summaries()]
         assert states == [MessageState.INCOMING, MessageState.HOLD]
+
+
+@trio_test
+async def test_an_order_may_take_longer_than_a_client(
+    autojump_clock: MockClock, directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = SqliteStore.hold
+
+    async def slow(store: SqliteStore, queue_ids: Collection[str] | None) -> list[str]:
+        await trio.sleep(1000.0)
+        return await held(store, queue_ids)
+
+    async with (
+        running(directory, DoorLimits(ipc_timeout=60.0)) as queue,
+        open_queue(directory) as commands,
+    ):
+        queue_ids = await put(queue)
+        monkeypatch.setattr(SqliteStore, "hold", slow)
+        assert await commands.hold(None) == queue_ids
+        assert await commands.hold(None) == []
+        # And the limit holds for the client again.
+        async with await queue.connect(CONTROL_SOCKET) as stalled:
+            began = trio.current_time()
+            assert await stalled.receive_some() == b""
+            assert trio.current_time() - began == 60.0
 
 
 @trio_test
@@ -451,7 +620,7 @@ async def test_strangers_are_turned_away_from_the_control_socket(
     autojump_clock: MockClock, directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with running(directory) as queue:
-        monkeypatch.setattr(listening, "peer_uid", lambda _: 12345)
+        monkeypatch.setattr(door_client, "peer_uid", lambda _: 12345)
         async with await queue.connect(CONTROL_SOCKET) as stream:
             assert await stream.receive_some() == b""
         assert trio.current_time() == 0.0  # at once, not when it has been silent for too long

@@ -9,11 +9,13 @@ import threading
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import trio
 from trio.testing import trio_test, wait_all_tasks_blocked
 
+from worker.queue import writer
 from worker.queue.store import StoreError
 from worker.queue.writer import Committer, Operation, RetryDelays, ThreadWriter
 
@@ -106,6 +108,33 @@ async def test_what_waits_together_shares_a_call_and_a_commit(tmp_path: Path) ->
     assert results == {"a": "A", "b": "B", "c": "C"}
     assert [sorted(group) for group in one.groups] == [[], ["a", "b", "c"]]
     assert len(one.calls) == 1
+
+
+@pytest.mark.parametrize(
+    ("crowd", "gathers"),
+    [
+        ("quick quick quick", []),  # too few
+        ("quick quick quick quick", [0.25]),
+        ("quick quick slow quick", [0.5]),  # the longest counts
+    ],
+)
+@trio_test
+async def test_after_a_crowd_the_next_gathers_for_as_long_as_its_operations_say(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, crowd: str, gathers: list[float]
+) -> None:
+    slept: list[float] = []
+    monkeypatch.setattr(writer, "time", SimpleNamespace(sleep=slept.append))
+    async with bench(tmp_path) as one, trio.open_nursery() as nursery:
+        operations = {
+            "quick": Operation("quick", one.insert.run, gather=0.25),
+            "slow": Operation("slow", one.insert.run, gather=0.5),
+        }
+        await one.stop_writer(nursery)
+        for number, word in enumerate(crowd.split()):
+            nursery.start_soon(one.writer.perform, operations[word], str(number))
+        await wait_all_tasks_blocked()
+        one.go_on()
+    assert slept == gathers  # the writer has ended: nothing is on its way
 
 
 @pytest.mark.parametrize("complaint", ["bad", "a"])  # raised by the operation, and by SQLite

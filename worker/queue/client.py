@@ -4,6 +4,8 @@ If one runs, it owns the queue and is asked over its sockets. If none does, the 
 and now, under its lock, and the same is done directly. Callers see no difference.
 """
 
+import errno
+import socket
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Collection, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
@@ -14,6 +16,7 @@ from typing import Final, Protocol, Self
 import trio
 
 from protocol.errors import RemoteProtocolError
+from worker.network.socket_stream import QuickStream
 from worker.queue.frames import FrameReader, frame
 from worker.queue.listening import socket_address
 from worker.queue.orders import (
@@ -44,6 +47,8 @@ from worker.queue.submission import (
 # listens; so a lock is waited for, a little.
 LOCK_PATIENCE: Final = 10.0  # seconds
 _LOCK_PAUSE: Final = 0.05  # seconds between attempts
+DOOR_PATIENCE: Final = 300.0  # seconds: whoever has a place at a door leaves it within a minute
+_DOOR_PAUSE: Final = 0.05
 
 Facts = Mapping[str, str | int | float]
 
@@ -91,12 +96,35 @@ async def submit(
     `blocks`: the content, cut anywhere. `settings` and `wall` matter only if no queue process runs.
     Raises SubmissionRefused, StoreError.
     """
+    # Read before we have a place at the door, or the queue's lock: others wait for both, and what
+    # comes from a pipe may take its time.
+    rest = aiter(blocks)
+    beginning = await _read(rest, CONTENT_FRAME)
     found = await _connect_or_open(queue_directory, SUBMIT_SOCKET, settings, wall)
     if isinstance(found, SqliteStore):
         async with found:
-            return await _submit_directly(found, submission, blocks, wall)
+            return await _submit_directly(found, submission, _joined(beginning, rest), wall)
     async with SubmitClient(found) as client:
-        return await client.submit(submission, blocks)
+        return await client.submit(submission, _joined(beginning, rest))
+
+
+async def _read(blocks: AsyncIterator[bytes], octets: int) -> list[bytes]:
+    """The first of these blocks, so many octets or all there are."""
+    some: list[bytes] = []
+    async for block in blocks:
+        some.append(block)
+        octets -= len(block)
+        if octets <= 0:
+            break
+    return some
+
+
+async def _joined(beginning: list[bytes], rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    for block in beginning:
+        yield block
+    beginning.clear()
+    async for block in rest:
+        yield block
 
 
 async def _submit_directly(
@@ -117,7 +145,7 @@ async def _submit_directly(
 class SubmitClient:
     """A connection to the submission door. Owns the stream."""
 
-    def __init__(self, stream: trio.SocketStream) -> None:
+    def __init__(self, stream: trio.abc.Stream) -> None:
         """See connect_submit()."""
         self._stream = stream
         self._frames = FrameReader(stream)
@@ -352,7 +380,7 @@ async def _connect_or_open(
     door: Path,
     settings: StoreSettings | None,
     wall: Callable[[], float],
-) -> SqliteStore | trio.SocketStream:
+) -> SqliteStore | QuickStream:
     """The queue process's door, or else the queue itself; the caller closes what it gets."""
     patience = trio.current_time() + LOCK_PATIENCE
     while True:
@@ -367,11 +395,13 @@ async def _connect_or_open(
         await trio.sleep(_LOCK_PAUSE)
 
 
-async def _connect(path: Path) -> trio.SocketStream | None:
-    connection = trio.socket.socket(trio.socket.AF_UNIX, trio.socket.SOCK_STREAM)
+async def _connect(path: Path) -> QuickStream | None:
+    """The door at `path`; None: nobody is there. Raises StoreError."""
+    connection = socket.socket(socket.AF_UNIX)
     try:
+        stream = QuickStream(connection)
         with socket_address(path) as address:
-            await connection.connect(address)
+            await _stand_in_line(connection, address)
     except (FileNotFoundError, ConnectionRefusedError, NotADirectoryError):
         connection.close()
         return None
@@ -381,4 +411,26 @@ async def _connect(path: Path) -> trio.SocketStream | None:
     except BaseException:
         connection.close()
         raise
-    return trio.SocketStream(connection)
+    return stream
+
+
+async def _stand_in_line(connection: socket.socket, address: str) -> None:
+    """Connect, however many come at once. Raises OSError."""
+    await trio.lowlevel.checkpoint()
+    patience = trio.current_time() + DOOR_PATIENCE
+    while not _connected(connection, address):
+        if trio.current_time() >= patience:
+            raise OSError(errno.EAGAIN, "too many others wait there, try again later")
+        await trio.sleep(_DOOR_PAUSE)
+
+
+def _connected(connection: socket.socket, address: str) -> bool:
+    """Connect; False: as many wait there as the kernel lets. Raises OSError.
+
+    Not trio's connect(), which takes that for a connection under way, and the socket for connected.
+    """
+    try:
+        connection.connect(address)
+    except BlockingIOError:
+        return False
+    return True

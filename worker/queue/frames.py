@@ -27,26 +27,32 @@ class FrameReader:
     def __init__(self, stream: trio.abc.ReceiveStream) -> None:
         self._stream = stream
         self._received = bytearray()
+        self._at = 0  # octets of those that were taken: a frame moves nothing but this
 
     async def next_frame(self, limit: int) -> bytes | None:
         """The next frame; None if the peer closed the stream instead.
 
         Raises RemoteProtocolError for a frame over `limit` octets and for an end in the middle of
-        one, trio.BrokenResourceError. The stream is of no use after that.
+        one, trio.BrokenResourceError. The stream is of no use after that. No checkpoint if the
+        frame is here already.
         """
-        if not await self._fill(_LENGTH.size):
-            if self._received:
-                raise RemoteProtocolError("the stream ended in the middle of a frame")
-            return None
-        (length,) = _LENGTH.unpack_from(self._received)
+        start = self._at + _LENGTH.size
+        if start > len(self._received):
+            if not await self._receive(_LENGTH.size):
+                if self._received:
+                    raise RemoteProtocolError("the stream ended in the middle of a frame")
+                return None
+            start = _LENGTH.size
+        (length,) = _LENGTH.unpack_from(self._received, start - _LENGTH.size)
         if length > limit:
             raise RemoteProtocolError(f"a frame of {length} octets, and at most {limit} are taken")
-        end = _LENGTH.size + length
-        if not await self._fill(end):
-            raise RemoteProtocolError("the stream ended in the middle of a frame")
-        data = bytes(self._received[_LENGTH.size : end])
-        del self._received[:end]
-        return data
+        if start + length > len(self._received):
+            if not await self._receive(_LENGTH.size + length):
+                raise RemoteProtocolError("the stream ended in the middle of a frame")
+            start = _LENGTH.size
+        self._at = start + length
+        with memoryview(self._received) as received:
+            return bytes(received[start : self._at])
 
     async def expect_frame(self, limit: int) -> bytes:
         """The next frame, where the stream must not end: as next_frame(), but never None."""
@@ -55,7 +61,10 @@ class FrameReader:
             raise RemoteProtocolError("the stream ended where more was expected")
         return data
 
-    async def _fill(self, octets: int) -> bool:
+    async def _receive(self, octets: int) -> bool:
+        """Have so many octets, from the beginning of `_received`; False: the stream ended."""
+        del self._received[: self._at]
+        self._at = 0
         while len(self._received) < octets:
             data = await self._stream.receive_some(_RECEIVE)
             if not data:

@@ -1,13 +1,12 @@
-"""Listening at a UNIX socket of the queue directory: making it, counting clients, who they are.
+"""Listening at a UNIX socket of the queue directory: making it, and accepting clients.
 
-What is said on a connection is in service.py.
+Who they are and how long each may stay is in door_client.py, what is said in service.py.
 """
 
 import errno
 import os
 import socket
 import stat
-import struct
 import traceback
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -18,23 +17,24 @@ from typing import Final
 import trio
 
 from protocol.errors import RemoteProtocolError
+from worker.queue.door_client import DoorClient, Places
 from worker.status.events import Emit, UnexpectedError, Warned
 
 _PATH_LIMIT: Final = 100  # octets of a socket path; Linux takes 107
-_CREDENTIALS: Final = struct.Struct("3i")  # pid, uid, gid: struct ucred
 _BACKLOG: Final = 128
 _EXHAUSTED: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+_GONE: Final = frozenset({errno.EAGAIN, errno.ECONNABORTED})  # who waited does so no more
 _RELIEF: Final = 0.1  # seconds to wait for one of those to pass
 
-Serve = Callable[[trio.SocketStream, int], Awaitable[None]]  # one client, and its uid
+Serve = Callable[[DoorClient], Awaitable[None]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DoorLimits:
     """What one door allows."""
 
-    ipc_timeout: float = 3600.0  # seconds for one frame, either way: ipc_timeout
-    clients: int = 200  # at the same time; more wait to be accepted
+    ipc_timeout: float = 3600.0  # seconds of waiting for a client, either way: ipc_timeout
+    clients: int = 200  # at the same time; more wait to be accepted (door_client.py)
 
 
 @contextmanager
@@ -55,10 +55,8 @@ def socket_address(path: Path) -> Iterator[str]:
 
 
 @contextmanager
-def listening(
-    path: Path, *, directory_mode: int, socket_mode: int
-) -> Iterator[trio.SocketListener]:
-    """A listening socket at `path`, removed again at the end. Raises OSError.
+def listening(path: Path, *, directory_mode: int, socket_mode: int) -> Iterator[socket.socket]:
+    """A listening, non-blocking socket at `path`, removed again at the end. Raises OSError.
 
     The directory is made with its mode, or must be one that others cannot write to. A socket that
     is there already belongs to a process that is gone; anything else there is left alone.
@@ -75,7 +73,8 @@ def listening(
             # No way in before the mode is right: nobody can connect before listen().
             path.chmod(socket_mode)
             listener.listen(_BACKLOG)
-            yield trio.SocketListener(trio.socket.from_stdlib_socket(listener))
+            listener.setblocking(False)  # noqa: FBT003  # its parameter has no name
+            yield listener
         finally:
             with suppress(OSError):
                 path.unlink()
@@ -97,66 +96,49 @@ def make_directory(path: Path, mode: int) -> None:
 
 
 async def accept_clients(
-    listener: trio.SocketListener, limits: DoorLimits, emit: Emit, serve: Serve
+    listener: socket.socket, limits: DoorLimits, emit: Emit, serve: Serve
 ) -> None:
-    """Give each client to `serve`, with its uid, until cancelled.
+    """Give each client to `serve`, until cancelled. `listener` is non-blocking.
 
     A client that breaks off, stalls or talks nonsense ends alone; so does one that meets a bug.
     """
-    slots = trio.CapacityLimiter(limits.clients)
+    places = Places(limits.clients)
 
-    async def attend(stream: trio.SocketStream) -> None:
+    async def attend(client: DoorClient) -> None:
         try:
-            async with stream:
-                await _attend(stream, emit, serve)
+            async with client:
+                with client.scope:
+                    await _attend(client, emit, serve)
         finally:
-            slots.release_on_behalf_of(stream)
+            places.leave(client)
 
     async with trio.open_nursery() as nursery:
         while True:
-            stream = await _accept(listener, slots, emit)
-            nursery.start_soon(attend, stream)
-
-
-async def _accept(
-    listener: trio.SocketListener, slots: trio.CapacityLimiter, emit: Emit
-) -> trio.SocketStream:
-    """The next client, which holds a slot."""
-    # Not accepted before there is a slot for it: the others wait in the kernel, at no cost to us.
-    waiting = object()
-    await slots.acquire_on_behalf_of(waiting)
-    try:
-        while True:
+            # Not accepted before there is a place: the others wait in the kernel, at no cost to us.
+            await trio.lowlevel.wait_readable(listener)
+            await places.wait_for_one()
             try:
-                stream = await listener.accept()
+                sock, _ = listener.accept()
             except OSError as exc:
-                if exc.errno not in _EXHAUSTED:
+                if exc.errno in _EXHAUSTED:
+                    emit(Warned(f"cannot accept a connection: {exc.strerror}"))
+                    await trio.sleep(_RELIEF)
+                elif exc.errno not in _GONE:
                     raise
-                emit(Warned(f"cannot accept a connection: {exc.strerror}"))
-                await trio.sleep(_RELIEF)
             else:
-                break
-    finally:
-        slots.release_on_behalf_of(waiting)
-    slots.acquire_on_behalf_of_nowait(stream)
-    return stream
+                client = DoorClient(sock, limits.ipc_timeout)
+                places.take(client)
+                nursery.start_soon(attend, client)
 
 
-async def _attend(stream: trio.SocketStream, emit: Emit, serve: Serve) -> None:
+async def _attend(client: DoorClient, emit: Emit, serve: Serve) -> None:
     try:
-        await serve(stream, peer_uid(stream))
-    except (trio.BrokenResourceError, trio.TooSlowError, RemoteProtocolError):
+        await serve(client)
+    except (trio.BrokenResourceError, RemoteProtocolError):
         pass  # theirs to know; an unfinished message was never accepted
     # One client's trouble must not end the queue.
     except Exception:  # noqa: BLE001
         emit(UnexpectedError("serving a client of the queue", traceback.format_exc()))
-
-
-def peer_uid(stream: trio.SocketStream) -> int:
-    """Who is at the other end, as the kernel says."""
-    octets = stream.socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-    _pid, uid, _gid = _CREDENTIALS.unpack(octets)
-    return int(uid)
 
 
 def is_trusted(uid: int) -> bool:

@@ -5,11 +5,11 @@ integers, never reused.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import Enum
 
 from protocol.outcome import RecipientOutcome
-from protocol.request import ClientFacts, Recipient, Ret, SendOptions
+from protocol.request import NOTHING_KNOWN, ClientFacts, Recipient, Ret, SendOptions
 from protocol.value import value
 
 
@@ -22,7 +22,7 @@ class MessageState(Enum):
     HOLD = "hold"  # waits for an operator
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(kw_only=True)
 class Submission:
     """The envelope of a new message. At least one recipient. `Recipient.key` is ignored."""
 
@@ -32,7 +32,7 @@ class Submission:
     ret: Ret = Ret.UNSPECIFIED
     encoding: str = ""  # "7bit", "8bit"
     options: SendOptions = SendOptions.NONE
-    client: ClientFacts = field(default_factory=ClientFacts)
+    client: ClientFacts = NOTHING_KNOWN
     held: bool = False
     message_id: str = ""  # of the header, for the log
 

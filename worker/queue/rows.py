@@ -8,7 +8,7 @@ import json
 from typing import Final, NamedTuple
 
 from protocol.outcome import Action, Delays, RecipientOutcome
-from protocol.request import ClientFacts, Notify, Recipient, Ret, SendOptions
+from protocol.request import NOTHING_KNOWN, ClientFacts, Notify, Recipient, Ret, SendOptions
 from worker.queue import schema
 from worker.queue.records import MessageState, QueuedMessage
 
@@ -23,7 +23,6 @@ STATES: Final = {
     schema.ACTIVE: MessageState.ACTIVE,
     schema.HOLD: MessageState.HOLD,
 }
-NOTHING_KNOWN: Final = ClientFacts()
 
 
 def text_factory(octets: bytes) -> str:
@@ -38,7 +37,7 @@ def to_sql(text: str) -> str | bytes:
 
 def client_to_json(client: ClientFacts) -> str:
     """Facts about the client as the message table has them."""
-    if client == NOTHING_KNOWN:
+    if client is NOTHING_KNOWN or client == NOTHING_KNOWN:
         return ""
     return json.dumps(
         [client.name, client.address, client.port, client.protocol, client.helo, client.ident]

@@ -16,7 +16,8 @@ from typing import Final
 import trio
 
 from protocol.errors import RemoteProtocolError
-from protocol.request import ClientFacts
+from protocol.request import NOTHING_KNOWN
+from worker.queue.door_client import DoorClient
 from worker.queue.frames import FrameReader, frame
 from worker.queue.listening import DoorLimits, accept_clients, is_trusted, listening
 from worker.queue.orders import (
@@ -46,7 +47,6 @@ PAGE: Final = 100  # messages read from the store at a time
 IDS_PER_FRAME: Final = 1000
 
 _LINGER: Final = 1.0  # seconds in which a client takes its answer
-_NOBODY_KNOWN: Final = ClientFacts()
 
 Wake = Callable[[], None]  # tells the scheduler that something may be due; must not block
 Status = Callable[[], Mapping[str, str | int | float]]
@@ -80,9 +80,8 @@ async def serve_submissions(
     Raises OSError if the socket cannot be made.
     """
 
-    async def serve(stream: trio.SocketStream, uid: int) -> None:
-        door = _SubmissionDoor(stream, uid, store, limits, emit, wall, on_submitted)
-        await door.serve()
+    async def serve(client: DoorClient) -> None:
+        await _SubmissionDoor(client, store, emit, wall, on_submitted).serve()
 
     with listening(path, directory_mode=0o755, socket_mode=0o666) as listener:
         task_status.started()
@@ -94,27 +93,25 @@ class _SubmissionDoor:
 
     def __init__(
         self,
-        stream: trio.SocketStream,
-        uid: int,
+        client: DoorClient,
         store: Store,
-        limits: DoorLimits,
         emit: Emit,
         wall: Callable[[], float],
         on_submitted: Wake,
     ) -> None:
-        self._stream = stream
-        self._frames = FrameReader(stream)
-        self._uid = uid
+        self._client = client
+        self._frames = FrameReader(client)
         self._store = store
-        self._limits = limits
         self._emit = emit
         self._wall = wall
         self._on_submitted = on_submitted
 
     async def serve(self) -> None:
         try:
-            while (envelope := await self._next_envelope()) is not None:
+            while (envelope := await self._frames.next_frame(ENVELOPE_LIMIT)) is not None:
+                self._client.begins()
                 await self._answer(await self._submit(envelope))
+                self._client.ends()
         except RemoteProtocolError as exc:
             # Where the next frame would begin is not known any more.
             await self._answer(Answer(Verdict.REFUSED, f"not understood: {exc}"))
@@ -139,28 +136,30 @@ class _SubmissionDoor:
                 return _failure(exc)
         finally:
             await spool.aclose()
-        self._emit(MessageSubmitted(queue_id, self._uid, submission.sender, submission.message_id))
-        self._on_submitted()
+        self._emit(
+            MessageSubmitted(queue_id, self._client.uid, submission.sender, submission.message_id)
+        )
+        if not submission.held:
+            self._on_submitted()
         return Answer(Verdict.ACCEPTED, queue_id)
 
     def _check_rights(self, submission: Submission) -> None:
         # They end up in XFORWARD, where servers base decisions on them.
-        if submission.client != _NOBODY_KNOWN and not is_trusted(self._uid):
+        if submission.client != NOTHING_KNOWN and not is_trusted(self._client.uid):
             raise SubmissionRefused("only the queue's owner and root may name the client")
 
     async def _next_block(self) -> bytes:
-        with trio.fail_after(self._limits.ipc_timeout):
-            return await self._frames.expect_frame(CONTENT_FRAME)
-
-    async def _next_envelope(self) -> bytes | None:
-        with trio.fail_after(self._limits.ipc_timeout):
-            return await self._frames.next_frame(ENVELOPE_LIMIT)
+        return await self._frames.expect_frame(CONTENT_FRAME)
 
     async def _answer(self, answer: Answer) -> None:
         # Shielded: an accepted message of which the client learns nothing is sent again. Answers
         # are short, so only a client that leaves hundreds of them unread makes us wait.
+        octets = frame(encode_answer(answer))
+        sent = self._client.send_nowait(octets)
+        if sent == len(octets):
+            return
         with trio.CancelScope(shield=True, deadline=trio.current_time() + _LINGER):
-            await self._stream.send_all(frame(encode_answer(answer)))
+            await self._client.send_all(octets[sent:])
             return
         raise trio.BrokenResourceError("the client does not read its answer")
 
@@ -190,11 +189,11 @@ async def serve_control(
     may have become due; `status` adds to what the status request tells. Raises OSError.
     """
 
-    async def serve(stream: trio.SocketStream, uid: int) -> None:
-        if is_trusted(uid):
-            await _ControlDoor(stream, store, limits, wall, wake, status).serve()
+    async def serve(client: DoorClient) -> None:
+        if is_trusted(client.uid):
+            await _ControlDoor(client, store, wall, wake, status).serve()
         else:
-            emit(Warned(f"uid {uid} was turned away from the control socket"))
+            emit(Warned(f"uid {client.uid} was turned away from the control socket"))
 
     with listening(path, directory_mode=0o700, socket_mode=0o600) as listener:
         task_status.started()
@@ -206,17 +205,15 @@ class _ControlDoor:
 
     def __init__(
         self,
-        stream: trio.SocketStream,
+        client: DoorClient,
         store: Store,
-        limits: DoorLimits,
         wall: Callable[[], float],
         wake: Wake,
         status: Status,
     ) -> None:
-        self._stream = stream
-        self._frames = FrameReader(stream)
+        self._client = client
+        self._frames = FrameReader(client)
         self._store = store
-        self._limits = limits
         self._wall = wall
         self._wake = wake
         self._status = status
@@ -233,7 +230,9 @@ class _ControlDoor:
             "status": self._tell_status,
         }
         try:
-            while (data := await self._next_frame()) is not None:
+            while (data := await self._frames.next_frame(ORDER_LIMIT)) is not None:
+                self._client.begins()
+                self._client.take_time()
                 order = decode_order(data)
                 try:
                     await requests.get(order.request, self._unknown)(order)
@@ -241,6 +240,7 @@ class _ControlDoor:
                     await self._send({"error": str(exc)})
                 else:
                     await self._send({"end": True})
+                self._client.ends()
         except RemoteProtocolError as exc:
             await self._send({"error": f"not understood: {exc}"})
 
@@ -310,9 +310,5 @@ class _ControlDoor:
         await self._send_octets(encode_control_answer(answer))
 
     async def _send_octets(self, data: bytes) -> None:
-        with trio.fail_after(self._limits.ipc_timeout):
-            await self._stream.send_all(frame(data))
-
-    async def _next_frame(self) -> bytes | None:
-        with trio.fail_after(self._limits.ipc_timeout):
-            return await self._frames.next_frame(ORDER_LIMIT)
+        await self._client.send_all(frame(data))
+        self._client.take_time()

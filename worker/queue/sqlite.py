@@ -67,6 +67,7 @@ from worker.queue.transactions import (
     recover,
 )
 from worker.queue.writer import (
+    SHORT_GATHER_TIME,
     Committer,
     InlineWriter,
     Operation,
@@ -250,8 +251,9 @@ class SqliteStore:
         self._settings = settings
         self._call = call
         self._closed = False
-        self._submit = Operation("cannot accept the message", operations.submit)
-        self._claim = Operation("cannot claim messages", operations.claim)
+        soon = SHORT_GATHER_TIME
+        self._submit = Operation("cannot accept the message", operations.submit, gather=soon)
+        self._claim = Operation("cannot claim messages", operations.claim, gather=soon)
         self._begin = Operation("cannot begin an attempt", operations.begin)
         self._settle = Operation("cannot record outcomes", operations.settle, insists=True)
         self._finish = Operation("cannot record outcomes", operations.finish, insists=True)

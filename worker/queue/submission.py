@@ -5,18 +5,21 @@ an empty frame; then the answer comes, one frame with an attribute list. Any num
 may follow each other on one connection. Attribute lists are those of protocol/attributes.py.
 """
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import Final
+from typing import Final, TypeVar
 
 from protocol.address import AddressError, check_address
 from protocol.attributes import AttributeDecoder, AttributeList, Value, encode
 from protocol.errors import LocalProtocolError, RemoteProtocolError
 from protocol.reply import NeedData
-from protocol.request import ClientFacts, Notify, Recipient, Ret, SendOptions
+from protocol.request import NOTHING_KNOWN, ClientFacts, Notify, Recipient, Ret, SendOptions
 from worker.queue.records import Submission
 from worker.queue.store import SubmissionRefused
+
+T = TypeVar("T")
 
 ENVELOPE_LIMIT: Final = 8 * 1024 * 1024  # octets: 50,000 recipients with addresses of 100
 CONTENT_FRAME: Final = 65_536  # octets of content in one frame, at most
@@ -25,8 +28,18 @@ TEXT_LIMIT: Final = 1024  # octets of any text of an envelope but the addresses
 
 _ENCODINGS: Final = ("", "7bit", "8bit")
 _CLIENT: Final = ("name", "address", "port", "protocol", "helo", "ident")
-_HEAD: Final = ("request", "sender", "envelope_id", "ret", "encoding", "options", "held")
-_TAIL: Final = ("message_id", *(f"client_{fact}" for fact in _CLIENT))
+_FIXED: Final = [
+    *("request", "sender", "envelope_id", "ret", "encoding", "options", "held", "message_id"),
+    *(f"client_{fact}" for fact in _CLIENT),
+]
+_NO_NAMES: Final = frozenset({"", "{", "}"})
+_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+
+# The numbers of an envelope as they are written. Looked up: members of flags are slow to make.
+_RETS: Final = {str(int(ret)): ret for ret in Ret}
+_OPTIONS: Final = {str(bits): SendOptions(bits) for bits in range(sum(SendOptions) + 1)}
+_NOTIFY: Final = {str(bits): Notify(bits) for bits in range(sum(Notify) + 1)}
+_HELD: Final = {"0": False, "1": True}
 
 
 class Verdict(Enum):
@@ -71,8 +84,9 @@ def check_submission(submission: Submission, recipient_limit: int) -> None:
         raise SubmissionRefused("the encoding is neither 7bit nor 8bit")
     _check_text("envelope id", submission.envelope_id)
     _check_text("message id", submission.message_id)
-    for fact in _CLIENT:
-        _check_text(f"client {fact}", getattr(submission.client, fact))
+    if submission.client is not NOTHING_KNOWN:
+        for fact in _CLIENT:
+            _check_text(f"client {fact}", getattr(submission.client, fact))
 
 
 def _check_text(what: str, text: str) -> None:
@@ -80,7 +94,7 @@ def _check_text(what: str, text: str) -> None:
         return
     if len(text.encode("utf-8", "surrogatepass")) > TEXT_LIMIT:
         raise SubmissionRefused(f"the {what} is longer than {TEXT_LIMIT} octets")
-    if any(char < " " or "\x7f" <= char <= "\x9f" for char in text):
+    if _CONTROL.search(text):
         raise SubmissionRefused(f"the {what} contains a control character")
 
 
@@ -117,32 +131,38 @@ def encode_envelope(submission: Submission) -> bytes:
 
 def decode_envelope(data: bytes) -> Submission:
     """The submission again, its addresses unchecked. Raises RemoteProtocolError."""
-    texts = _texts(decode_list(data, ENVELOPE_LIMIT))
-    fixed = dict[str, str]()
-    for wanted in (*_HEAD, *_TAIL):
-        name, value = next(texts, ("the end", ""))
-        if name != wanted:
-            raise RemoteProtocolError(f"expected the attribute {wanted}, got {name!r:.60}")
-        fixed[wanted] = value
-    if fixed["request"] != "submit":
-        raise RemoteProtocolError(f"unknown request {fixed['request']!r:.60}")
+    # An attribute list without groups: name NUL value NUL ... NUL. Split at once, because one text
+    # after the other (protocol.attributes) takes several times as long as all the rest.
+    texts = data.decode("utf-8", "surrogateescape").split("\0")
+    if len(texts) % 2 or texts[-2:] != ["", ""]:
+        raise _spoilt(data)
+    names, values = texts[:-2:2], texts[1:-2:2]
+    if names[: len(_FIXED)] != _FIXED or not _NO_NAMES.isdisjoint(names):
+        raise _spoilt(data)
+    request, sender, envelope_id, ret, encoding, options, held, message_id, *facts = values[
+        : len(_FIXED)
+    ]
+    if request != "submit":
+        raise RemoteProtocolError(f"unknown request {request!r:.60}")
     return Submission(
-        sender=fixed["sender"],
-        recipients=tuple(_recipients(texts)),
-        envelope_id=fixed["envelope_id"],
-        ret=Ret(_number(fixed["ret"], max(Ret))),
-        encoding=fixed["encoding"],
-        options=SendOptions(_number(fixed["options"], sum(SendOptions))),
-        held=bool(_number(fixed["held"], 1)),
-        message_id=fixed["message_id"],
-        client=ClientFacts(**{fact: fixed[f"client_{fact}"] for fact in _CLIENT}),
+        sender=sender,
+        recipients=_recipients(names[len(_FIXED) :], values[len(_FIXED) :]),
+        envelope_id=envelope_id,
+        ret=_known(_RETS, ret),
+        encoding=encoding,
+        options=_known(_OPTIONS, options),
+        held=_known(_HELD, held),
+        message_id=message_id,
+        client=ClientFacts(**dict(zip(_CLIENT, facts, strict=True)))
+        if any(facts)
+        else NOTHING_KNOWN,
     )
 
 
 def encode_answer(answer: Answer) -> bytes:
     """An answer as an attribute list. Its text is cut where a frame would be too long."""
     text = answer.text.replace("\0", " ")[: ANSWER_LIMIT // 8]
-    return encode([("status", answer.verdict.value), ("text", text)])
+    return f"status\0{answer.verdict.value}\0text\0{text}\0\0".encode("utf-8", "surrogateescape")
 
 
 def decode_answer(data: bytes) -> Answer:
@@ -175,32 +195,51 @@ def _texts(attributes: AttributeList) -> Iterator[tuple[str, str]]:
         yield name, value
 
 
-def _recipients(texts: Iterator[tuple[str, str]]) -> Iterator[Recipient]:
+def _spoilt(data: bytes) -> RemoteProtocolError:
+    """What is wrong with an envelope that is not even an attribute list as it should be."""
+    texts = _texts(decode_list(data, ENVELOPE_LIMIT))
+    for wanted in _FIXED:
+        name, _ = next(texts, ("the end", ""))
+        if name != wanted:
+            return RemoteProtocolError(f"expected the attribute {wanted}, got {name!r:.60}")
+    for _ in texts:
+        pass
+    return RemoteProtocolError("a spoilt attribute list")
+
+
+def _recipients(names: Sequence[str], values: Sequence[str]) -> tuple[Recipient, ...]:
+    if names == ["recipient"]:  # nearly always
+        return (Recipient(address=values[0]),)
+    recipients: list[Recipient] = []
     address: str | None = None
     facts: dict[str, str] = {}
-    for name, value in texts:
+    for name, value in zip(names, values, strict=True):
         if name == "recipient":
             if address is not None:
-                yield _recipient(address, facts)
+                recipients.append(_recipient(address, facts))
             address, facts = value, {}
         elif name in ("original", "orcpt", "notify") and address is not None and name not in facts:
             facts[name] = value
         else:
             raise RemoteProtocolError(f"unexpected attribute {name!r:.60}")
     if address is not None:
-        yield _recipient(address, facts)
+        recipients.append(_recipient(address, facts))
+    return tuple(recipients)
 
 
-def _recipient(address: str, facts: dict[str, str]) -> Recipient:
+def _recipient(address: str, facts: Mapping[str, str]) -> Recipient:
+    if not facts:
+        return Recipient(address=address)
     return Recipient(
         address=address,
         original=facts.get("original", ""),
         orcpt=facts.get("orcpt", ""),
-        notify=Notify(_number(facts.get("notify", "0"), sum(Notify))),
+        notify=_known(_NOTIFY, facts.get("notify", "0")),
     )
 
 
-def _number(text: str, largest: int) -> int:
-    if text.isascii() and text.isdecimal() and len(text) < 10 and int(text) <= largest:
-        return int(text)
-    raise RemoteProtocolError(f"bad number {text!r:.60}")
+def _known(numbers: Mapping[str, T], text: str) -> T:
+    try:
+        return numbers[text]
+    except KeyError:
+        raise RemoteProtocolError(f"bad number {text!r:.60}") from None

@@ -18,6 +18,7 @@ from typing import Final
 
 from protocol.outcome import Action
 from protocol.request import Recipient
+from protocol.value import value
 from worker.queue import schema
 from worker.queue.queue_id import make_queue_id
 from worker.queue.records import Finish, NoticeDraft, QueuedMessage, Submission
@@ -50,7 +51,7 @@ _RECIPIENTS = "message AS m CROSS JOIN recipient AS r ON r.id > m.id AND r.id <=
 _OF_THIS_RUN = "(r.settled = 1 OR r.pass <= m.attempts)"
 
 
-@dataclass(frozen=True, slots=True)
+@value()
 class NewMessage:
     """A message to be queued. Exactly one of `data` and `file` holds the content."""
 

@@ -31,6 +31,8 @@ Result = TypeVar("Result")
 
 BUSY_GROUP: Final = 4  # messages in one group that tell of a crowd
 GATHER_TIME: Final = 0.004  # seconds in which a crowd gathers for the next group
+# The same where all who come have just been answered: soon they are back, and wait for us alone.
+SHORT_GATHER_TIME: Final = 0.001
 GROUP_LIMIT: Final = 1000  # jobs in one transaction: bounds what a crowd makes everybody wait
 
 _TRANSIENT: Final = frozenset({sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_BUSY})
@@ -48,6 +50,7 @@ class Operation(Generic[Request, Result]):
     name: str  # what it does, for messages: "settle"
     run: Callable[[sqlite3.Connection, Sequence[Request]], list[Result]]
     insists: bool = False
+    gather: float = GATHER_TIME  # seconds; in a group the longest counts
 
 
 @dataclass(slots=True, eq=False)
@@ -60,6 +63,14 @@ class _Job:
     error: BaseException | None = None
     parked: bool = False  # waits for better times; the caller may leave. Owned by the trio thread
     raise_cancel: Callable[[], NoReturn] | None = None
+
+    def abort(self, raise_cancel: Callable[[], NoReturn]) -> trio.lowlevel.Abort:
+        """The caller is cancelled: a job that is not parked will be done in a moment."""
+        if self.parked:
+            self.task = None
+            return trio.lowlevel.Abort.SUCCEEDED
+        self.raise_cancel = raise_cancel
+        return trio.lowlevel.Abort.FAILED
 
     def outcome(self) -> Any:
         if self.error is not None:
@@ -195,16 +206,8 @@ class ThreadWriter:
         if self._closed:
             raise StoreError(f"{operation.name}: the queue is closed")
         job = _Job(operation, request, messages, trio.lowlevel.current_task())
-
-        def abort(raise_cancel: Callable[[], NoReturn]) -> trio.lowlevel.Abort:
-            if job.parked:
-                job.task = None
-                return trio.lowlevel.Abort.SUCCEEDED
-            job.raise_cancel = raise_cancel
-            return trio.lowlevel.Abort.FAILED
-
         self._incoming.put(job)
-        await trio.lowlevel.wait_task_rescheduled(abort)
+        await trio.lowlevel.wait_task_rescheduled(job.abort)
         if job.parked and job.raise_cancel is not None:
             job.raise_cancel()
         result: Result = job.outcome()
@@ -254,15 +257,17 @@ class ThreadWriter:
         delay: float | None = None
         closing = False
         busy = False
+        gather = GATHER_TIME
         while not closing:
             if busy:
                 # More are on their way, and nobody waits who could go on alone. One larger group
                 # costs one fsync, and asleep we need no waking for each of its jobs.
-                time.sleep(GATHER_TIME)
+                time.sleep(gather)
             jobs, closing = self._take(delay)
             waiting = {id(job) for job in parked}
             group = self._group = [*parked, *jobs]
             busy = sum(job.messages for job in group) >= BUSY_GROUP
+            gather = max((job.operation.gather for job in group), default=GATHER_TIME)
             parked = self._committer.commit(group) if group else []
             failed = {id(job) for job in parked}
             self._group = parked
