@@ -20,10 +20,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from trio.testing import MockClock, memory_stream_pair, trio_test
 
-from bench.behaviour import Behaviour, BehaviourError, Phase, parse_behaviour, split_words
-from bench.content_receiver import ContentReceiver
-from bench.sink import Listen, RecordFile, parse_listen, serve_sinks
-from bench.sink_session import Received, Sink
+from bench.sink.behaviour import Behaviour, BehaviourError, Phase
+from bench.sink.content_receiver import ContentReceiver
+from bench.sink.listen import Listen, parse_listen
+from bench.sink.record import Received, RecordFile
+from bench.sink.sink import Sink
+from bench.sink.trio_lane import serve_sinks, serve_stream
+from bench.sink.words import parse_behaviour, split_words
 
 HUNG = 10_000.0  # virtual seconds: whoever waits so long waits for ever
 EHLO = b"EHLO client.example\r\n"
@@ -69,10 +72,10 @@ async def talk(behaviour: Behaviour) -> AsyncIterator[tuple[Client, Sink, list[R
     """A client of a sink with this behaviour, and what the sink took."""
     client_end, server_end = memory_stream_pair()
     taken: list[Received] = []
-    sink = Sink(behaviour=behaviour, take=taken.append, keep=True)
+    sink = Sink(behaviour=behaviour, take=taken.append, keep=True, clock=trio.current_time)
     with trio.fail_after(HUNG):
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(sink.serve, server_end)
+            nursery.start_soon(serve_stream, sink, server_end)
             yield Client(client_end), sink, taken
             nursery.cancel_scope.cancel()
 
@@ -407,12 +410,12 @@ def test_seconds_are_a_number_and_not_negative(word: str) -> None:
 
 
 def test_a_listener_takes_words_of_its_own() -> None:
-    listen = parse_listen("[::1]:25 lmtp 'end=452 4.3.1 disk full'", Behaviour(latency=1.0))
+    (listen,) = parse_listen("[::1]:25 lmtp 'end=452 4.3.1 disk full'", Behaviour(latency=1.0))
     assert (listen.host, listen.port) == ("::1", 25)
     assert listen.behaviour == Behaviour(
         latency=1.0, lmtp=True, replies={Phase.END: "452 4.3.1 disk full"}
     )
-    assert parse_listen("unix:/run/x", Behaviour()) == Listen(host="", path="/run/x")
+    assert parse_listen("unix:/run/x", Behaviour()) == [Listen(host="", path="/run/x")]
     assert split_words("a 'b c'") == ["a", "b c"]
 
 
@@ -456,9 +459,8 @@ async def test_a_taken_port_is_an_os_error() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        with pytest.raises(ExceptionGroup) as caught:
+        with pytest.raises(OSError, match=r"cannot listen on 127\.0\.0\.1:"):
             await serve_sinks([Listen(host="127.0.0.1", port=taken.getsockname()[1])])
-    assert caught.group_contains(OSError)
 
 
 def test_the_quoting_that_the_readme_shows_is_understood() -> None:
@@ -470,5 +472,5 @@ def test_the_quoting_that_the_readme_shows_is_understood() -> None:
     ]
     assert shown
     for words in shown:
-        listen = parse_listen(words[words.index("--listen") + 1], Behaviour())
+        (listen,) = parse_listen(words[words.index("--listen") + 1], Behaviour())
         assert listen.behaviour == parse_behaviour(["rcpt=452 4.5.3 too many"])
