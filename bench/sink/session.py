@@ -360,11 +360,14 @@ class Session:
         if behaviour.size_limit and content.size > behaviour.size_limit:
             usual = _wire(TOO_LARGE)
         if not behaviour.lmtp:
-            verdict = self._verdict(Phase.END, usual)
+            verdict = self._verdict(Phase.END, usual) if self._special else usual
             # A cut or silent sink takes the message too: that makes a delivery doubtful.
             if verdict[0] in b"2":
                 self._take(content, self._recipients, self._rcpt_parameters)
-            self._give(Phase.END, verdict)
+            if self._special:
+                self._give(Phase.END, verdict)
+            else:
+                self._put(verdict)
             return
         verdicts = [self._mailbox_verdict(recipient, usual) for recipient in self._recipients]
         taken = [number for number, verdict in enumerate(verdicts) if verdict[0] in b"2"]
