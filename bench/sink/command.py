@@ -6,14 +6,13 @@ Answers for options, for the choice of a lane, and for the words at the beginnin
 import json
 import os
 import resource
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
-from typing import Any, Final, NoReturn
+from typing import Any, Final
 
 import click
 import trio
@@ -28,6 +27,7 @@ from bench.sink.scenario_file import read_scenario
 from bench.sink.sink import Gauge, Sink
 from bench.sink.trio_lane import serve_listeners
 from bench.sink.words import SETTINGS, parse_behaviour
+from worker.cli.exits import CommandError
 
 MOST_PROCESSES: Final = 256
 WORDS_HELP: Final = "\b\nWords of behaviour, and keys of a scenario file:\n" + "\n".join(
@@ -138,7 +138,7 @@ def main(
         processes=processes,
     )
     if processes > 1 and any(listen.behaviour.counts_clients for listen in options.listens):
-        _fail(
+        raise CommandError(
             "greylist, connections, client-connections, connection-rate and message-rate are "
             "counted by one process: leave --processes away",
             os.EX_USAGE,
@@ -148,13 +148,15 @@ def main(
         if json_path is not None:
             _write_json(json_path, final)
     except ProcessError as exc:
-        _fail(str(exc), os.EX_SOFTWARE)
+        raise CommandError(str(exc), os.EX_SOFTWARE) from exc
     except OSError as exc:
-        _fail(f"{exc.strerror or exc}" + (f": {exc.filename}" if exc.filename else ""), os.EX_OSERR)
+        text = exc.strerror or str(exc)
+        where = f"{exc.filename}: " if exc.filename else ""
+        raise CommandError(f"{where}{text}", os.EX_OSERR) from exc
 
 
 def _options(addresses: Sequence[str], scenario_path: Path | None, words: Sequence[str]) -> Options:
-    """Listeners from the command line and from the file. Ends the command if they make no sense."""
+    """Listeners from the command line and from the file. Raises CommandError."""
     seed: int | None = None
     listens: list[Listen] = []
     try:
@@ -163,17 +165,17 @@ def _options(addresses: Sequence[str], scenario_path: Path | None, words: Sequen
             try:
                 scenario = read_scenario(scenario_path, words)
             except BehaviourError as exc:
-                _fail(str(exc), os.EX_CONFIG)
+                raise CommandError(str(exc), os.EX_CONFIG) from exc
             except OSError as exc:
-                _fail(f"{scenario_path}: {exc.strerror}", os.EX_NOINPUT)
+                raise CommandError(f"{scenario_path}: {exc.strerror}", os.EX_NOINPUT) from exc
             seed, base = scenario.seed, scenario.default
             listens += scenario.listens
         for text in addresses:
             listens += parse_listen(text, base)
     except BehaviourError as exc:
-        _fail(str(exc), os.EX_USAGE)
+        raise CommandError(str(exc), os.EX_USAGE) from exc
     if not listens:
-        _fail(
+        raise CommandError(
             "nowhere to listen: --listen ADDRESS:PORT, or a [[listener]] in --scenario", os.EX_USAGE
         )
     return Options(listens=listens, seed=seed, record=None, dump=False, processes=1)
@@ -185,15 +187,16 @@ def serve(options: Options) -> Any:
     with StopSignals() as signals, _listening(options.listens) as listeners:
         names = [listener.name for listener in listeners]
         with _record_file(options.record) as record:
-            for name in names:
-                click.echo(f"listening on {name}")
 
             def serve_one(process: int, stop: Sequence[int]) -> object:
                 if record is not None:
                     record.process = process
                 return _serve_one(listeners, options, record, process, signals, stop)
 
-            parts = serve_in_processes(options.processes, serve_one, signals)
+            def started() -> None:
+                click.echo("".join(f"listening on {name}\n" for name in names), nl=False)
+
+            parts = serve_in_processes(options.processes, serve_one, signals, started)
     counted = [[Counters(**fields) for fields in part["counters"]] for part in parts]
     final = report(names, counted, [part["open_most"] for part in parts])
     _say(names, counted, final)
@@ -314,8 +317,3 @@ def _write_json(path: str, final: object) -> None:
         click.echo(text, nl=False)
     else:
         Path(path).write_text(text)
-
-
-def _fail(complaint: str, status: int) -> NoReturn:
-    click.echo(f"sink: {complaint}", err=True)
-    sys.exit(status)

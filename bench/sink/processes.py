@@ -71,12 +71,16 @@ class _Child:
     pipe: int  # its report, then end of file
 
 
-def serve_in_processes(count: int, serve: Serve, signals: StopSignals) -> list[Any]:
+def serve_in_processes(
+    count: int, serve: Serve, signals: StopSignals, started: Callable[[], None]
+) -> list[Any]:
     """`serve(number, stop)` in `count` processes until told to stop; what each returned.
 
-    With one, it is this process. Raises ProcessError when a child fails, after ending the others.
+    `started` is called when all are there. With one, it is this process. Raises ProcessError when
+    a child fails, after ending the others.
     """
     if count == 1:
+        started()
         return [serve(0, [signals.descriptor])]
     sys.stdout.flush()
     sys.stderr.flush()
@@ -85,6 +89,7 @@ def serve_in_processes(count: int, serve: Serve, signals: StopSignals) -> list[A
     try:
         for number in range(count):
             children.append(_fork(number, serve, signals, alive, held))  # noqa: PERF401
+        started()
         poll = select.poll()
         for fd in (signals.descriptor, *(child.pipe for child in children)):
             poll.register(fd, select.POLLIN)
@@ -116,7 +121,8 @@ def _fork(number: int, serve: Serve, signals: StopSignals, alive: int, held: int
             json.dump(report, pipe)
         status = os.EX_OK
     except OSError as exc:
-        sys.stderr.write(f"sink: {exc}\n")
+        where = f"{exc.filename}: " if exc.filename else ""
+        sys.stderr.write(f"sink: {where}{exc.strerror or exc}\n")
         status = os.EX_OSERR
     except BaseException as exc:  # noqa: BLE001 - nothing may run on as a second parent
         sys.stderr.write(f"sink: {exc!r}\n")

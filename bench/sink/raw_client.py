@@ -1,4 +1,4 @@
-"""A client that loads a server as cheaply as Python can: whole flights, replies counted and no more.
+"""A client that loads a server as cheaply as Python can: whole flights, replies only counted.
 
 For figures of servers only: it sends a message's content when the 354 has come, and with it the
 envelope of the next message, so each message takes one round trip. Sockets block while sending.
@@ -33,7 +33,7 @@ class _Flights:
         if not data:
             return False
         self._awaited -= data.count(b"\n")
-        if data[0] not in b"23" or self._awaited < 0:
+        if data[0] not in b"23" or b"\n4" in data or b"\n5" in data or self._awaited < 0:
             raise ServerError(f"the server said {data[:200]!r}")
         # After the reply to QUIT there is nothing to send, and the server closes.
         if not self._awaited and (flight := next(self._flights, None)) is not None:

@@ -38,13 +38,14 @@ class RecordFile:
 
     def __init__(self, path: Path, *, wall: Callable[[], float]) -> None:
         """Open it. Raises OSError."""
+        self._path = path
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
         self._fd = os.open(path, flags, 0o644)
         self._wall = wall
         self.process = 0  # which of the sink's processes this is
 
     def __call__(self, received: Received) -> None:
-        """Record one message. Raises OSError."""
+        """Record one message. Raises OSError, which names the file."""
         fields: dict[str, object] = {
             name: getattr(received, name) for name in Received.__slots__ if name != "content"
         }
@@ -53,9 +54,12 @@ class RecordFile:
         fields["process"] = self.process
         fields["time"] = self._wall()
         line = json.dumps(fields).encode() + b"\n"
-        written = os.write(self._fd, line)
-        if written != len(line):  # a full disk: the next write says so itself
-            os.write(self._fd, line[written:])
+        try:
+            written = os.write(self._fd, line)
+            if written != len(line):  # a full disk: the next write says so itself
+                os.write(self._fd, line[written:])
+        except OSError as exc:
+            raise OSError(exc.errno, f"cannot record: {exc.strerror}", str(self._path)) from exc
 
     def close(self) -> None:
         """Close the file."""

@@ -1,5 +1,7 @@
 """The sink itself: what it costs to take a message, beside smtp-sink.
 
+Not called `sink`: that is the command which is measured here.
+
 Both accept everything and keep nothing. The client is our own (`bench/sink/raw_client.py`), which
 needs one round trip for a message, or smtp-source, which needs four. What counts is CPU of the
 sink: a rate says as much about the client beside it.
@@ -54,7 +56,7 @@ def scenario(load: Load) -> Scenario:
     else:
         missing["smtp-sink"] = "it is not there: install the Debian package postfix"
     return Scenario(
-        name="sink",
+        name="sinks",
         about=f"messages from a client ({load.client}) to one process that takes and forgets them",
         figures=[
             Figure(name="per_cpu", unit="messages/CPU s"),
