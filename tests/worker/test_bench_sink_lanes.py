@@ -4,6 +4,7 @@ Deterministic because nobody waits for time: clients block until what they expec
 lane runs in a thread until its stop descriptor says so.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -18,6 +19,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from random import Random
+from typing import cast
 
 import pytest
 
@@ -103,20 +105,70 @@ def test_a_dialogue_in_single_octets() -> None:
 
 
 def test_who_does_not_take_replies_is_not_read_from_and_gets_them_all() -> None:
-    """More than sockets hold in either direction: the sink must wait without losing anything."""
+    """More than sockets hold: the sink must wait without losing anything."""
     count = 120_000  # times 130 octets of reply
     hello = Phrases(Behaviour()).ehlo
-    with lane() as (_, _, _, port), connect(port) as client:
+    with lane() as (_, _, _, port), socket.socket() as client:
+        client.settimeout(LIMIT)
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65_536)  # before the window is told
+        client.connect(("127.0.0.1", port))
         received(client, b"\r\n")
-        wire = b"EHLO x\r\n" * count + b"QUIT\r\n"
-        writer = threading.Thread(target=client.sendall, args=(wire,))
-        writer.start()
-        with connect(port) as other:  # others are served meanwhile
-            other.sendall(b"EHLO x\r\nQUIT\r\n")
-            all_of(other)
+        client.sendall(b"EHLO x\r\n" * count + b"QUIT\r\n")
+        with connect(port) as other:  # others are served meanwhile, each in its turn
+            received(other, b"\r\n")
+            for _ in range(40):  # turns, of which the client needs fewer to fill its socket
+                other.sendall(b"NOOP\r\n")
+                received(other, b"\r\n")
         said = all_of(client)
-        writer.join(LIMIT)
     assert said == hello * count + b"221 2.0.0 sink.example bye\r\n"
+
+
+class _Exhausted:
+    """A listening socket that finds no descriptor after its first connection."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        self._accepted = False
+        self.failures = 0
+
+    def fileno(self) -> int:
+        return self._sock.fileno()
+
+    def accept(self) -> tuple[socket.socket, object]:
+        """The first connection; then EMFILE."""
+        if not self._accepted:
+            self._accepted = True
+            return self._sock.accept()
+        self.failures += 1
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+
+def test_without_descriptors_it_waits_for_one_and_does_not_spin() -> None:
+    listener = open_listener(Listen(host="127.0.0.1"))
+    exhausted = _Exhausted(listener.socket)
+    failures: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            PlainLane([(cast("socket.socket", exhausted), Sink())], []).run()
+        except OSError as exc:
+            failures.append(exc)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    port = listener.socket.getsockname()[1]
+    with connect(port) as first, connect(port):
+        received(first, b"\r\n")
+        for _ in range(50):
+            first.sendall(b"NOOP\r\n")
+            received(first, b"\r\n")
+        assert exhausted.failures == 1
+        first.close()  # room for one; but there is none, and nobody who could make any
+        thread.join(LIMIT)
+    listener.close()
+    assert [str(one) for one in failures] == [
+        "[Errno 24] cannot accept any connection: Too many open files"
+    ]
 
 
 def test_a_unix_socket_is_replaced_and_removed(tmp_path: Path) -> None:
