@@ -26,8 +26,9 @@ from rich.live import Live
 from bench.demo_scene import ZONE, free_common_port, listens, write_main_cf
 from bench.demo_view import Deliveries
 from bench.dns import Zone, serve_dns
-from bench.sink import leaves, serve_sinks
-from bench.sink_session import Sink
+from bench.sink.command import leaves
+from bench.sink.sink import Sink
+from bench.sink.trio_lane import serve_sinks
 
 READY_LIMIT: Final = 10.0  # seconds for `postrio run` to say its first word
 STOP_LIMIT: Final = 20.0  # seconds for it to stop after SIGTERM

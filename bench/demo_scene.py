@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from bench.behaviour import parse_behaviour
-from bench.sink import Listen
+from bench.sink.listen import Listen
+from bench.sink.words import parse_behaviour
 
 FIRST_ADDRESS: Final = 2  # 127.0.0.2; Linux answers on all of 127.0.0.0/8
 PORT_ATTEMPTS: Final = 50

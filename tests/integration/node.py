@@ -21,9 +21,11 @@ from typing import Final, Self
 
 import trio
 
-from bench.behaviour import parse_behaviour
-from bench.sink import Listen, serve_sinks
-from bench.sink_session import Received, Sink
+from bench.sink.listen import Listen
+from bench.sink.record import Received
+from bench.sink.sink import Sink
+from bench.sink.trio_lane import serve_sinks
+from bench.sink.words import parse_behaviour
 
 POSTRIO: Final = (sys.executable, "-m", "worker")  # what the `postrio` script runs
 LIMIT: Final = 40.0  # seconds for one thing that a test waits for; nothing takes nearly as long

@@ -18,7 +18,7 @@ import trio
 from trio.testing import trio_test
 
 from bench.postfix_instance import PostfixInstance
-from bench.sink_session import Sink
+from bench.sink.sink import Sink
 from tests.integration.node import LIMIT, Mailbox, Node, open_sink, port_of, run_command
 
 PATIENT = "60s"

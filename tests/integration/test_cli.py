@@ -13,9 +13,11 @@ import pytest
 import trio
 from trio.testing import trio_test
 
-from bench.behaviour import parse_behaviour
-from bench.sink import Listen, serve_sinks
-from bench.sink_session import Received, Sink
+from bench.sink.listen import Listen
+from bench.sink.record import Received
+from bench.sink.sink import Sink
+from bench.sink.trio_lane import serve_sinks
+from bench.sink.words import parse_behaviour
 
 POSTRIO = [sys.executable, "-m", "worker"]
 LIMIT = 30.0  # seconds; a machine may be busy

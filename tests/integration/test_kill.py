@@ -29,7 +29,8 @@ from pathlib import Path
 import trio
 from trio.testing import trio_test
 
-from bench.sink_session import Received, Sink
+from bench.sink.record import Received
+from bench.sink.sink import Sink
 from protocol.request import Recipient
 from tests.integration.node import LIMIT, STARTED, Node, open_sink, port_of
 from worker.queue.client import connect_submit

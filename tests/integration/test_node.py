@@ -16,8 +16,10 @@ from pathlib import Path
 import trio
 from trio.testing import trio_test
 
-from bench.behaviour import Behaviour, Phase, parse_behaviour
-from bench.sink_session import Received, Sink
+from bench.sink.behaviour import Behaviour, Phase
+from bench.sink.record import Received
+from bench.sink.sink import Sink
+from bench.sink.words import parse_behaviour
 from tests.integration.node import SENDER, Mailbox, Node, open_sink, port_of
 
 CONTENT = b"From: sender@from.example\r\nSubject: test\r\nMessage-ID: <1@x>\r\n\r\nHello.\r\n"

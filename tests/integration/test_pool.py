@@ -13,8 +13,9 @@ import pytest
 import trio
 from trio.testing import trio_test
 
-from bench.behaviour import Behaviour, Phase, parse_behaviour
-from bench.sink_session import Received
+from bench.sink.behaviour import Behaviour, Phase
+from bench.sink.record import Received
+from bench.sink.words import parse_behaviour
 from protocol.request import Recipient
 from tests.integration.node import SENDER, Mailbox, Node, open_sink, port_of
 from worker.queue.client import connect_submit

@@ -4,7 +4,7 @@ import pytest
 import trio
 from trio.testing import MockClock, memory_stream_pair, trio_test
 
-from bench.delay_line import LIMIT, DelayLine
+from bench.sink.delay_line import LIMIT, DelayLine
 
 HUNG = 10_000.0  # virtual seconds: whoever waits so long waits for ever
 DELAY = 2.0

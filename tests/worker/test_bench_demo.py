@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from bench.behaviour import Behaviour
 from bench.demo import sender_of
 from bench.demo_scene import HOSTS, ZONE, free_common_port, listens, write_main_cf
 from bench.demo_view import Deliveries
 from bench.dns import Zone
 from bench.load import destinations, message, ratio_table
 from bench.postfix_instance import without_trace
+from bench.sink.behaviour import Behaviour
 
 PREFIX = "Nov  2 10:00:00 host postfix/smtp[7]: "
 DEFERRED = (

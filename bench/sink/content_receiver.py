@@ -21,15 +21,19 @@ class ContentReceiver:
     def receive_data(self, data: bytes | bytearray) -> bytes:
         """The next octets of the content, dots unstuffed; may be empty."""
         buffer = self._held + data
-        end = buffer.find(END_OF_DATA)
-        if end >= 0:
+        # A line that begins with a dot is rare, and mostly it is the last: one search finds both.
+        dot = buffer.find(b"\r\n.")
+        end = dot if buffer.startswith(END_OF_DATA, dot) else buffer.find(END_OF_DATA, dot)
+        if dot < 0 or end < 0:
+            cut = len(buffer) - _held_back(buffer)
+            self._held = buffer[cut:]
+        else:
             self.finished = True
             self.rest = buffer[end + len(END_OF_DATA) :]
             cut = end + 2
-        else:
-            cut = len(buffer) - _held_back(buffer)
-            self._held = buffer[cut:]
-        piece = buffer[:cut].replace(b"\r\n.", b"\r\n")
+        piece = buffer[:cut]
+        if dot >= 0 and dot != end:
+            piece = piece.replace(b"\r\n.", b"\r\n")
         if not self._started and piece:
             self._started = True
             return piece[2:]
