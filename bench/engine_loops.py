@@ -16,19 +16,18 @@ import smtplib
 import sys
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
+from itertools import repeat
 from typing import Final
 
 import trio
 
 from bench.load import message
-from protocol.outcome import Action
+from protocol.outcome import Action, DeliveryResult
 from protocol.request import DeliveryRequest, Protocol, Recipient
 from worker.config.config import Config
-from worker.content import InlineContent
-from worker.delivery.deliver import deliver
+from worker.content import Content, InlineContent
+from worker.delivery.serve import serve
 from worker.delivery.slot import DeliverySlot
 from worker.environment import make_environment
 
@@ -61,29 +60,46 @@ async def _postrio(port: int, count: int, sessions: int, content: bytes) -> None
         recipients=(Recipient(address=RECIPIENT),),
         size=len(content),
     )
-    requests = (replace(request, queue_id=f"Q{number}") for number in range(count))
+    requests = repeat(request, count)
 
-    async def serve() -> None:
-        waiting = deque[DeliveryRequest](maxlen=2)
-        slot = DeliverySlot(lambda: waiting[0] if waiting else None)
-        _fill(waiting, requests)
-        while waiting:
-            current = waiting.popleft()
-            _fill(waiting, requests)
-            result = await deliver(current, InlineContent(content), environment, slot)
-            if result.outcomes[0].action is not Action.SENT:
-                raise LoopError(result.outcomes[0].reason)
+    async def one_slot() -> None:
+        source = _Source(requests, InlineContent(content))
+        slot = DeliverySlot(source.upcoming)
+        await serve(source, slot, lambda: environment)
         await slot.release()
 
     async with trio.open_nursery() as nursery:
         for _ in range(sessions):
-            nursery.start_soon(serve)
+            nursery.start_soon(one_slot)
 
 
-def _fill(waiting: deque[DeliveryRequest], requests: Iterator[DeliveryRequest]) -> None:
-    """Have two requests wait, as long as there are any."""
-    while len(waiting) < 2 and (request := next(requests, None)) is not None:
-        waiting.append(request)
+class _Source:
+    """Requests of one slot: the next one is always there, until there are no more."""
+
+    def __init__(self, requests: Iterator[DeliveryRequest], content: InlineContent) -> None:
+        self._requests = requests
+        self._content = content
+        self._upcoming = next(requests, None)
+
+    async def next_request(self) -> tuple[DeliveryRequest, Content] | None:
+        return self.take_upcoming() if self._upcoming else None
+
+    def upcoming(self) -> DeliveryRequest | None:
+        return self._upcoming
+
+    def take_upcoming(self) -> tuple[DeliveryRequest, Content]:
+        request = self._upcoming
+        assert request is not None
+        self._upcoming = next(self._requests, None)
+        return request, self._content
+
+    def put_result(self, result: DeliveryResult) -> bool:
+        if result.outcomes[0].action is not Action.SENT:
+            raise LoopError(result.outcomes[0].reason)
+        return True
+
+    async def flush(self) -> None:
+        """There is never anything left to send."""
 
 
 def aiosmtplib(port: int, count: int, sessions: int, content: bytes) -> None:

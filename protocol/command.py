@@ -216,10 +216,10 @@ def _path(address: str, phrase: str, *, quoted: bool) -> str:
 
 def _line(text: str, phrase: str, params: tuple[str, ...] = ()) -> bytes:
     """Encode one command line; the only place where CRLF is added to what others gave us."""
-    for param in params:
-        if not _WORD.fullmatch(param):
-            raise LocalProtocolError(f"bad parameter in {phrase}: {param[:100]!r}")
     if params:
+        for param in params:
+            if not _WORD.fullmatch(param):
+                raise LocalProtocolError(f"bad parameter in {phrase}: {param[:100]!r}")
         text = f"{text} {' '.join(params)}"
     if not (text.isascii() and text.isprintable()) and _CONTROL.search(text):
         raise LocalProtocolError(f"control character in {phrase}: {text[:100]!r}")

@@ -105,14 +105,12 @@ class DataEncoder:
 
 def encode(content: bytes) -> bytes:
     """What to send for a whole content, the final dot included: as a DataEncoder's in one piece."""
-    if (
-        content.endswith(b"\r\n")
-        and content.count(b"\r\n") == content.count(b"\n") == content.count(b"\r")
-        and b"\0" not in content
-        and b"\n." not in content
-        and not content.startswith(b".")
-    ):
-        return content + END_OF_DATA  # nothing to change: most mail
+    if content.endswith(b"\r\n") and not content.startswith(b".") and b"\r\n." not in content:
+        # Most mail is fit to be sent as it is. To join its lines and look for what must not be in
+        # them takes half the time of counting line ends.
+        text = b"".join(content.split(b"\r\n"))
+        if not (b"\n" in text or b"\r" in text or b"\0" in text):
+            return content + END_OF_DATA
     encoder = DataEncoder()
     return encoder.feed(content) + encoder.finish()
 

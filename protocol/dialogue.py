@@ -6,7 +6,7 @@ their first digit (and the 354 that DATA waits for). Start at `Dialogue`.
 """
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from enum import Enum
 from types import MappingProxyType
 from typing import Final
@@ -170,6 +170,23 @@ class Dialogue:
         self._unanswered_octets += len(wire)
         self._place = place
         return wire
+
+    def send_all(self, commands: Sequence[tuple[Command, bytes]]) -> bytes:
+        """As send() of each command with its octets; returns them all. Nothing if one may not be.
+
+        Raises LocalProtocolError.
+        """
+        place, total = self._place, 0
+        for command, wire in commands:
+            after = place.moves.get(type(command))
+            if after is None:
+                raise LocalProtocolError(f"{command.phrase} must not be sent {self._where()}")
+            place = after
+            total += len(wire)
+        self._in_flight.extend([(command, len(wire)) for command, wire in commands])
+        self._unanswered_octets += total
+        self._place = place
+        return b"".join([wire for _, wire in commands])
 
     def receive_reply(self, reply: Reply) -> tuple[Command, Reply]:
         """Return the command that `reply` answers, and `reply`.

@@ -1,7 +1,6 @@
 """Replies: octets in, replies out, whatever the segments; limits, garbage, status codes."""
 
 from collections.abc import Iterable
-from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -36,7 +35,7 @@ def parse(wire: bytes) -> Reply:
     reply = parser.next_event()
     assert isinstance(reply, Reply)
     assert parser.next_event() is NEED_DATA
-    assert parser.unread == 0
+    assert not parser.unread
     return reply
 
 
@@ -56,14 +55,16 @@ def test_nothing_but_a_protocol_error_comes_of_random_octets(chunks: list[bytes]
 
 
 @given(WIRE)
-def test_every_octet_is_either_unread_or_in_a_reply(wire: bytes) -> None:
+def test_there_is_something_unread_until_the_last_reply_was_returned(wire: bytes) -> None:
     parser = ReplyParser()
     parser.receive_data(wire)
     left = [parser.unread]
     while parser.next_event() is not NEED_DATA:
         left.append(parser.unread)
-    assert left[0] == len(wire)
-    assert all(before > after for before, after in pairwise(left))
+    assert left[0] == bool(wire)
+    assert all(left[:-1])
+    parser.receive_data(b"x")
+    assert parser.unread
 
 
 def test_a_reply_of_one_line_has_code_text_and_status() -> None:
@@ -185,10 +186,25 @@ def test_the_limit_is_for_one_reply_not_for_a_segment_of_many() -> None:
     assert parser.next_event() is NEED_DATA
 
 
-def test_unread_counts_lines_of_an_unfinished_reply() -> None:
+def test_lines_of_an_unfinished_reply_are_unread() -> None:
     parser = ReplyParser()
     parser.receive_data(b"250 ok\r\n250-and\r\n25")
     assert parser.next_event() == Reply(250, ("ok",))
-    assert parser.unread == 11
+    assert parser.unread
     assert parser.next_event() is NEED_DATA
-    assert parser.unread == 11
+    assert parser.unread
+    parser.receive_data(b"0 end\r\n")
+    assert parser.next_event() == Reply(250, ("and", "end"))
+    assert not parser.unread
+
+
+def test_what_is_ready_is_what_will_be_returned_next() -> None:
+    parser = ReplyParser()
+    parser.receive_data(b"250 ok\r\n250 2.1.5 ok\r\n250-more\r\n250 lines\r\n354 go\r\n22")
+    assert [reply.text for reply in parser.ready] == ["250 ok", "250 2.1.5 ok"]
+    assert parser.unparsed
+    texts = [event.text for _ in range(4) if isinstance(event := parser.next_event(), Reply)]
+    assert texts == ["250 ok", "250 2.1.5 ok", "250 more lines", "354 go"]
+    parser.receive_data(b"0 hello\r\n")
+    assert [reply.code for reply in parser.ready] == [220]
+    assert not parser.unparsed

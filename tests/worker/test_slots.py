@@ -98,7 +98,7 @@ async def test_requests_and_results_arrive_as_they_were_sent(tmp_path: Path) -> 
         assert isinstance(content, FileContent) == (len(expected) > INLINE_LIMIT)
         assert await read(content) == expected
         content.close()
-        await stream.send_result(a_result(REQUEST))
+        assert stream.put_result(a_result(REQUEST))
         assert await slot.receive() == a_result(REQUEST)
     await slot.aclose()
     assert await stream.next_request() is None
@@ -164,7 +164,7 @@ async def test_a_request_that_must_not_be_sent_leaves_the_slot_usable() -> None:
         await slot.send(make_request("a\n@example.com"), InlineContent(b""))
     await slot.send(REQUEST, InlineContent(b""))
     await stream.next_request()
-    await stream.send_result(a_result(REQUEST))
+    assert stream.put_result(a_result(REQUEST))
     assert await slot.receive() == a_result(REQUEST)
     await slot.aclose()
     stream.close()
@@ -391,7 +391,8 @@ async def test_requests_and_results_that_fill_both_sockets_pass_each_other() -> 
             assert received[0] == request
             if not number:
                 await wait_all_tasks_blocked()  # the queue's second request fills the socket
-            await stream.send_result(result)
+            stream.put_result(result)
+            await stream.flush()
 
     with trio.fail_after(30):
         async with trio.open_nursery() as nursery:
@@ -411,7 +412,8 @@ async def test_what_is_wrong_while_a_result_is_sent_is_said_by_the_next_request(
     result = DeliveryResult(outcomes=outcomes, session_kept=True)
     with queue_end, trio.fail_after(30):
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(stream.send_result, result)
+            assert not stream.put_result(result)
+            nursery.start_soon(stream.flush)
             await wait_all_tasks_blocked()
             with socket.socket(fileno=os.dup(queue_end.fileno())) as plain:
                 socket.send_fds(plain, [b"x"], [plain.fileno()] * 5)
@@ -441,7 +443,7 @@ async def test_results_sent_before_the_end_are_received_although_later_requests_
         slot, stream = slot_pair()
         await slot.send(REQUEST, InlineContent(b"first"))
         assert await stream.next_request() is not None
-        await stream.send_result(a_result(REQUEST))
+        assert stream.put_result(a_result(REQUEST))
         if close_first:
             stream.close()
             with pytest.raises(WorkerLost):

@@ -21,6 +21,7 @@ from worker.cache.client import SessionCache
 from worker.content import Content, InlineContent
 from worker.delivery.deliver import Environment, deliver
 from worker.delivery.reuse import CachedSessions, ReusePolicy
+from worker.delivery.serve import serve
 from worker.delivery.settings import DeliverySettings
 from worker.delivery.slot import DeliverySlot
 from worker.network.address import Endpoint
@@ -176,18 +177,59 @@ class World:
         self.results.append(result)
         return result
 
-    async def deliver_in_a_row(self, requests: Sequence[DeliveryRequest]) -> list[DeliveryResult]:
-        """Inside play(): one delivery after another, each next request being there early."""
-        waiting = deque(requests)
-        self.slot.upcoming = lambda: waiting[0] if waiting else None
-        while waiting:
-            await self.deliver(waiting.popleft())
+    async def deliver_in_a_row(
+        self, requests: Sequence[DeliveryRequest], *, steady: bool = True
+    ) -> list[DeliveryResult]:
+        """Inside play(): one delivery after another, each next request being there early.
+
+        `steady` False: none is delivered in a steady run, but by a deliver() of its own.
+        """
+        row = Row(self, requests)
+        self.slot.upcoming = row.upcoming
+        if steady:
+            await serve(row, self.slot, lambda: self.environment)
+        else:
+            while row.upcoming():
+                request, content = row.take_upcoming()
+                row.put_result(await deliver(request, content, self.environment, self.slot))
         return self.results
 
     @property
     def open_streams(self) -> list[trio.abc.Stream]:
         """Streams that the client has not closed."""
         return self.dialer.open_streams
+
+
+class Row:
+    """The `steady.Requests` of a slot: the next is always there, results go to the world's."""
+
+    def __init__(self, world: World, requests: Sequence[DeliveryRequest]) -> None:
+        self._world = world
+        self._waiting = deque(requests)
+        self._began = trio.current_time()
+
+    async def next_request(self) -> tuple[DeliveryRequest, Content] | None:
+        """The next one."""
+        return self.take_upcoming() if self._waiting else None
+
+    def upcoming(self) -> DeliveryRequest | None:
+        """The next one, without taking it."""
+        return self._waiting[0] if self._waiting else None
+
+    def take_upcoming(self) -> tuple[DeliveryRequest, Content]:
+        """The next one."""
+        return self._waiting.popleft(), InlineContent(CONTENT)
+
+    def put_result(self, result: DeliveryResult) -> bool:
+        """Into the world's results."""
+        self._world.results.append(result)
+        now = trio.current_time()
+        self._world.took.append(now - self._began)
+        self._began = now
+        return True
+
+    async def flush(self) -> None:
+        """Nothing waits."""
 
 
 def make_request(

@@ -23,15 +23,17 @@ import trio
 from protocol.outcome import Action, DeliveryResult, SiteFailure
 from protocol.request import DeliveryRequest, Protocol
 from worker.content import Content
-from worker.delivery.envelope import Envelope, envelope_ahead
+from worker.delivery.ahead import next_envelope
+from worker.delivery.envelope import Envelope
 from worker.delivery.introduction import introduce
 from worker.delivery.outcomes import Outcomes, SessionFacts
 from worker.delivery.plain_peers import PlainPeers
-from worker.delivery.reuse import NO_REUSE, CachedSessions, ReusePolicy
+from worker.delivery.reuse import NO_REUSE, CachedSessions, ReusePolicy, Wishes
 from worker.delivery.session import Session, SessionKey
 from worker.delivery.settings import DeliverySettings
 from worker.delivery.slot import DeliverySlot, Save
 from worker.delivery.transaction import (
+    Begun,
     ContentUnreadable,
     RefusedAhead,
     StaleSession,
@@ -68,25 +70,37 @@ class Environment:
     plain: PlainPeers = field(default_factory=PlainPeers)
     time_limit: float = inf  # daemon_timeout (18000s): seconds that one request may take
 
+    def saving(self, key: SessionKey, wishes: Wishes, *, first: bool) -> Save | None:
+        """How a session is given to the cache, if it may be.
+
+        `first`: it was the first that served its request.
+        """
+        if self.cached is None or not wishes.save:
+            return None
+        limit = self.reuse[key.settings.protocol].time_limit
+        return partial(self.cached.save, key, limit=limit, for_destination=first)
+
 
 async def deliver(
     request: DeliveryRequest,
     content: Content,
     environment: Environment,
     slot: DeliverySlot | None = None,
+    begun: Begun | None = None,
 ) -> DeliveryResult:
     """Try to deliver to every recipient of `request`; never raises for what goes wrong.
 
     With a `slot` its session or a cached one is used, and a good one is left in it; without, the
-    session ends with this request. The caller closes `content`. An outer cancellation passes
-    through.
+    session ends with this request. `begun`: it is under way already, in a session that this takes
+    over. The caller closes `content`. An outer cancellation passes through.
     """
     delivery = _Delivery(request, content, environment, slot)
     unexplained = NOT_TRIED
-    scope = delivery.slot.begin(environment.time_limit)
+    committed = begun is not None and begun.sending
+    scope = delivery.slot.begin(environment.time_limit, committed=committed)
     try:
         with scope:
-            await delivery.run()
+            await delivery.run(begun)
     except Exception as exc:  # noqa: BLE001  # whatever it is: the mail waits, the worker lives
         environment.emit(
             UnexpectedError(
@@ -120,7 +134,7 @@ class _Delivery:
         self._environment = environment
         self._settings = environment.settings[request.protocol]
         self._network = environment.networks[request.protocol]
-        self._key = self._key_of(request)
+        self._key = SessionKey.of(request, self._settings)
         self._policy = environment.reuse[request.protocol] if slot else None
         self._wishes = NO_REUSE
         self._started = trio.current_time()
@@ -143,11 +157,19 @@ class _Delivery:
             session_kept=self.slot.holds_session,
         )
 
-    async def run(self) -> None:
+    async def run(self, begun: Begun | None) -> None:
         """The way of the request: a session that is there, then endpoint after endpoint."""
-        if self._policy is not None:
-            self._wishes = await self._policy.wishes(self._request, self._environment.emit)
-        await self._try_parked()
+        try:
+            if self._policy is not None:
+                self._wishes = await self._policy.wishes(self._request, self._environment.emit)
+        except BaseException:
+            if begun is not None:
+                await begun.session.aclose()
+            raise
+        if begun is not None:
+            await self._reuse(begun.session, begun)
+        else:
+            await self._try_parked()
         if not self._sessions:
             await self._try_cached_destination()
         if not self._wanted:
@@ -203,7 +225,7 @@ class _Delivery:
                 self._log_passed_over()
                 await self._reuse(session)
 
-    async def _reuse(self, session: Session) -> None:
+    async def _reuse(self, session: Session, begun: Begun | None = None) -> None:
         """Offer the message on a session that others have used; takes it over."""
         try:
             # A server that settled not everybody: one session is enough.
@@ -212,7 +234,9 @@ class _Delivery:
             await session.aclose()
             raise
         try:
-            if await self._use(session, SessionReused(session.endpoint.relay, session.uses + 1)):
+            told = begun is not None and begun.sending
+            news = None if told else SessionReused(session.endpoint.relay, session.uses + 1)
+            if await self._use(session, news, begun):
                 self._asked.add((session.endpoint.address, session.endpoint.port))
         except StaleSession:
             pass  # it died while it was idle: nothing was sent, no blame
@@ -251,21 +275,28 @@ class _Delivery:
 
     # --- one session -------------------------------------------------------------------------
 
-    async def _use(self, session: Session, news: SessionOpened | SessionReused) -> bool:
+    async def _use(
+        self,
+        session: Session,
+        news: SessionOpened | SessionReused | None,
+        begun: Begun | None = None,
+    ) -> bool:
         """Transfer the message; then park the session, end it, or close it. Owns the session.
 
         True: the transaction came to its end. Raises StaleSession, and concludes nothing, if a
         reused session was dead.
         """
+        use = session.uses if begun is not None and begun.sending else session.uses + 1
         facts = SessionFacts(
             relay=session.endpoint.relay,
-            conn_use=session.uses + 1,
+            conn_use=use,
             dsn_announced=session.capabilities.dsn,
             setup=trio.current_time() - self._started,
         )
-        ahead = session.ahead is not None
+        ahead = begun is not None or session.ahead is not None
         try:
-            self._environment.emit(news)
+            if news is not None:
+                self._environment.emit(news)
             parkable = await transfer(
                 session,
                 self._request,
@@ -275,6 +306,7 @@ class _Delivery:
                 self.slot,
                 self._environment.emit,
                 following=partial(self._following, session) if self._wishes.keep else None,
+                begun=begun,
             )
             self._passed_over += self.outcomes.reasons()
             if self._refused_ahead is not None and self.outcomes.any_sent:
@@ -313,40 +345,20 @@ class _Delivery:
 
     def _save(self, *, first: bool) -> Save | None:
         """How a session is given to the next one, if it may be; `first`: of this request."""
-        cached, policy = self._environment.cached, self._policy
-        if cached is None or policy is None or not self._wishes.save:
+        if self._policy is None:
             return None
-        limit = policy.time_limit
-        return partial(cached.save, self._key, limit=limit, for_destination=first)
+        return self._environment.saving(self._key, self._wishes, first=first)
 
     def _distrust(self, endpoint: Endpoint, *, doubt: bool) -> None:
         """A session ended while an envelope was under way: perhaps for that very reason."""
         self._environment.plain.note(endpoint, trio.current_time(), doubt=doubt)
 
     def _following(self, session: Session) -> Envelope | None:
-        """The slot's next request, if its envelope may travel with the final dot of this one."""
-        upcoming = self.slot.upcoming()
-        if upcoming is None or self.slot.stopping or not session.wanted:
+        """The envelope of the slot's next request, if it may travel with this final dot."""
+        if self.slot.stopping:
             return None
-        settings, announced = self._settings, session.capabilities
-        if (
-            not announced.pipelining
-            or settings.send_xforward
-            or self._key_of(upcoming) != self._key
-        ):
-            return None
-        if self._environment.plain.holds(session.endpoint, trio.current_time()):
-            return None
-        quote = settings.quote_envelope
-        return envelope_ahead(upcoming, announced, session.peer, quote=quote)
-
-    def _key_of(self, request: DeliveryRequest) -> SessionKey:
-        return SessionKey(
-            transport=request.transport,
-            nexthop=request.nexthop,
-            settings=self._environment.settings[request.protocol],
-            smtputf8=request.options.requires_smtputf8,
-        )
+        plain, now = self._environment.plain, trio.current_time()
+        return next_envelope(session, self._key, self.slot.upcoming(), plain, now)
 
     # --- bookkeeping -------------------------------------------------------------------------
 

@@ -4,7 +4,7 @@ Answers for what can be asked of this server at all, and for what may travel in 
 (RFC 2920); how the answers are judged is in `transaction.py`.
 
 An envelope may travel ahead: in one segment with the final dot of the message before it, as RFC
-2920 section 3.1 allows. A busy session then costs one round trip for each message.
+2920 section 3.1 allows (`ahead.py`). A busy session then costs one round trip for each message.
 """
 
 from collections import deque
@@ -56,23 +56,24 @@ class Envelope:
     def _write(self, recipients: Sequence[Recipient], *, quote: bool) -> None:
         request, announced = self.request, self._announced
         utf8 = request.options.requires_smtputf8
+        waiting = self._waiting
         try:
             sender = request.sender if utf8 else to_ascii(request.sender)
             mail = Mail(sender, mail_parameters(request, announced), quote)
-            self._waiting.append((mail, mail.to_wire()))
+            waiting.append((mail, mail.to_wire()))
         except (AddressError, LocalProtocolError) as exc:
             raise MessageRefused("5.1.7", f"bad sender address: {exc}") from exc
         for recipient in recipients:
             try:
                 address = recipient.address if utf8 else to_ascii(recipient.address)
                 rcpt = Rcpt(address, rcpt_parameters(recipient, announced), quote)
-                self._waiting.append((rcpt, rcpt.to_wire()))
+                waiting.append((rcpt, rcpt.to_wire()))
             except (AddressError, LocalProtocolError) as exc:
                 error = MessageRefused("5.1.3", f"bad recipient address: {exc}")
                 self.unsendable.append((recipient, error))
                 continue
             self.recipients.append(recipient)
-        self._waiting.append(_DATA)
+        waiting.append(_DATA)
 
     def reset_first(self) -> None:
         """RSET goes in front of MAIL."""
@@ -87,15 +88,22 @@ class Envelope:
         """What was not said yet has become pointless."""
         self._waiting.clear()
 
-    def flight(self, dialogue: Dialogue) -> bytearray:
+    def flight(self, dialogue: Dialogue) -> bytes | bytearray:
         """Take what may be said now; the octets to send, in one segment if possible.
 
         With replies outstanding and no PIPELINING that is nothing.
         """
+        pipelining, waiting = self._announced.pipelining, self._waiting
+        if pipelining:
+            octets = sum([len(wire) for _, wire in waiting])
+            if dialogue.unanswered_octets + octets <= PIPELINE_WINDOW:
+                whole = dialogue.send_all(waiting)
+                waiting.clear()
+                return whole
         flight = bytearray()
         if dialogue.in_step and self._waiting:
             flight += dialogue.send(*self._waiting.popleft())
-        if self._announced.pipelining:
+        if pipelining:
             # The server's window must have room for the next one behind all that is unanswered.
             while self._waiting and (
                 dialogue.unanswered_octets + len(self._waiting[0][1]) <= PIPELINE_WINDOW
@@ -118,18 +126,3 @@ def check_size(request: DeliveryRequest, announced: Capabilities, peer: str) -> 
     limit, size = announced.size_limit, request.size
     if limit and size > limit:
         raise MessageRefused("5.3.4", phrases.size_exceeded(size, limit, peer))
-
-
-def envelope_ahead(
-    request: DeliveryRequest, announced: Capabilities, peer: str, *, quote: bool
-) -> Envelope | None:
-    """The envelope of `request` for travelling ahead; None: something must be decided first."""
-    if smtputf8_missing(request, announced, peer):
-        return None
-    recipients = list(dict.fromkeys(request.recipients))
-    try:
-        check_size(request, announced, peer)
-        envelope = Envelope(request, recipients, announced, quote=quote)
-    except MessageRefused:
-        return None
-    return None if envelope.unsendable else envelope

@@ -33,5 +33,7 @@ class PlainPeers:
 
     def holds(self, endpoint: Endpoint, now: float) -> bool:
         """Whether it is to be treated plainly."""
+        if not self._until:
+            return False
         until = self._until.get((endpoint.address, endpoint.port))
         return until is not None and now < until

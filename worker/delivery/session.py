@@ -8,7 +8,6 @@ reply would answer the next command.
 Start at `Conversation`; what is said in a mail transaction is in `transaction.py`.
 """
 
-import select
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,11 +21,12 @@ from protocol.command import Command, Quit
 from protocol.dialogue import Dialogue
 from protocol.errors import RemoteProtocolError
 from protocol.reply import NEED_DATA, Reply, ReplyParser
+from protocol.request import DeliveryRequest
 from worker.delivery.envelope import Envelope
 from worker.delivery.settings import DeliverySettings
 from worker.errors import SessionError
 from worker.network.address import Endpoint
-from worker.network.socket_stream import QuickStream
+from worker.network.socket_stream import EagerStream
 
 # Octets of content between two looks at the clock. Small enough for a reader that takes 100 octets
 # a second to show progress within smtp_data_xfer_timeout; large enough not to cost anything.
@@ -48,6 +48,25 @@ class SessionKey:
     settings: DeliverySettings
     smtputf8: bool = False  # the request needs it: a server may be chosen for it (S137)
     # TLS level and verdict, SASL identity: they join the key together with TLS and SASL.
+
+    @classmethod
+    def of(cls, request: DeliveryRequest, settings: DeliverySettings) -> "SessionKey":
+        """The key of sessions that serve `request` under `settings`."""
+        return cls(
+            transport=request.transport,
+            nexthop=request.nexthop,
+            settings=settings,
+            smtputf8=request.options.requires_smtputf8,
+        )
+
+    def serves(self, request: DeliveryRequest) -> bool:
+        """Its key under the same settings would be equal."""
+        return (
+            self.nexthop == request.nexthop
+            and self.transport == request.transport
+            and self.settings.protocol is request.protocol
+            and self.smtputf8 == request.options.requires_smtputf8
+        )
 
 
 class Session:
@@ -90,9 +109,15 @@ class Session:
     @property
     def wanted(self) -> bool:
         """Sound, and within the limits of age and count."""
+        return self.wanted_at(trio.current_time())
+
+    def wanted_at(self, now: float) -> bool:
+        """Whether it is wanted, for who has looked at the clock."""
         settings = self.settings
-        return self.sound and not (
-            trio.current_time() - self.born >= settings.reuse_time_limit
+        return not (
+            self.broken
+            or self.unwanted
+            or now - self.born >= settings.reuse_time_limit
             # The limit counts reuses: the first use is none.
             or (settings.reuse_count_limit and self.uses > settings.reuse_count_limit)
         )
@@ -107,13 +132,12 @@ class Session:
 
         Octets that wait before a question was asked would be taken for its answer.
         """
-        if self.replies.unread:
-            return False
-        if not isinstance(self.stream, QuickStream):
-            return True  # an in-memory stream of a test: the next read will find out
-        poll = select.poll()
-        poll.register(self.stream.socket.fileno(), select.POLLIN)
-        return not poll.poll(0)
+        return not self.replies.unread and self.is_quiet()
+
+    def is_quiet(self) -> bool:
+        """Nothing more has come from the peer than we have received, and it has not closed."""
+        # Of another stream the next read will find out.
+        return not isinstance(self.stream, EagerStream) or self.stream.is_quiet()
 
     @contextmanager
     def conversation(self) -> "Iterator[Conversation]":

@@ -13,7 +13,7 @@ import trio
 
 from protocol.request import DeliveryRequest
 from worker.delivery.session import Session, SessionKey
-from worker.delivery.transaction import CleanSession, ParkableSession
+from worker.delivery.transaction import CleanSession, ParkableSession, PledgedSession
 
 # A session that was idle for longer (seconds) may hang in silence, because some box between us
 # forgot it: RSET goes first then, within its short limit (smtp_rset_timeout, S054). Requests that
@@ -68,6 +68,19 @@ class DeliverySlot:
         """A session waits for the next request."""
         return self._parked is not None
 
+    def pledged(self) -> tuple[SessionKey, Session] | None:
+        """The parked session if the next request's envelope is under way in it; it stays parked."""
+        parked = self._parked
+        if parked is None or not isinstance(parked.parkable, PledgedSession):
+            return None
+        return parked.key, parked.session
+
+    def unpark(self) -> tuple[Session, Save | None]:
+        """What is parked, whoever it serves: the session is the caller's from now on."""
+        parked, self._parked = self._parked, None
+        assert parked is not None
+        return parked.session, parked.save
+
     def park(self, key: SessionKey, parkable: ParkableSession, save: Save | None) -> None:
         """Keep what transfer() has returned; nothing else can be parked, and only one.
 
@@ -110,11 +123,14 @@ class DeliverySlot:
         if self._scope is not None and not self._committed:
             self._scope.cancel()
 
-    def begin(self, limit: float) -> trio.CancelScope:
-        """The scope of a new delivery, which may take `limit` seconds (daemon_timeout)."""
-        self._committed = False
+    def begin(self, limit: float, *, committed: bool = False) -> trio.CancelScope:
+        """The scope of a delivery, which may take `limit` seconds (daemon_timeout).
+
+        `committed`: some of its content is sent already, see commit().
+        """
+        self._committed = committed
         self._scope = trio.CancelScope(deadline=trio.current_time() + limit)
-        if self.stopping:
+        if self.stopping and not committed:
             self._scope.cancel()
         return self._scope
 

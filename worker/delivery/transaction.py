@@ -80,6 +80,20 @@ class PledgedSession:
 ParkableSession = CleanSession | PledgedSession
 
 
+@dataclass(slots=True)
+class Begun:
+    """A message that a steady run (`steady.py`) has begun to deliver and could not finish."""
+
+    request: DeliveryRequest
+    content: Content
+    session: Session
+    # Its envelope was accepted, and its content is being sent; False: the replies are still unread.
+    sending: bool = False
+    unsent: bytes = b""  # of the content with its dot, and the next envelope behind it
+    behind_dot: int = 0  # octets of that envelope
+    failed: SessionError | None = None  # what ended the session
+
+
 class StaleSession(SessionError):
     """A reused session was of no use before it took anything: not the failure of the site."""
 
@@ -105,19 +119,24 @@ async def transfer(
     emit: Emit,
     *,
     following: Following | None,
+    begun: Begun | None = None,
 ) -> ParkableSession | None:
     """Offer the undecided recipients to this server; returns what may be parked, or None.
 
     `following` is asked when the final dot is sent: the next message's envelope, if one is to
     travel with it. None: no further message for this session is expected, so QUIT does, where the
     configuration lets it. Raises SessionError if the session broke: every recipient that
-    was not decided by then still is undecided. Raises ContentUnreadable.
+    was not decided by then still is undecided. Raises ContentUnreadable. `begun`: how far it got.
     """
-    session.uses += 1
+    if begun is None or not begun.sending:
+        session.uses += 1
     transaction = _Transaction(session, request, outcomes, facts, commitment, emit, following)
     try:
         with session.conversation() as talk:
-            await transaction.run(talk, content)
+            if begun is None:
+                await transaction.run(talk, content)
+            else:
+                await transaction.go_on(talk, begun)
     except SessionError as exc:
         transaction.leave_in_doubt(exc)
         if isinstance(exc, StaleSession):
@@ -187,6 +206,24 @@ class _Transaction:
         await trio.lowlevel.checkpoint_if_cancelled()
         self._commitment.commit()
         if await self._send_content(talk, content):
+            await self._read_final_replies(talk)
+
+    async def go_on(self, talk: Conversation, begun: Begun) -> None:
+        """The rest of a transaction that others began."""
+        if not begun.sending:
+            if begun.failed is None:
+                await self.run(talk, begun.content)
+                return
+            self._travelled_ahead()
+            raise begun.failed
+        self._commitment.commit()
+        self.heard = True
+        self._accepted = list(self._outcomes.undecided)
+        if begun.failed is not None or len(begun.unsent) <= begun.behind_dot:
+            self._unanswered = list(self._accepted)  # the dot is out
+        if begun.failed is not None:
+            raise begun.failed
+        if await self._send_rest(talk, begun.unsent):
             await self._read_final_replies(talk)
 
     # --- before anything is sent -------------------------------------------------------------
@@ -393,6 +430,22 @@ class _Transaction:
             return False
         return True
 
+    async def _send_rest(self, talk: Conversation, octets: bytes) -> bool:
+        """The end of a content, with what stands behind its dot; as _send_content()."""
+        talk.phase(phrases.CONTENT, self._limits.data_xfer)
+        try:
+            if len(octets) > PIECE:
+                # The dot is in the window before the last, or in that.
+                await talk.send(memoryview(octets)[: -2 * PIPELINE_WINDOW])
+                octets = octets[-2 * PIPELINE_WINDOW :]
+            if not self._unanswered:
+                self._expect_silence()
+            await self._send_dot(talk, octets)
+        except (trio.BrokenResourceError, _SpokenEarly):
+            await self._read_early_reply(talk)
+            return False
+        return True
+
     async def _send_blocks(
         self, talk: Conversation, encoder: DataEncoder, content: FileContent
     ) -> None:
@@ -425,6 +478,10 @@ class _Transaction:
         elif self._may_be_followed and (envelope := following()):
             octets += envelope.flight(session.dialogue)  # MAIL at least: none is near the window
             session.ahead = envelope
+        await self._send_dot(talk, octets)
+
+    async def _send_dot(self, talk: Conversation, octets: bytes) -> None:
+        """Octets with the final dot among them: from now on the message may be delivered."""
         talk.phase(phrases.END_OF_DATA, self._limits.data_done)
         self._unanswered = list(self._accepted)
         await talk.send(octets)

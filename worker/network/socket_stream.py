@@ -6,7 +6,9 @@ call. So a call that need not wait is no checkpoint. Deliveries bear that: a dia
 waits for its peer after every flight.
 """
 
+import select
 import socket
+from abc import abstractmethod
 from contextlib import suppress
 from typing import Final
 
@@ -15,12 +17,29 @@ import trio
 RECEIVE_SIZE: Final = 65_536
 
 
-class QuickStream(trio.abc.Stream):
+class EagerStream(trio.abc.Stream):
+    """A stream that can be asked to do what it can do at once."""
+
+    @abstractmethod
+    def send_nowait(self, data: bytes) -> int:
+        """Send what can be sent at once; how much that was. Errors show at the next send_all()."""
+
+    @abstractmethod
+    async def wait_and_receive(self, max_bytes: int) -> bytes:
+        """As receive_some(), for who knows that it has to wait; a broken connection is an end."""
+
+    @abstractmethod
+    def is_quiet(self) -> bool:
+        """Nothing is there to be received, not even an end."""
+
+
+class QuickStream(EagerStream):
     """Owns `socket`, a connected stream socket of any family. One sender and one receiver."""
 
     def __init__(self, sock: socket.socket) -> None:
         """Make it non-blocking; of TCP, have it send at once what it is given."""
         self.socket = sock
+        self._poll: select.poll | None = None
         sock.setblocking(False)  # noqa: FBT003  # its parameter has no name
         if sock.family != socket.AF_UNIX:
             with suppress(OSError):
@@ -44,6 +63,13 @@ class QuickStream(trio.abc.Stream):
                     return
                 unsent = memoryview(unsent)[sent:]
 
+    def send_nowait(self, data: bytes) -> int:
+        """See EagerStream.send_nowait()."""
+        try:
+            return self.socket.send(data)
+        except OSError:
+            return 0
+
     async def wait_send_all_might_not_block(self) -> None:
         """Wait until something can be sent."""
         await trio.lowlevel.wait_writable(self.socket)
@@ -60,6 +86,24 @@ class QuickStream(trio.abc.Stream):
                 await trio.lowlevel.wait_readable(self.socket)
             except OSError as exc:
                 raise self._failure(exc) from exc
+
+    async def wait_and_receive(self, max_bytes: int) -> bytes:
+        """See EagerStream.wait_and_receive()."""
+        while True:
+            await trio.lowlevel.wait_readable(self.socket)
+            try:
+                return self.socket.recv(max_bytes)
+            except BlockingIOError:
+                continue
+            except OSError:
+                return b""
+
+    def is_quiet(self) -> bool:
+        """See EagerStream.is_quiet(). The socket must be open."""
+        if self._poll is None:
+            self._poll = select.poll()
+            self._poll.register(self.socket.fileno(), select.POLLIN)
+        return not self._poll.poll(0)
 
     def _failure(self, error: OSError) -> Exception:
         if self.socket.fileno() < 0:

@@ -13,6 +13,7 @@ import socket
 import struct
 from array import array
 from collections import deque
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -51,6 +52,7 @@ class FrameStream:
         self._sock.setblocking(False)  # noqa: FBT003  # its parameter has no name
         self._buffer = bytearray()
         self._descriptors: deque[int] = deque()  # arrived, not yet claimed by a frame
+        self._unsent = b""  # of frames that were put
         self._failure: RemoteProtocolError | None = None  # nothing more can be made of the stream
 
     async def send(self, payload: bytes, content: Content | None = None) -> None:
@@ -81,13 +83,24 @@ class FrameStream:
                     await trio.lowlevel.wait_writable(self._sock)
                     nursery.cancel_scope.cancel()
 
-    async def answer(self, payload: bytes) -> None:
-        """Send one frame, and take in what comes while that has to wait.
+    def put(self, payload: bytes) -> bool:
+        """Send one frame as far as it can be done at once; False: flush() must do the rest."""
+        octets = _LENGTHS.pack(len(payload), 0) + payload
+        if not self._unsent:
+            with suppress(OSError):  # flush() meets it again, if it is more than having to wait
+                octets = octets[self._sock.send(octets) :]
+        self._unsent += octets
+        return not self._unsent
+
+    async def flush(self) -> None:
+        """Send the rest of what was put, and take in what comes while that has to wait.
 
         The other side may be sending, too, and read nothing before it is done: two full sockets
         would wait for each other for ever.
         """
-        await self._send_all(_LENGTHS.pack(len(payload), 0) + payload, reading=True)
+        if self._unsent:
+            await self._send_all(self._unsent, reading=True)
+            self._unsent = b""
 
     async def _read_ahead(self) -> None:
         """Take in what comes, to the end of the stream; what is wrong the next receive() says."""
@@ -277,9 +290,19 @@ class RequestStream:
                 self._upcoming = exc
         return self._upcoming[0] if isinstance(self._upcoming, tuple) else None
 
-    async def send_result(self, result: DeliveryResult) -> None:
-        """Answer the oldest unanswered request. Raises OSError."""
-        await self._frames.answer(encode_result(result))
+    def take_upcoming(self) -> tuple[DeliveryRequest, Content]:
+        """As next_request(), of the request that upcoming() has told."""
+        upcoming, self._upcoming = self._upcoming, None
+        assert isinstance(upcoming, tuple)
+        return upcoming
+
+    def put_result(self, result: DeliveryResult) -> bool:
+        """Answer the oldest unanswered request; False: flush() must see to it. Never raises."""
+        return self._frames.put(encode_result(result))
+
+    async def flush(self) -> None:
+        """Send what put_result() could not. Raises OSError."""
+        await self._frames.flush()
 
     def close(self) -> None:
         """Close the stream, and the content of a request that nobody took."""

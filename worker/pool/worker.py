@@ -18,6 +18,7 @@ import stat
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
+from math import inf
 from typing import Final
 
 import trio
@@ -25,7 +26,8 @@ import trio
 from protocol.errors import RemoteProtocolError
 from protocol.request import DeliveryRequest
 from worker.content import Content
-from worker.delivery.deliver import Environment, deliver
+from worker.delivery.deliver import Environment
+from worker.delivery.serve import serve
 from worker.delivery.slot import DeliverySlot
 from worker.pool.child import READY, STOPPING
 from worker.pool.slots import FrameStream, RequestStream
@@ -43,8 +45,7 @@ class Worker:
         self._load = load
         self._environment = load()
         self._emit = emit
-        self._slots: set[DeliverySlot] = set()
-        self._idle: set[trio.CancelScope] = set()  # of slots that wait for a request
+        self._slots: dict[DeliverySlot, _Intake] = {}
         self._accepting = trio.CancelScope()
         self._stopping = False
 
@@ -56,12 +57,10 @@ class Worker:
         async with trio.open_nursery() as nursery:
             with listener, self._accepting:
                 await self._accept(listener, nursery)
-            now = trio.current_time()
-            nursery.cancel_scope.deadline = now + stop_limit
-            for waiting in self._idle:
-                waiting.deadline = now + STOP_PAUSE
-            for slot in self._slots:
+            nursery.cancel_scope.deadline = trio.current_time() + stop_limit
+            for slot, stream in self._slots.items():
                 slot.stop()
+                stream.stop()
 
     def stop(self) -> None:
         """Take no more work; see serve()."""
@@ -96,13 +95,14 @@ class Worker:
 
     async def _serve_slot(self, sock: trio.socket.SocketType) -> None:
         """One slot until its stream ends. A failure here costs this slot, not the process."""
-        stream = RequestStream(FrameStream(sock))
+        stream = _Intake(FrameStream(sock))
         slot = DeliverySlot(stream.upcoming)
-        self._slots.add(slot)
+        self._slots[slot] = stream
         if self._stopping:
             slot.stop()
+            stream.stop()
         try:
-            await self._serve_requests(stream, slot)
+            await serve(stream, slot, lambda: self._environment)
         except (OSError, RemoteProtocolError) as exc:
             self._emit(Warned(f"slot closed: {exc}"))
         except Exception as exc:  # noqa: BLE001  # the queue process sees the slot end
@@ -110,32 +110,32 @@ class Worker:
             self._emit(UnexpectedError("serving a slot", text))
         finally:
             stream.close()
-            self._slots.discard(slot)
+            del self._slots[slot]
             await slot.release()
 
-    async def _serve_requests(self, stream: RequestStream, slot: DeliverySlot) -> None:
-        while (received := await self._next_request(stream)) is not None:
-            request, content = received
-            try:
-                result = await deliver(request, content, self._environment, slot)
-            finally:
-                content.close()
-            await stream.send_result(result)
 
-    async def _next_request(self, stream: RequestStream) -> tuple[DeliveryRequest, Content] | None:
-        """The next request; None: no more will come, or we are stopping.
+class _Intake(RequestStream):
+    """A slot's stream whose wait for the next request ends when we stop.
 
-        When stopping, what was on its way to us is still read and answered as stopped: the queue
-        process knows then that it was never tried. Without an answer it would be in doubt.
-        """
-        with trio.CancelScope() as waiting:
-            if self._stopping:
-                waiting.deadline = trio.current_time() + STOP_PAUSE
-            self._idle.add(waiting)
-            try:
-                return await stream.next_request()
-            finally:
-                self._idle.discard(waiting)
+    What was on its way to us by then is still read and answered as stopped: the queue process knows
+    then that it was never tried. Without an answer it would be in doubt.
+    """
+
+    def __init__(self, frames: FrameStream) -> None:
+        super().__init__(frames)
+        self._deadline = inf
+        self._waiting: trio.CancelScope | None = None
+
+    def stop(self) -> None:
+        """From now on wait for STOP_PAUSE seconds at most."""
+        self._deadline = trio.current_time() + STOP_PAUSE
+        if self._waiting is not None:
+            self._waiting.deadline = self._deadline
+
+    async def next_request(self) -> tuple[DeliveryRequest, Content] | None:
+        """See RequestStream.next_request(); None also after STOP_PAUSE, when stopping."""
+        with trio.CancelScope(deadline=self._deadline) as self._waiting:
+            return await super().next_request()
         return None
 
 

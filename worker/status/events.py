@@ -5,12 +5,12 @@ here before you emit it. Peer text in an event is raw: renderers escape it. Secr
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from protocol.outcome import RecipientOutcome
+from protocol.value import value
 
 
-@dataclass(frozen=True, slots=True)
+@value()
 class Event:
     """Base of all events."""
 
@@ -21,7 +21,7 @@ Emit = Callable[[Event], None]  # must not block and must not raise
 # --- the life of a message (queue process) ---------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
+@value()
 class MessageSubmitted(Event):
     """Durable on disk. Logged as pickup(8) does: `<qid>: uid=N from=<sender>`."""
 
@@ -31,7 +31,7 @@ class MessageSubmitted(Event):
     message_id: str  # of the header, logged as cleanup(8) does; empty: none
 
 
-@dataclass(frozen=True, slots=True)
+@value()
 class MessageActive(Event):
     """`<qid>: from=<sender>, size=N, nrcpt=N (queue active)`, as qmgr(8)."""
 
@@ -41,7 +41,7 @@ class MessageActive(Event):
     recipients: int
 
 
-@dataclass(frozen=True, slots=True)
+@value()
 class RecipientSettled(Event):
     """One attempt for one recipient is over, and durable: the delivery line."""
 
@@ -50,14 +50,14 @@ class RecipientSettled(Event):
     outcome: RecipientOutcome
 
 
-@dataclass(frozen=True, slots=True)
+@value()
 class MessageRemoved(Event):
     """`<qid>: removed`: no recipient is left."""
 
     queue_id: str
 
 
-@dataclass(frozen=True, slots=True)
+@value()
 class MessageExpired(Event):
     """`<qid>: from=<sender>, status=expired, returned to sender`."""
 
@@ -65,7 +65,7 @@ class MessageExpired(Event):
     sender: str
 
 
-@dataclass(frozen=True, slots=True)
+@value()
 class NoticeQueued(Event):
     """bounce(8): `<qid>: sender non-delivery notification: <notice qid>`; kind is that phrase."""
 
@@ -74,7 +74,7 @@ class NoticeQueued(Event):
     notice_id: str
 
 
-@dataclass(frozen=True, slots=True)
+@value()
 class DeliveryInDoubt(Event):
     """Found at start-up: an attempt was under way when the process ended; it may go out twice."""
 
@@ -82,7 +82,7 @@ class DeliveryInDoubt(Event):
     recipient: str
 
 
-@dataclass(frozen=True, slots=True)
+@value()
 class DestinationSuspended(Event):
     """A destination was declared dead after a site failure (failed cohort limit)."""
 
@@ -95,7 +95,7 @@ class DestinationSuspended(Event):
 # --- one delivery (worker process, `postrio deliver`) ----------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
+@value()
 class ConnectFailed(Event):
     """`connect to host[addr]:port: reason`, when there is another endpoint to try."""
 
@@ -106,7 +106,7 @@ class ConnectFailed(Event):
     protocol: str = "smtp"  # or "lmtp": the program that says it
 
 
-@dataclass(frozen=True, slots=True)
+@value()
 class EndpointFailed(Event):
     """`<qid>: reason`: undecided recipients go on to the next endpoint."""
 
@@ -115,14 +115,14 @@ class EndpointFailed(Event):
     protocol: str = "smtp"  # or "lmtp": the program that says it
 
 
-@dataclass(frozen=True, slots=True)
+@value()
 class SessionOpened(Event):
     """Greeted and introduced; ready for mail."""
 
     relay: str
 
 
-@dataclass(frozen=True, slots=True)
+@value()
 class SessionReused(Event):
     """The session of an earlier request took another one."""
 
@@ -130,7 +130,7 @@ class SessionReused(Event):
     use: int
 
 
-@dataclass(frozen=True, slots=True)
+@value()
 class EhloKeywordsDiscarded(Event):
     """`discarding EHLO keywords: ...` (smtp_discard_ehlo_keywords without silent-discard)."""
 
@@ -139,7 +139,7 @@ class EhloKeywordsDiscarded(Event):
     protocol: str = "smtp"  # or "lmtp": the program that says it
 
 
-@dataclass(frozen=True, slots=True)
+@value()
 class Warned(Event):
     """A local or remote mistake an operator should see: `warning: [<qid>: ]text`."""
 
@@ -147,7 +147,7 @@ class Warned(Event):
     queue_id: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@value()
 class Noted(Event):
     """Information without consequence: start, stop, reload, statistics."""
 
@@ -155,7 +155,7 @@ class Noted(Event):
     queue_id: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@value()
 class UnexpectedError(Event):
     """A bug of ours, contained: the work at hand was deferred. `traceback` has many lines."""
 

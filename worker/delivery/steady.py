@@ -1,0 +1,273 @@
+"""Message after message in one session, as long as everything is answered as hoped.
+
+The slot's requests follow each other, the server takes each envelope with the final dot of the
+message before it, and says yes to all of it: most mail to a busy destination goes this way, and on
+it nothing is decided that needs a scope, a task switch or an object more than one flight does. One
+cancel scope serves the whole run; the one wait for each message is for the reply to its final dot.
+
+Nothing here judges a reply. Whatever is not as hoped, or would have to wait elsewhere, ends the run
+where it stands and is `deliver()`'s: before the content the session is parked as it was found, the
+replies unread; after that a `Begun` says how far the message got.
+"""
+
+import traceback
+import typing
+from collections.abc import Callable
+from math import inf
+from typing import Final
+
+import trio
+
+from protocol import phrases
+from protocol.command import EndOfData
+from protocol.data import encode
+from protocol.outcome import Action, Delays, DeliveryResult, RecipientOutcome
+from protocol.reply import Reply
+from protocol.request import DeliveryRequest, Protocol
+from worker.content import Content, InlineContent
+from worker.delivery.ahead import next_envelope
+from worker.delivery.deliver import Environment
+from worker.delivery.session import RECEIVE_SIZE, Session, SessionKey
+from worker.delivery.slot import DeliverySlot
+from worker.delivery.transaction import Begun, CleanSession, PledgedSession
+from worker.errors import SessionError
+from worker.network.socket_stream import EagerStream
+from worker.status.events import SessionReused, UnexpectedError
+
+# Seconds that a time limit may be exceeded by: moving a deadline costs as much as a reply.
+LATENESS: Final = 1.0
+ACCEPTED: Final = range(200, 300)
+GO_AHEAD: Final = 354
+END_OF_DATA: Final = EndOfData()
+
+
+class Requests(typing.Protocol):
+    """Where a slot's requests come from, and where their results go, in the same order."""
+
+    async def next_request(self) -> tuple[DeliveryRequest, Content] | None:
+        """The next request and its content, which the caller closes; None: no more will come."""
+
+    def upcoming(self) -> DeliveryRequest | None:
+        """The next request if it is there already. Never waits."""
+
+    def take_upcoming(self) -> tuple[DeliveryRequest, Content]:
+        """As next_request(), when upcoming() has told of one."""
+
+    def put_result(self, result: DeliveryResult) -> bool:
+        """Answer the oldest unanswered request; False: flush() is needed for that. Never raises."""
+
+    async def flush(self) -> None:
+        """Send what put_result() could not."""
+
+
+async def run_steadily(
+    requests: Requests, slot: DeliverySlot, environment: Callable[[], Environment]
+) -> Begun | None:
+    """Serve what follows in the slot's session as long as all goes well.
+
+    Returns the message to go on with, if there is one. Results may wait for flush().
+    """
+    pledged = slot.pledged()
+    if pledged is None:
+        return None
+    key, session = pledged
+    current = environment()
+    limits = key.settings.limits
+    if (
+        slot.stopping
+        or not isinstance(session.stream, EagerStream)
+        or key.settings is not current.settings[key.settings.protocol]
+        or limits.whole_request
+        or current.time_limit < limits.rset + limits.data_done
+    ):
+        return None
+    slot.unpark()
+    run = _Run(requests, slot, environment, key, session, session.stream)
+    try:
+        with slot.begin(inf) as scope:
+            rest = await run.messages(scope)
+        if scope.cancelled_caught:
+            rest = run.interrupted()
+        if not isinstance(rest, Begun):
+            await run.park()
+    except Exception as exc:  # noqa: BLE001  # whatever it is: the mail waits, the worker lives
+        await session.aclose()
+        current.emit(UnexpectedError("delivering", "".join(traceback.format_exception(exc))))
+        if run.begun is not None:
+            run.begun.failed = SessionError("4.3.0", f"internal error: {type(exc).__name__}")
+        return run.begun
+    except BaseException:
+        await session.aclose()
+        raise
+    return rest
+
+
+class _Run:
+    """One run: a session, and the message that is under way in it."""
+
+    def __init__(
+        self,
+        requests: Requests,
+        slot: DeliverySlot,
+        environment: Callable[[], Environment],
+        key: SessionKey,
+        session: Session,
+        stream: EagerStream,
+    ) -> None:
+        self._requests = requests
+        self._slot = slot
+        self._current_environment = environment
+        self._environment = environment()
+        self._key = key
+        self._session = session
+        self._stream = stream
+        self._relay = session.endpoint.relay
+        self._now = trio.lowlevel.current_clock().current_time
+        limits = key.settings.limits
+        self._lmtp = key.settings.protocol is Protocol.LMTP
+        self._envelope_limit = min(limits.rset, limits.mail)
+        self._final_limit = limits.data_done
+        self._last: DeliveryRequest | None = None  # the last that was sent
+        self.begun: Begun | None = None  # under way: its content is being sent, or was
+
+    async def messages(self, scope: trio.CancelScope) -> Begun | None:
+        """Message after message; returns as run_steadily()."""
+        session, slot, requests = self._session, self._slot, self._requests
+        replies, dialogue = session.replies, session.dialogue
+        while (ahead := session.ahead) is not None and not slot.stopping:
+            if self._current_environment() is not self._environment:
+                return None  # it was too large for one flight, or the configuration was reloaded
+            due = len(ahead.recipients) + 2  # MAIL, RCPTs, DATA
+            if self._lmtp and due > 3:
+                return None  # several replies to the dot
+            while len(replies.ready) < due and not replies.unparsed:
+                if not all(reply.positive for reply in replies.ready):
+                    return None  # there may be less to come than is due
+                if not await self._receive(scope, self._envelope_limit):
+                    return None
+            if not self._may_send(due):
+                return None
+            started, handed_off = self._now(), self._environment.wall()
+            request, content = requests.take_upcoming()
+            if not isinstance(content, InlineContent):
+                return Begun(request, content, session)
+            self.begun = begun = Begun(request, content, session, sending=True)
+            self._send(begun, content.data, started)
+            while not (begun.unsent or replies.unread):
+                if not await self._receive(scope, self._final_limit):
+                    return begun
+            if begun.unsent or not replies.ready or not replies.ready[0].positive:
+                return begun
+            final = replies.ready.popleft()
+            dialogue.receive_reply(final)
+            session.needs_reset = False
+            result = self._result(request, final, started, handed_off)
+            self.begun = None
+            slot.settle()
+            if not requests.put_result(result):
+                return None  # whoever reads results is slow: wait outside of our scope
+        return None
+
+    def interrupted(self) -> Begun | None:
+        """The scope was cancelled while it waited: by its deadline, or because we shall stop."""
+        begun, doing = self.begun, phrases.END_OF_DATA
+        if begun is None:
+            if self._slot.stopping:
+                return None
+            begun, doing = Begun(*self._requests.take_upcoming(), self._session), phrases.MAIL
+        begun.failed = SessionError("4.4.2", phrases.timed_out(self._session.peer, doing))
+        return begun
+
+    async def park(self) -> None:
+        """Leave the session in the slot for what comes next."""
+        session, environment = self._session, self._environment
+        if session.ahead is not None:
+            self._slot.park(self._key, PledgedSession(session), None)
+            return
+        assert self._last is not None
+        policy = environment.reuse[self._last.protocol]
+        wishes = await policy.wishes(self._last, environment.emit)
+        if wishes.keep and session.reusable:
+            save = environment.saving(self._key, wishes, first=True)
+            self._slot.park(self._key, CleanSession(session), save)
+        else:
+            await session.quit()
+
+    async def _receive(self, scope: trio.CancelScope, limit: float) -> bool:
+        """Wait for more from the server, at most `limit` seconds; False: it has ended."""
+        until = self._now() + limit
+        if not until <= scope.deadline <= until + LATENESS:
+            scope.deadline = until if scope.deadline == inf else until + LATENESS
+        data = await self._stream.wait_and_receive(RECEIVE_SIZE)
+        self._session.replies.receive_data(data)
+        return bool(data)
+
+    def _may_send(self, due: int) -> bool:
+        """MAIL and every RCPT were accepted, DATA waits for content, and nothing else was said."""
+        replies = self._session.replies
+        said = [reply.code for reply in replies.ready]
+        return (
+            len(said) == due
+            and said[-1] == GO_AHEAD
+            and max(said[:-1]) < ACCEPTED.stop
+            and min(said) >= ACCEPTED.start
+            and not replies.unparsed
+            and self._session.is_quiet()
+        )
+
+    def _send(self, begun: Begun, content: bytes, now: float) -> None:
+        """The content, its dot, and behind that the next envelope, if there is one."""
+        session, slot = self._session, self._slot
+        dialogue = session.dialogue
+        ready = session.replies.ready
+        while ready:
+            dialogue.receive_reply(ready.popleft())
+        session.needs_reset = True
+        session.ahead = None
+        session.uses += 1
+        self._environment.emit(SessionReused(self._relay, session.uses))
+        octets = encode(content)
+        dialogue.send(END_OF_DATA)
+        self._last = begun.request
+        if not slot.stopping:
+            upcoming, plain = self._requests.upcoming(), self._environment.plain
+            if envelope := next_envelope(session, self._key, upcoming, plain, now):
+                flight = envelope.flight(dialogue)
+                begun.behind_dot = len(flight)
+                octets += flight
+                session.ahead = envelope
+        slot.commit()
+        sent = self._stream.send_nowait(octets)
+        if sent < len(octets):
+            begun.unsent = octets[sent:]
+
+    def _result(
+        self, request: DeliveryRequest, reply: Reply, started: float, handed_off: float
+    ) -> DeliveryResult:
+        session = self._session
+        delays = Delays(
+            max(request.active - request.arrival, 0.0),
+            max(handed_off - request.active, 0.0),
+            0.0,
+            self._now() - started,
+        )
+        text, dsn = reply.text, reply.dsn
+        return DeliveryResult(
+            outcomes=tuple(
+                [
+                    RecipientOutcome(
+                        recipient=recipient,
+                        action=Action.SENT,
+                        dsn=dsn,
+                        reason=text,
+                        reply=text,
+                        relay=self._relay,
+                        conn_use=session.uses,
+                        dsn_announced=session.capabilities.dsn,
+                        delays=delays,
+                    )
+                    for recipient in request.recipients
+                ]
+            ),
+            session_kept=True,
+        )
