@@ -78,10 +78,12 @@ def carry_out(name: str, order: Order) -> int:
     with complaints(os.EX_UNAVAILABLE):
         scenario = chosen(definition.build(load), order.only)
     result = measured(scenario, load, order.repeats or (1 if order.quick else REPEATS))
-    with complaints(os.EX_CANTCREAT):
-        if order.json is not None:
-            write_result(result, order.json)
-    show(result, None if old is None else _compared(old, result))
+    try:
+        with complaints(os.EX_CANTCREAT):
+            if order.json is not None:
+                write_result(result, order.json)
+    finally:  # it took long enough
+        show(result, None if old is None else _compared(old, result))
     with complaints(os.EX_CANTCREAT):
         if order.plot is not None and result.turns:
             draw(result, order.plot)

@@ -52,6 +52,7 @@ def draw(result: Result, path: Path) -> None:
             axis.plot(values, [position] * len(values), ".", color="black", markersize=4)
         axis.set_yticks(range(len(names)), names)
         axis.set_xlim(left=0)
+        axis.locator_params(axis="x", nbins=5)
         axis.set_xlabel(f"{figure.unit} ({'more' if figure.more_is_better else 'less'} is better)")
         axis.set_title(figure.name)
         for side in ("top", "right"):

@@ -79,9 +79,9 @@ def headline(figures: Mapping[str, float], scenario: Scenario) -> str:
 
 
 def readable(value: float) -> str:
-    """A figure with as many digits as mean something: 12345, 123, 12.3, 1.23, 0.0123."""
+    """A figure with as many digits as mean something: 12345, 123, 12.3, 1.23, 0.0123, 0.500."""
     if value and abs(value) < 1:
-        return f"{value:.3g}"
+        return f"{value:#.3g}"
     return f"{value:.{max(0, 2 - int(math.log10(abs(value) or 1)))}f}"
 
 
@@ -99,7 +99,10 @@ class _Told(Reporter):
 
     def end(self, contender: str, turn: int, said: str) -> None:
         self._progress.console.print(
-            f"  {turn}/{self._repeats} {contender}: {said}", markup=False, highlight=False
+            f"  {turn}/{self._repeats} {contender}: {said}",
+            markup=False,
+            highlight=False,
+            soft_wrap=True,
         )
         self._progress.advance(self._task)
 

@@ -22,7 +22,7 @@ def show(result: Result, comparison: Comparison | None = None) -> None:
     if not console.is_terminal:
         console = Console(highlight=False, markup=False, width=PLAIN_WIDTH)
     for part in (*tables(result), *(compared(comparison) if comparison else ())):
-        console.print(part)
+        console.print(part, soft_wrap=isinstance(part, Text))
 
 
 def tables(result: Result) -> Iterator[RenderableType]:
@@ -43,7 +43,7 @@ def _load(result: Result) -> str:
     turns = max((len(taken) for taken in result.turns.values()), default=0)
     machine = result.machine
     return (
-        f"{words(result.load)}; {turns} turns each\n"
+        f"{words(result.load)}; turns: {turns}\n"
         f"{result.date}, commit {(result.commit or 'unknown')[:12]}; "
         f"{machine.get('processors')} x {machine.get('model')}, Linux {machine.get('kernel')}, "
         f"Python {machine.get('python')}"
