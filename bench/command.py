@@ -33,8 +33,8 @@ REPEATS: Final = 5  # turns of each contender: the fewest that say anything (har
 
 # Command -> module with a click command `main`, and its line of help.
 TOOLS: Final[Mapping[str, tuple[str, str]]] = {
-    "sink": ("bench.sink", "Take mail, or refuse it in every way that a server may."),
-    "source": ("bench.source", "Load a mail server, and say how long each phase takes."),
+    "sink": ("bench.sink.command", "Take mail, or refuse it in every way that a server may."),
+    "source": ("bench.source.command", "Load a mail server, and say how long each phase takes."),
     "dns": ("bench.dns", "Answer DNS questions from a small zone, failures included."),
     "demo": ("bench.demo", "Show postrio at work on loopback."),
 }
@@ -75,7 +75,7 @@ def carry_out(name: str, order: Order) -> int:
         if old is not None and old.scenario != name:
             raise LoadError(f"{order.old}: a result of {old.scenario}, not of {name}")
     check_writable(order)
-    with complaints(os.EX_UNAVAILABLE):
+    with complaints(os.EX_USAGE if order.settings else os.EX_UNAVAILABLE):
         scenario = chosen(definition.build(load), order.only)
     result = measured(scenario, load, order.repeats or (1 if order.quick else REPEATS))
     try:
@@ -380,8 +380,9 @@ def _tool(name: str) -> click.Command:
     try:
         command = importlib.import_module(module).main
     except ModuleNotFoundError as exc:
-        if exc.name != module:
-            raise
+        if not module.startswith(exc.name or "?"):  # a library of theirs
+            extra = "install the extra bench (pip install 'postrio[bench]')"
+            raise CommandError(f"{name} needs {exc.name}: {extra}", os.EX_UNAVAILABLE) from exc
         raise CommandError(f"{module} is not part of this installation", os.EX_UNAVAILABLE) from exc
     assert isinstance(command, click.Command)
     return command

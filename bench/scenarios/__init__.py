@@ -22,6 +22,7 @@ SCENARIOS: Final[Mapping[str, str]] = {
     "scale": "Deliver from queues of 1,000 to 200,000 messages.",
     "submit": "Take in messages durably from 1, 20 and 100 clients.",
     "big": "Deliver messages of 10 MB.",
+    "sinks": "Take mail, beside smtp-sink.",
     "workers": "Deliver with one worker process and with two.",
 }
 
@@ -43,6 +44,9 @@ def load_scenario(name: str) -> Definition:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as exc:
         if exc.name != module_name:
-            raise
+            raise LoadError(
+                f"the scenario {name} needs {exc.name}: install the extra bench "
+                "(pip install 'postrio[bench]')"
+            ) from exc
         raise LoadError(f"the scenario {name} is not part of this installation") from exc
     return Definition(name=name, usual=module.Load(), quick=module.QUICK, build=module.scenario)
