@@ -19,7 +19,7 @@ import click
 
 from bench.harness.comparison import Comparison, compare
 from bench.harness.machine import commit, machine, now
-from bench.harness.parameters import parameters, with_settings
+from bench.harness.parameters import as_setting, parameters, with_settings
 from bench.harness.plot import FORMATS, check_plot, draw
 from bench.harness.result import Result, read_result, result_of, write_result
 from bench.harness.runner import run, told
@@ -190,18 +190,11 @@ class ScenarioCommand(click.Command):
         rows = []
         for each in parameters(self.definition.usual):
             in_quick = getattr(quick, each.name)
-            then = "" if in_quick == each.default else f"; quick: {_text(in_quick)}"
+            then = "" if in_quick == each.default else f"; quick: {as_setting(in_quick)}"
             note = f"{each.note}  " if each.note else ""
-            rows.append((each.name, f"{note}[{_text(each.default)}{then}]"))
+            rows.append((each.name, f"{note}[{as_setting(each.default)}{then}]"))
         with formatter.section("Load (--set NAME=VALUE)"):
             formatter.write_dl(rows)
-
-
-def _text(value: object) -> str:
-    """A value as --set takes it."""
-    if isinstance(value, tuple):
-        return ",".join(_text(each) for each in value)
-    return "none" if value is None else str(value)
 
 
 def scenario_command(name: str) -> click.Command:

@@ -8,6 +8,7 @@ intervals of the two medians overlap. Peers that did not change show how much th
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from bench.harness.parameters import as_setting
 from bench.harness.result import Result
 from bench.harness.scenario import Figure, LoadError
 from bench.harness.spread import Spread
@@ -82,7 +83,7 @@ def _versions(result: Result) -> Mapping[str, object]:
 def _differences(old: Mapping[str, object], new: Mapping[str, object]) -> str:
     """ "name then -> now" of everything that differs."""
     return ", ".join(
-        f"{name} {old.get(name)} -> {new.get(name)}"
+        f"{name} {as_setting(old.get(name))} -> {as_setting(new.get(name))}"
         for name in dict.fromkeys((*old, *new))
         if old.get(name) != new.get(name)
     )

@@ -75,6 +75,13 @@ def with_settings(load: _Load, settings: Sequence[str]) -> _Load:
         raise click.UsageError(f"--set {' --set '.join(settings)}: {exc}") from exc
 
 
+def as_setting(value: object) -> str:
+    """A value as --set takes it."""
+    if isinstance(value, list | tuple):  # JSON makes lists of tuples
+        return ",".join(as_setting(each) for each in value)
+    return "none" if value is None else str(value)
+
+
 # --- types ---------------------------------------------------------------------------------------
 
 

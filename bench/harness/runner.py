@@ -8,12 +8,14 @@ theirs is worth keeping.
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Final
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from bench.harness.scenario import LoadError, Scenario
 
+HEADLINE: Final = 3  # figures of a turn that are told when it is over
 Turns = dict[str, list[Mapping[str, float]]]  # contender -> the figures of each of its turns
 
 
@@ -70,10 +72,10 @@ def checked(figures: Mapping[str, float], scenario: Scenario) -> Mapping[str, fl
 
 
 def headline(figures: Mapping[str, float], scenario: Scenario) -> str:
-    """The declared figures of a turn in words."""
+    """The first declared figures of a turn in words."""
     return ", ".join(
         f"{readable(figures[figure.name])} {figure.unit}"
-        for figure in scenario.figures
+        for figure in scenario.figures[:HEADLINE]
         if figure.name in figures
     )
 

@@ -8,6 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from bench.harness.comparison import Change, Comparison
+from bench.harness.parameters import as_setting
 from bench.harness.result import Result, describe
 from bench.harness.runner import readable
 from bench.harness.scenario import Figure
@@ -52,7 +53,7 @@ def _load(result: Result) -> str:
 
 def words(load: Mapping[str, object]) -> str:
     """A load as --set takes it."""
-    return " ".join(f"{name}={value}" for name, value in load.items())
+    return " ".join(f"{name}={as_setting(value)}" for name, value in load.items())
 
 
 def _figures(result: Result, figure: Figure) -> Table:

@@ -55,9 +55,9 @@ def test_a_comparison_says_what_else_differs() -> None:
     machine = {"processors": 4, "model": "x", "load_before": 9, "versions": {"trio": "2", "q": "1"}}
     found = compare(old, replace(new, load={"count": 20, "size": 5}, machine=machine))
     assert found.remarks == [
-        "another load: count 10 -> 20, size None -> 5",
+        "another load: count 10 -> 20, size none -> 5",
         "another machine: processors 2 -> 4",
-        "other versions: trio 1 -> 2, q None -> 1",
+        "other versions: trio 1 -> 2, q none -> 1",
         "not in both: gone; new",
     ]
     assert [change.contender for change in found.changes] == ["postrio"]

@@ -99,7 +99,7 @@ def test_a_run_shows_figures_ratios_targets_and_who_was_left_out(run_bench: Benc
     lines = [" ".join(line.split()) for line in ended.out.splitlines()]
     assert ended.status == 0
     assert lines[0] == "drain: nothing is done"
-    assert lines[1] == "count=100 sizes=(1, 2); turns: 5"
+    assert lines[1] == "count=100 sizes=1,2; turns: 5"
     assert "other peer is left out: it is not installed" in lines
     assert "rate: messages/s (more is better)" in lines
     assert "peer 100 100 100 0.500 (0.500 to 0.500)" in lines
