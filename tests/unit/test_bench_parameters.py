@@ -14,9 +14,9 @@ class Load:
     """A load with a parameter of every type."""
 
     count: int = 10  # messages
-    # A line of its own is no unit.
     pause: float = 0.5  # seconds; count: not a field
     none: int = 0
+    # A line of its own is no unit.
     sizes: tuple[int, ...] = (1, 2)  # octets # each
     name: str = "x"
     fast: bool = False
