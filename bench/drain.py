@@ -188,7 +188,7 @@ def _look(sink: SinkProcess, cost: Callable[[], dict[str, float]]) -> _Look:
     )
 
 
-class _SinkWatch:
+class SinkWatch:
     """When the first and the last of `count` messages reached a sink; a context manager.
 
     A thread looks, because a peer delivers before its start() returns.
@@ -259,7 +259,7 @@ def _watched(
         except LoadError:  # it has not started yet
             return None
 
-    with PeakMemory(leader) as memory, _SinkWatch(sink, count) as watch:
+    with PeakMemory(leader) as memory, SinkWatch(sink, count) as watch:
         peer.start()
         watch.wait_for_first()
         first = _look(sink, cost)

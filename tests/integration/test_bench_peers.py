@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from bench import drain
 from bench.drain import UNCACHED, Load, drain_postfix, drain_postrio
 from bench.engine_loops import LOOPS
 from bench.harness.costs import PeakMemory, machine_cpu, process_cpu, session_cpu, session_memory
@@ -94,9 +95,11 @@ def send(sink: SinkProcess, connections: int, messages: int) -> None:
 def test_a_sink_counts_and_knows_what_it_costs(make: Callable[[], SinkProcess]) -> None:
     with make() as sink:
         assert sink.count() == 0
-        assert sink.time_of(3, LIMIT, begin=lambda: send(sink, 1, 3)) >= 0
+        send(sink, 1, 3)
+        sink.wait_for(3, time.monotonic() + LIMIT)
         assert sink.count() == 3
         send(sink, 1, 2)
+        sink.wait_for(5, time.monotonic() + LIMIT)
         assert sink.count() == 5
         assert sink.cpu() >= 0
     with pytest.raises(LoadError, match="gone"):
@@ -176,6 +179,22 @@ def test_postrio_drains_and_the_cost_of_each_process_is_known() -> None:
     assert drained.memory > 20e6  # five processes with Python in them
     # Clocks of one tick, read one after the other: nothing is lost but a few ticks.
     assert drained.others > -1
+
+
+def test_a_drain_that_brings_nothing_ends_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(drain, "LIMIT", 0.05)
+    with FarSink(0.001) as sink, drain.SinkWatch(sink, 2) as watch:
+        with pytest.raises(LoadError, match="no message reached the sink"):
+            watch.wait_for_first()
+        send(sink, 1, 1)
+        monkeypatch.setattr(drain, "LIMIT", LIMIT)
+        watch.wait_for_first()
+        monkeypatch.setattr(drain, "LIMIT", 0.05)
+        with pytest.raises(LoadError, match="the sink has 1 of 2 messages"):
+            watch.wait_for_all()
+        send(sink, 1, 1)
+        monkeypatch.setattr(drain, "LIMIT", LIMIT)
+        assert watch.wait_for_all() > 0
 
 
 @pytest.mark.peer("root", "postfix", "master", "smtp-source")
