@@ -4,8 +4,11 @@ Also what the table of scenarios promises of their modules.
 """
 
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -56,3 +59,38 @@ def test_a_quick_run_measures_every_contender(name: str, tmp_path: Path) -> None
     figures = {figure["name"] for figure in found["figures"]}
     measured = {key for turns in found["turns"].values() for turn in turns for key in turn}
     assert figures <= measured
+
+
+@pytest.mark.peer("smtp-sink")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_signal_ends_a_run_and_everything_that_it_started(
+    number: signal.Signals, tmp_path: Path
+) -> None:
+    command = [sys.executable, "-m", "bench", "drain", "--contender", "postrio"]
+    with subprocess.Popen(
+        command,
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    ) as bench:
+        deadline = time.monotonic() + 60
+        while not [*tmp_path.glob("postrio-*/queue")] and time.monotonic() < deadline:
+            assert bench.poll() is None
+            os.sched_yield()
+        assert [*tmp_path.glob("sink-*")]
+        bench.send_signal(number)
+        assert bench.wait() == 128 + number
+    assert [*tmp_path.iterdir()] == []
+    assert not [
+        entry
+        for entry in Path("/proc").glob("[0-9]*/cmdline")
+        if str(tmp_path).encode() in _octets(entry)
+    ]
+
+
+def _octets(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError:  # it ended meanwhile
+        return b""
