@@ -19,6 +19,7 @@ import click
 
 from bench.harness.comparison import Comparison, compare
 from bench.harness.machine import commit, machine, now
+from bench.harness.markdown import table
 from bench.harness.parameters import as_setting, parameters, with_settings
 from bench.harness.plot import FORMATS, check_plot, draw
 from bench.harness.result import Result, read_result, result_of, write_result
@@ -40,7 +41,7 @@ TOOLS: Final[Mapping[str, tuple[str, str]]] = {
 }
 OWN: Final[Mapping[str, str]] = {
     "all": "Run every scenario, and keep each result.",
-    "show": "Show a result that was kept.",
+    "show": "Show results that were kept.",
     "list": "List the scenarios.",
 }
 
@@ -308,7 +309,13 @@ def _all_command() -> click.Command:
 
 
 @click.command("show", help=OWN["show"])
-@click.argument("path", metavar="FILE.json", type=click.Path(dir_okay=False, path_type=Path))
+@click.argument(
+    "paths",
+    metavar="FILE.json...",
+    nargs=-1,
+    required=True,
+    type=click.Path(dir_okay=False, path_type=Path),
+)
 @click.option("--plot", type=click.Path(dir_okay=False, path_type=Path), help="Draw it, too.")
 @click.option(
     "--compare",
@@ -317,13 +324,22 @@ def _all_command() -> click.Command:
     metavar="OLD.json",
     help="Show what changed since that result.",
 )
-def show_command(path: Path, plot: Path | None, old: Path | None) -> None:
-    """Print a result file as the run itself did."""
+@click.option("--markdown", is_flag=True, help="One table for a page: a row for each target.")
+def show_command(
+    paths: tuple[Path, ...], plot: Path | None, old: Path | None, *, markdown: bool
+) -> None:
+    """Print result files as the runs themselves did."""
+    if len(paths) > 1 and (plot or old):
+        raise click.UsageError("--plot and --compare are for one result")
     with complaints(os.EX_DATAERR):
-        result = read_result(path)
-        show(result, None if old is None else compare(read_result(old), result))
+        results = [read_result(path) for path in paths]
+        if markdown:
+            click.echo(table(results), nl=False)
+        else:
+            for result in results:
+                show(result, None if old is None else compare(read_result(old), result))
         if plot is not None:
-            draw(result, plot)
+            draw(results[0], plot)
 
 
 @click.command("list", help=OWN["list"])

@@ -104,16 +104,17 @@ class Judgement:
         return min(bounds, key=lambda bound: abs(bound - value))
 
 
+def bounds(target: Target) -> str:
+    """What a target demands, for people: "at least 3"; empty: nothing."""
+    demands = (("at least", target.at_least), ("at most", target.at_most))
+    return " and ".join(f"{word} {bound:g}" for word, bound in demands if bound is not None)
+
+
 def describe(target: Target) -> str:
     """A target for people: "rate at least 3 x Postfix, default"."""
-    bounds = [
-        f"{word} {bound:g}"
-        for word, bound in (("at least", target.at_least), ("at most", target.at_most))
-        if bound is not None
-    ]
     to = "" if target.against is None else f" x {target.against}"
     who = "" if target.contender == "postrio" else f"{target.contender}: "
-    return f"{who}{target.figure} {' and '.join(bounds)}{to}"
+    return f"{who}{target.figure} {bounds(target)}{to}"
 
 
 def result_of(

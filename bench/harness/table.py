@@ -30,6 +30,8 @@ def tables(result: Result) -> Iterator[RenderableType]:
     """A result, part by part."""
     yield Text(f"{result.scenario}: {result.about}", style="bold")
     yield Text(_load(result))
+    if busy := busy_before(result):
+        yield Text(f"beware: {busy}", style="yellow")
     for name, why in result.missing.items():
         yield Text(f"{name} is left out: {why}")
     for name, why in result.failed.items():
@@ -49,6 +51,15 @@ def _load(result: Result) -> str:
         f"{machine.get('processors')} x {machine.get('model')}, Linux {machine.get('kernel')}, "
         f"Python {machine.get('python')}"
     )
+
+
+def busy_before(result: Result) -> str:
+    """That others used the machine when the run began; empty: hardly."""
+    load, processors = result.machine.get("load_before"), result.machine.get("processors")
+    if not isinstance(load, int | float) or not isinstance(processors, int):
+        return ""
+    busy = f"the machine was busy when this began: load average {load:g} on {processors} processors"
+    return busy if load > processors / 2 else ""
 
 
 def words(load: Mapping[str, object]) -> str:

@@ -14,6 +14,8 @@ import click
 import pytest
 
 from bench.command import command as bench
+from bench.harness.markdown import table
+from bench.harness.result import read_result
 from bench.scenarios import SCENARIOS
 from worker.cli import COMMANDS, postrio
 from worker.cli.sendmail import USAGE, parse_arguments
@@ -217,6 +219,14 @@ def test_the_readme_names_every_command() -> None:
     table = (TOP / "README.md").read_text().partition("## Commands")[2].partition("##")[0]
     for name in [*LEAVES, "bench"]:
         assert f"`postrio {name}`" in table or f"`{name.split()[-1]}`" in table
+
+
+def test_the_figures_of_the_readme_are_those_that_are_kept() -> None:
+    shown = (TOP / "README.md").read_text().partition("<!-- figures: begin -->\n")[2]
+    kept = [read_result(path) for path in sorted((TOP / "bench/results").glob("*.json"))]
+    assert kept
+    # It is made by `postrio bench show --markdown bench/results/*.json`.
+    assert table(kept) == shown.partition("<!-- figures: end -->")[0]
 
 
 # --- what is referred to -------------------------------------------------------------------------

@@ -124,6 +124,14 @@ def test_the_file_holds_every_figure_of_every_turn_and_where_it_was_taken(
     assert "rate at least 3 x peer" in shown.out
 
 
+@pytest.mark.parametrize(("load", "told"), [(1.01, True), (0.99, False), (None, False)])
+def test_a_busy_machine_is_told(
+    run_bench: Bench, monkeypatch: pytest.MonkeyPatch, load: object, *, told: bool
+) -> None:
+    monkeypatch.setattr(bench.command, "machine", lambda: {"processors": 2, "load_before": load})
+    assert ("load average 1.01 on 2 processors" in run_bench("drain").out) is told
+
+
 def test_a_quick_run_has_its_own_load_and_one_turn(run_bench: Bench, tmp_path: Path) -> None:
     run_bench("drain", "--quick", "--set", "sizes=9", "--json", tmp_path / "r.json")
     result = read_result(tmp_path / "r.json")
@@ -229,6 +237,27 @@ def test_a_result_of_another_scenario_is_not_compared(run_bench: Bench, tmp_path
 def test_a_file_that_is_no_result_is_bad_data(run_bench: Bench, tmp_path: Path) -> None:
     (tmp_path / "x.json").write_text("{}")
     assert run_bench("show", tmp_path / "x.json").status == os.EX_DATAERR
+
+
+def test_results_make_a_table_for_a_page(run_bench: Bench, tmp_path: Path) -> None:
+    path = tmp_path / "r.json"
+    run_bench("drain", "--json", path)
+    ended = run_bench("show", "--markdown", path, path)
+    head, rule, *rows = ended.out.splitlines()
+    assert head == "| scenario | figure | found | beside | ratio | target | taken |"
+    assert rule == "|" + " --- |" * 7
+    today = read_result(path).date[:10]
+    assert rows == 2 * [
+        "| `drain` | rate, messages/s | 200 (200 to 200) | peer: 100 | 2.00 (2.00 to 2.00) "
+        f"| at least 3: missed by 33% | {today}, abc |"
+    ]
+    without = json.loads(path.read_text())
+    path.write_text(json.dumps({**without, "targets": []}))
+    (row,) = run_bench("show", "--markdown", path).out.splitlines()[2:]
+    assert row.startswith(
+        "| `drain` | rate, messages/s | peer: 100 (100 to 100) | postrio: 200 | 0.500 (0.500 to "
+    )
+    assert run_bench("show", path, path, "--plot", tmp_path / "x.svg").status == os.EX_USAGE
 
 
 # --- plots ---------------------------------------------------------------------------------------
