@@ -16,7 +16,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Final
 
-from bench.load import LoadError
+from bench.harness.scenario import LoadError
 from protocol.cache_wire import (
     ANNOUNCEMENT_WIRE,
     DESCRIPTOR_OCTET,

@@ -1,20 +1,24 @@
 """Draining a full queue, by either side.
 
 Answers for doing it in the same way: the queue is filled while nothing delivers, the peer is
-started, time runs from the first to the last message at the sink, and CPU from the first message
-there to the empty queue. Why and with what is decided by the figures that use it.
+started, time runs from the first to the last message at the sink, CPU from the first message there
+to the empty queue, and memory is looked at from the start to the empty queue. Both peers log to a
+file, Postfix by its own postlogd(8). Why and with what is decided by the scenarios that use it.
 """
 
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from types import TracebackType
+from typing import Final, Self
 
 import trio
 
-from bench.load import LoadError, machine_cpu, session_cpu
+from bench.harness.costs import PeakMemory, machine_cpu, session_cpu
+from bench.harness.scenario import LoadError
 from bench.postfix_instance import PostfixInstance
 from bench.postrio_instance import PostrioInstance, fill_queue
 from bench.sink_process import SinkProcess
@@ -28,10 +32,11 @@ QMGR: Final = "qmgr unix n - n 300 1 qmgr"
 NO_QMGR: Final = f"#{QMGR}"
 SMTP_SOURCE: Final = "/usr/sbin/smtp-source"
 UNCACHED: Final[Mapping[str, str]] = {"smtp_connection_cache_on_demand": "no"}
-QUIET: Final[Mapping[str, str]] = {
-    "in_flow_delay": "0",  # or cleanup(8) waits for the queue manager that is not there
-    "maillog_file": "",  # as on a Debian system without a log daemon: no cost of logging
-}
+# Or cleanup(8) waits for the queue manager that is not there.
+UNHURRIED: Final[Mapping[str, str]] = {"in_flow_delay": "0"}
+# No log either: for measurements of which it is no part.
+QUIET: Final[Mapping[str, str]] = {**UNHURRIED, "maillog_file": ""}
+POLL: Final = 0.005  # seconds between two looks at the sink
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +56,14 @@ class Drained:
     cpu: Mapping[str, float]  # CPU ms per message, by what the peer's processes are
     sink_cpu: float  # the same of the sink
     others: float  # processors that everything else on the machine took meanwhile
+    memory: int  # octets: the most that all its processes had together
+
+    @property
+    def per_cpu(self) -> float:
+        """Messages for a second of CPU of all the peer's processes. Raises LoadError: for none."""
+        if not (milliseconds := sum(self.cpu.values())):
+            raise LoadError("it took no CPU that could be measured: too few messages")
+        return 1000 / milliseconds
 
 
 def drain_postfix(
@@ -60,7 +73,7 @@ def drain_postfix(
 
     `main_cf`: parameters besides those that a measurement needs. Raises LoadError, PostfixError.
     """
-    postfix = PostfixInstance(main_cf={**QUIET, **(main_cf or {})}, master_cf=[NO_QMGR])
+    postfix = PostfixInstance(main_cf={**UNHURRIED, **(main_cf or {})}, master_cf=[NO_QMGR])
     table = postfix.directory / "transport"
     table.write_text("".join(f"{domain} {route}\n" for domain, route in load.routes.items()))
     table.chmod(0o644)
@@ -75,28 +88,31 @@ def drain_postfix(
         def cost() -> dict[str, float]:
             return {"Postfix": sum(session_cpu(postfix.pid).values())}
 
-        return _watched(
-            sink, load.count, postfix.start, lambda: postfix.wait_until_drained(LIMIT), cost
-        )
+        return _watched(sink, load.count, postfix, lambda: postfix.wait_until_drained(LIMIT), cost)
 
 
 def fill_postfix(
     postfix: PostfixInstance, count: int, domains: Sequence[str], size: int, sessions: int = 20
 ) -> float:
-    """Put messages into a running Postfix over SMTP; messages per second."""
+    """Put messages into a running Postfix over SMTP; messages per second. Raises LoadError."""
     began = time.monotonic()
     for number, domain in enumerate(domains):
         share = count // len(domains) + (number < count % len(domains))
         if not share:
             continue
-        subprocess.run(
+        done = subprocess.run(
             [
                 *(SMTP_SOURCE, "-s", str(min(sessions, share)), "-m", str(share)),
                 *("-l", str(size), "-f", "load@source.example", "-t", f"user@{domain}"),
                 f"{postfix.host}:{postfix.port}",
             ],
-            check=True,
+            stdin=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            check=False,
         )
+        if done.returncode:
+            said = done.stderr.decode(errors="replace").strip().splitlines()[-1:]
+            raise LoadError(f"smtp-source failed: {said}")
     return count / (time.monotonic() - began)
 
 
@@ -137,7 +153,7 @@ def drain_postrio(
 
     try:
         trio.run(fill_queue, postrio.queue_directory, load.count, list(load.routes), load.size)
-        return _watched(sink, load.count, postrio.start, wait, cost)
+        return _watched(sink, load.count, postrio, wait, cost)
     finally:
         postrio.stop()
         postrio.remove()
@@ -172,10 +188,62 @@ def _look(sink: SinkProcess, cost: Callable[[], dict[str, float]]) -> _Look:
     )
 
 
+class SinkWatch:
+    """When the first and the last of `count` messages reached a sink; a context manager.
+
+    A thread looks, because a peer delivers before its start() returns.
+    """
+
+    def __init__(self, sink: SinkProcess, count: int) -> None:
+        self._sink = sink
+        self._count = count
+        self._before = sink.count()
+        self._seen: list[tuple[float, int]] = []  # monotonic seconds, messages: first, last
+        self._first, self._all, self._over = (threading.Event() for _ in range(3))
+        self._thread = threading.Thread(target=self._watch, name="sink", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._over.wait(POLL):
+            taken = self._sink.count() - self._before
+            if taken and not self._first.is_set():
+                self._seen.append((time.monotonic(), taken))
+                self._first.set()
+            if taken >= self._count:
+                self._seen.append((time.monotonic(), taken))
+                self._all.set()
+                return
+
+    def wait_for_first(self) -> None:
+        """Return when a message was taken. Raises LoadError."""
+        if not self._first.wait(LIMIT):
+            raise LoadError(f"no message reached the sink in {LIMIT:.0f} s")
+
+    def wait_for_all(self) -> float:
+        """Return messages/s, from the first message to the last. Raises LoadError."""
+        if not self._all.wait(LIMIT):
+            taken = self._sink.count() - self._before
+            raise LoadError(f"the sink has {taken} of {self._count} messages, and time is up")
+        (began, already), (ended, _) = self._seen  # the first look may find several
+        return max(1, self._count - already) / max(POLL, ended - began)
+
+
 def _watched(
     sink: SinkProcess,
     count: int,
-    start: Callable[[], object],
+    peer: PostfixInstance | PostrioInstance,
     wait: Callable[[], None],
     cost: Callable[[], dict[str, float]],
 ) -> Drained:
@@ -184,20 +252,25 @@ def _watched(
     `cost`: CPU seconds so far, by process. CPU of the start is left out: it is half a second for a
     Python program, whatever the queue. A process that is new at the end counts from its start.
     """
-    looks: list[_Look] = []
 
-    def begin() -> None:
-        start()
-        sink.wait_for(1, time.monotonic() + LIMIT)
-        looks.append(_look(sink, cost))
+    def leader() -> int | None:
+        try:
+            return peer.pid
+        except LoadError:  # it has not started yet
+            return None
 
-    took = sink.time_of(count, LIMIT, begin=begin)
-    wait()
-    first, last = *looks, _look(sink, cost)
+    with PeakMemory(leader) as memory, SinkWatch(sink, count) as watch:
+        peer.start()
+        watch.wait_for_first()
+        first = _look(sink, cost)
+        rate = watch.wait_for_all()
+        wait()
+        last = _look(sink, cost)
     each = 1000 / max(1, last.count - first.count)
     return Drained(
-        rate=count / took,
+        rate=rate,
         cpu={name: (cpu - first.cpu.get(name, 0.0)) * each for name, cpu in last.cpu.items()},
         sink_cpu=(last.sink_cpu - first.sink_cpu) * each,
         others=(last.others - first.others) / (last.at - first.at),
+        memory=memory.octets,
     )

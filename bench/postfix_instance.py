@@ -22,6 +22,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
+from bench.harness.scenario import LoadError
+
 COMMANDS: Final = Path("/usr/sbin")
 DAEMONS: Final = Path("/usr/lib/postfix/sbin")
 START_LIMIT: Final = 20.0  # seconds until the first service must answer
@@ -58,7 +60,7 @@ postlog unix-dgram n - n - 1 postlogd
 """
 
 
-class PostfixError(Exception):
+class PostfixError(LoadError):
     """Postfix cannot be run here, or did not start: why, with the end of its log."""
 
 

@@ -20,6 +20,7 @@ from typing import Final, Self
 
 import trio
 
+from bench.harness.scenario import LoadError
 from bench.load import message
 from protocol.request import Recipient
 from worker.queue.client import connect_submit
@@ -33,7 +34,7 @@ POLL: Final = 0.005  # seconds
 FILLERS: Final = 200  # submissions at one time while a queue is filled: they share commits
 
 
-class PostrioError(Exception):
+class PostrioError(LoadError):
     """postrio did not start: why, with the end of its log."""
 
 

@@ -14,14 +14,14 @@ import sys
 import tempfile
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from pathlib import Path
 from threading import Lock
 from types import TracebackType
 from typing import Final, Self
 
-from bench.load import LoadError, process_cpu
+from bench.harness.costs import process_cpu
+from bench.harness.scenario import LoadError
 from bench.postfix_instance import free_port
 
 SMTP_SINK: Final = "/usr/sbin/smtp-sink"
@@ -77,27 +77,6 @@ class SinkProcess(ABC):
             raise LoadError("the sink does not run")
         return process_cpu(self._process.pid)
 
-    def time_of(self, more: int, limit: float, *, begin: Callable[[], object]) -> float:
-        """Seconds that `more` messages take, from the first to the last. Raises LoadError.
-
-        `begin` sets the peer going; start-up is no part of the time (it has a figure of its own).
-        A peer may deliver before `begin` returns, so the sink is watched meanwhile.
-        """
-        before = self.count()
-        deadline = time.monotonic() + limit
-        with ThreadPoolExecutor(1) as pool:
-            started = pool.submit(begin)
-            while self.count() == before and not started.done():
-                time.sleep(POLL)
-            if started.done():
-                started.result()  # its exception, if it has one
-            self.wait_for(before + 1, deadline)
-            first = time.monotonic()
-            already = self.count() - before  # the first look may find several
-            self.wait_for(before + more, deadline)
-            took = time.monotonic() - first
-        return took * more / max(1, more - already)
-
     def wait_for(self, count: int, deadline: float) -> None:
         """Return when it took `count` messages. Raises LoadError at `deadline` (monotonic)."""
         while (seen := self.count()) < count:
@@ -152,7 +131,7 @@ class FarSink(SinkProcess):
         self._record = self._directory / "record"
         self._read = 0  # octets of the record
         self._count = 0
-        self._lock = Lock()  # time_of() looks from two threads
+        self._lock = Lock()  # drain.py looks from two threads
 
     def _command(self) -> Sequence[str]:
         return [

@@ -3,6 +3,7 @@
 import os
 import smtplib
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from functools import partial
@@ -10,11 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from bench import engine
+from bench import drain
 from bench.drain import UNCACHED, Load, drain_postfix, drain_postrio
 from bench.engine_loops import LOOPS
-from bench.load import LoadError, destinations, machine_cpu, process_cpu, session_cpu
+from bench.harness.costs import PeakMemory, machine_cpu, process_cpu, session_cpu, session_memory
+from bench.harness.scenario import LoadError
+from bench.load import destinations
 from bench.postfix_instance import PostfixError, PostfixInstance, missing_program, without_trace
+from bench.scenarios import engine
 from bench.sink_process import CountingSink, FarSink, SinkProcess
 
 LIMIT = 20.0  # seconds: far more than a delivery takes
@@ -91,9 +95,11 @@ def send(sink: SinkProcess, connections: int, messages: int) -> None:
 def test_a_sink_counts_and_knows_what_it_costs(make: Callable[[], SinkProcess]) -> None:
     with make() as sink:
         assert sink.count() == 0
-        assert sink.time_of(3, LIMIT, begin=lambda: send(sink, 1, 3)) >= 0
+        send(sink, 1, 3)
+        sink.wait_for(3, time.monotonic() + LIMIT)
         assert sink.count() == 3
         send(sink, 1, 2)
+        sink.wait_for(5, time.monotonic() + LIMIT)
         assert sink.count() == 5
         assert sink.cpu() >= 0
     with pytest.raises(LoadError, match="gone"):
@@ -142,6 +148,22 @@ def test_cpu_is_counted_by_process_of_a_session() -> None:
         process_cpu(child.pid)
 
 
+def test_memory_is_the_most_that_a_session_had_together() -> None:
+    hungry = "import os, sys; x = b'x' * 30_000_000; os.fork(); print(flush=True); sys.stdin.read()"
+    pipe = subprocess.PIPE
+    with subprocess.Popen(
+        [sys.executable, "-c", hungry], start_new_session=True, stdin=pipe, stdout=pipe
+    ) as child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == child.stdout.readline() == b"\n"
+        with PeakMemory(lambda: child.pid) as peak:
+            pass  # it looks at least once
+        # Two processes share the pages: their sum is not twice as much.
+        assert 30e6 < peak.octets < 50e6
+        child.communicate()
+    assert session_memory(child.pid) == 0
+
+
 # --- draining ------------------------------------------------------------------------------------
 
 
@@ -153,8 +175,26 @@ def test_postrio_drains_and_the_cost_of_each_process_is_known() -> None:
     assert list(drained.cpu) == ["queue", "worker 1", "worker 2", "worker 3", "cache"]
     assert drained.cpu["queue"] > 0
     assert drained.rate > 0
+    assert drained.per_cpu == pytest.approx(1000 / sum(drained.cpu.values()))
+    assert drained.memory > 20e6  # five processes with Python in them
     # Clocks of one tick, read one after the other: nothing is lost but a few ticks.
     assert drained.others > -1
+
+
+def test_a_drain_that_brings_nothing_ends_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(drain, "LIMIT", 0.05)
+    with FarSink(0.001) as sink, drain.SinkWatch(sink, 2) as watch:
+        with pytest.raises(LoadError, match="no message reached the sink"):
+            watch.wait_for_first()
+        send(sink, 1, 1)
+        monkeypatch.setattr(drain, "LIMIT", LIMIT)
+        watch.wait_for_first()
+        monkeypatch.setattr(drain, "LIMIT", 0.05)
+        with pytest.raises(LoadError, match="the sink has 1 of 2 messages"):
+            watch.wait_for_all()
+        send(sink, 1, 1)
+        monkeypatch.setattr(drain, "LIMIT", LIMIT)
+        assert watch.wait_for_all() > 0
 
 
 @pytest.mark.peer("root", "postfix", "master", "smtp-source")
@@ -170,16 +210,19 @@ def test_postfix_drains_through_as_many_sessions_as_it_is_told() -> None:
 # --- the engine beside others --------------------------------------------------------------------
 
 
+LITTLE = engine.Load(count=45, sessions=4, size=2000)
+
+
 @pytest.mark.peer("smtp-sink")
 @pytest.mark.parametrize("name", LOOPS)
 def test_each_engine_delivers_what_it_is_measured_by(name: str) -> None:
-    assert engine.messages_per_cpu_second(name, count=45, sessions=4, size=2000) > 0
+    assert engine.turn(name, LITTLE)["per_cpu"] > 0
 
 
 @pytest.mark.peer("smtp-sink")
 def test_an_engine_that_fails_is_no_figure(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(CountingSink, "count", lambda _: 44)
     with pytest.raises(LoadError, match="44 of 45 messages arrived"):
-        engine.messages_per_cpu_second("bare trio loop", count=45, sessions=4, size=2000)
-    with pytest.raises(LoadError, match="no such engine failed: "):
-        engine.messages_per_cpu_second("no such engine", count=45, sessions=4, size=2000)
+        engine.turn("bare trio loop", LITTLE)
+    with pytest.raises(LoadError, match="no such engine: "):
+        engine.turn("no such engine", LITTLE)

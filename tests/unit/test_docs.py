@@ -13,6 +13,10 @@ from pathlib import Path
 import click
 import pytest
 
+from bench.command import command as bench
+from bench.harness.markdown import table
+from bench.harness.result import read_result
+from bench.scenarios import SCENARIOS
 from worker.cli import COMMANDS, postrio
 from worker.cli.sendmail import USAGE, parse_arguments
 from worker.config.parameters import PARAMETERS, TRANSPORT_SUFFIXES, find
@@ -33,7 +37,7 @@ EVERY_PAGE = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 
 
 def leaves(
-    command: click.Command = postrio, words: tuple[str, ...] = ()
+    command: click.Command, words: tuple[str, ...] = ()
 ) -> Iterator[tuple[str, click.Command]]:
     """Each command that does something, by its words: ("queue list", command)."""
     if not isinstance(command, click.Group):
@@ -46,7 +50,21 @@ def leaves(
         yield from leaves(below, (*words, name))
 
 
-LEAVES = dict(leaves())
+def own_commands() -> click.Group:
+    """`postrio` without what installed packages add: that differs from machine to machine."""
+    context = click.Context(postrio)
+    found = {name: postrio.get_command(context, name) for name in COMMANDS}
+    return click.Group("postrio", commands={name: each for name, each in found.items() if each})
+
+
+LEAVES = dict(leaves(own_commands()))
+
+
+def bench_command(name: str) -> click.Command:
+    """A command of `postrio bench`, which loads it now: scenarios are not loaded for nothing."""
+    found = bench.get_command(click.Context(bench), name)
+    assert found is not None, f"there is no command bench {name}"
+    return found
 
 
 def options_of(command: click.Command) -> set[str]:
@@ -115,13 +133,24 @@ def split_command(words: list[str]) -> tuple[str, list[str]]:
 
 def test_the_manual_has_a_section_for_each_command_in_their_order() -> None:
     found = list(manual_sections())
-    assert sorted(found) == sorted(LEAVES)
-    assert list(dict.fromkeys(name.split()[0] for name in found)) == list(COMMANDS)
+    assert sorted(found) == sorted([*LEAVES, "bench"])
+    assert list(dict.fromkeys(name.split()[0] for name in found)) == [*COMMANDS, "bench"]
 
 
 @pytest.mark.parametrize("name", LEAVES)
 def test_the_manual_describes_the_options_that_a_command_has_and_no_others(name: str) -> None:
     assert options_described(manual_sections()[name]) == options_of(LEAVES[name])
+
+
+def test_the_manual_describes_the_options_of_running_scenarios() -> None:
+    options = options_of(bench_command("engine")) | options_of(bench_command("all"))
+    assert options_described(manual_sections()["bench"]) == options
+
+
+def test_the_bench_readme_names_every_scenario() -> None:
+    text = (TOP / "bench/README.md").read_text()
+    for name in SCENARIOS:
+        assert f"`{name}`" in text
 
 
 def test_the_manual_describes_the_options_of_all_commands() -> None:
@@ -156,7 +185,12 @@ def test_what_is_shown_to_be_typed_is_understood(page: Path) -> None:
         if not arguments[0].islower():
             assert arguments[0] in {"--version", "COMMAND"}
             continue
-        if arguments == ["queue"]:
+        if arguments in (["queue"], ["bench"]) or arguments[:2] == ["bench", "NAME"]:
+            continue
+        if arguments[0] == "bench":
+            below = bench_command(arguments[1])
+            if arguments[2:]:
+                below.make_context(arguments[1], arguments[2:])
             continue
         name, rest = split_command(arguments)
         if rest:  # a command named alone is no call of it
@@ -183,8 +217,16 @@ def test_programs_and_targets_named_exist(page: Path) -> None:
 
 def test_the_readme_names_every_command() -> None:
     table = (TOP / "README.md").read_text().partition("## Commands")[2].partition("##")[0]
-    for name in LEAVES:
+    for name in [*LEAVES, "bench"]:
         assert f"`postrio {name}`" in table or f"`{name.split()[-1]}`" in table
+
+
+def test_the_figures_of_the_readme_are_those_that_are_kept() -> None:
+    shown = (TOP / "README.md").read_text().partition("<!-- figures: begin -->\n")[2]
+    kept = [read_result(path) for path in sorted((TOP / "bench/results").glob("*.json"))]
+    assert kept
+    # It is made by `postrio bench show --markdown bench/results/*.json`.
+    assert table(kept) == shown.partition("<!-- figures: end -->")[0]
 
 
 # --- what is referred to -------------------------------------------------------------------------

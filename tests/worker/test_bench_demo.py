@@ -10,7 +10,7 @@ from bench.demo import sender_of
 from bench.demo_scene import HOSTS, ZONE, free_common_port, listens, write_main_cf
 from bench.demo_view import Deliveries
 from bench.dns import Zone
-from bench.load import destinations, message, ratio_table
+from bench.load import destinations, message
 from bench.postfix_instance import without_trace
 from bench.sink.behaviour import Behaviour
 
@@ -119,13 +119,6 @@ def test_destinations_do_not_share_an_address() -> None:
     routes = destinations(300, 25)
     assert len(set(routes.values())) == len(routes) == 300
     assert routes["d0.example"] == "smtp:[127.0.0.2]:25"
-
-
-def test_ratios_are_of_medians() -> None:
-    table = ratio_table(
-        {"base": [100.0, 1.0, 200.0], "other": [150.0, 150.0]}, "messages/s", "base"
-    )
-    assert [line.split()[-1] for line in table.splitlines()[1:]] == ["1.00", "1.50"]
 
 
 def test_only_the_trace_of_the_last_hop_is_taken_off() -> None:

@@ -4,14 +4,15 @@ import io
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib.metadata import EntryPoint, EntryPoints
 from pathlib import Path
 
 import pytest
 
 import worker.cli
-from worker.cli import COMMANDS, sendmail
+from worker.cli import COMMANDS, commands, sendmail
 from worker.cli.exits import DEBUG_VARIABLE, Entry, run_command
 
 MESSAGE = b"Subject: hello\nTo: Bob <b@y.example>\nBcc: c@y.example\n\n.dot\nHello.\n"
@@ -115,6 +116,39 @@ def test_wrong_use_is_status_64_and_one_line(
     assert ended.status == 64
     assert ended.err.startswith(complaint)
     assert "Traceback" not in ended.err
+
+
+def entries(*found: EntryPoint) -> Callable[..., EntryPoints]:
+    """What importlib.metadata says when these are the entry points of all installed packages."""
+    return lambda **which: EntryPoints(found).select(**which)
+
+
+def test_installed_packages_may_add_commands(
+    shell: Shell, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    request.addfinalizer(commands.cache_clear)
+    more = "postrio.commands"
+    monkeypatch.setattr(
+        worker.cli,
+        "entry_points",
+        entries(
+            EntryPoint("bench", "bench:COMMAND", more),
+            EntryPoint("send", "bench:COMMAND", more),  # ours stays
+            EntryPoint("gone", "no_such_package:COMMAND", more),  # half removed
+            EntryPoint("empty", "bench:NO_SUCH_NAME", more),
+            EntryPoint("other", "bench:COMMAND", "other.group"),
+        ),
+    )
+    commands.cache_clear()
+    assert list(commands()) == [*COMMANDS, "bench"]
+    assert commands()["send"] == COMMANDS["send"]
+    assert "  bench " in shell.postrio("--help").out
+    listed = shell.postrio("bench", "list")
+    assert (listed.status, listed.out[:6]) == (0, "drain ")
+    wrong = shell.postrio("bench", "engine", "--set", "x=1")
+    assert wrong.status == 64
+    assert "'postrio bench engine --help' says" in wrong.err
+    assert shell.postrio("gone").status == 64
 
 
 def test_a_bad_configuration_is_status_78_and_names_every_mistake(shell: Shell) -> None:

@@ -1,12 +1,15 @@
 """The commands: `postrio` (`main`) and `postrio-sendmail` (`sendmail.py`). One module for each.
 
 Modules of commands are loaded when their command is called: `postrio send` must not pay for the
-resolver. How commands end is in `exits.py`, what all of them take in `options.py`.
+resolver. Others may add commands by the entry point group `postrio.commands`, as `bench` does,
+which we may not import. How commands end is in `exits.py`, what all of them take in `options.py`.
 """
 
 import importlib
 from collections.abc import Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, version
+from contextlib import suppress
+from functools import cache
+from importlib.metadata import PackageNotFoundError, entry_points, version
 from typing import Final, NoReturn
 
 import click
@@ -25,6 +28,19 @@ COMMANDS: Final[Mapping[str, tuple[str, str]]] = {
     "scache": ("worker.cli.scache", "Keep idle connections: the connection cache daemon."),
     "worker": ("worker.cli.worker", "Deliver for a queue process; started by `run`."),
 }
+# Entry points with more of these pairs: name = "package:COMMAND".
+MORE_COMMANDS: Final = "postrio.commands"
+
+
+@cache
+def commands() -> Mapping[str, tuple[str, str]]:
+    """All commands: ours, and those that installed packages add. None takes the place of ours."""
+    found = dict(COMMANDS)
+    for entry in sorted(entry_points(group=MORE_COMMANDS), key=lambda entry: entry.name):
+        # A package that was half removed must not keep anybody from the other commands.
+        with suppress(ImportError, AttributeError):
+            found.setdefault(entry.name, entry.load())
+    return found
 
 
 class LazyGroup(click.Group):
@@ -33,14 +49,16 @@ class LazyGroup(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Every command, in the order that a reader meets them."""
         del ctx
-        return list(COMMANDS)
+        return list(commands())
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """The command, loaded; None: there is none of that name."""
         del ctx
-        if cmd_name not in COMMANDS:
+        # Ours first: whoever calls one of them does not pay for a look at all installed packages.
+        known = COMMANDS if cmd_name in COMMANDS else commands()
+        if cmd_name not in known:
             return None
-        command = importlib.import_module(COMMANDS[cmd_name][0]).command
+        command = importlib.import_module(known[cmd_name][0]).command
         assert isinstance(command, click.Command)
         return command
 
@@ -48,7 +66,7 @@ class LazyGroup(click.Group):
         """The list of commands in --help, from the table alone."""
         del ctx
         with formatter.section("Commands"):
-            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
+            formatter.write_dl([(name, text) for name, (_, text) in commands().items()])
 
 
 def program_version() -> str:
