@@ -107,8 +107,11 @@ class Link:
             case RemoteProtocolError():
                 return LinkFailed(self.phase, Trouble.NONSENSE, str(error))
             case OSError():  # only of connect(): a stream has exceptions of its own
-                return LinkFailed(self.phase, Trouble.UNREACHABLE, str(error))
-        text = str(error.__cause__ or error) or "the server closed the connection"
+                text = error.strerror or str(error)
+                return LinkFailed(self.phase, Trouble.UNREACHABLE, text)
+        cause = error.__cause__
+        reset = cause.strerror if isinstance(cause, OSError) else None
+        text = reset or "the server closed the connection"
         return LinkFailed(self.phase, Trouble.LOST, text)
 
     def overdue(self) -> LinkFailed:

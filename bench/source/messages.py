@@ -4,10 +4,11 @@ Contents are ready for the wire, dots stuffed and the final dot behind them: a s
 for that while it measures. Generated ones differ in their header only.
 """
 
+import contextlib
 import mailbox
 import random
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from email.utils import formatdate
 from pathlib import Path
@@ -175,16 +176,16 @@ def read_contents(path: Path) -> FromFiles:
     return FromFiles(contents)
 
 
-def _messages(path: Path) -> "Sequence[bytes] | map[bytes]":
+def _messages(path: Path) -> Iterator[bytes]:
     if path.is_dir():
-        files = sorted(file for file in path.rglob("*") if file.is_file())
-        return map(_read, files)
-    if path.exists() and not path.is_file():
+        yield from map(_read, sorted(file for file in path.rglob("*") if file.is_file()))
+    elif path.exists() and not path.is_file():
         raise MessageError(f"{path}: neither a file nor a directory")
-    if _is_mbox(path):
-        box = mailbox.mbox(path, create=False)
-        return map(box.get_bytes, box.keys())
-    return [_read(path)]
+    elif _is_mbox(path):
+        with contextlib.closing(mailbox.mbox(path, create=False)) as box:
+            yield from map(box.get_bytes, box.keys())
+    else:
+        yield _read(path)
 
 
 def _read(path: Path) -> bytes:

@@ -65,7 +65,10 @@ class Latencies:
         return float(self._histogram.get_mean_value()) / 1e6
 
     def percentile(self, percent: float) -> float:
-        """Seconds that `percent` of them do not exceed; to three digits. 0 if there are none."""
+        """Seconds that `percent` of them, rounded to a whole number, do not exceed; three digits.
+
+        0 if there are none.
+        """
         return min(float(self._histogram.get_value_at_percentile(percent)) / 1e6, self.longest)
 
     def encoded(self) -> str:
