@@ -657,6 +657,13 @@ def test_generated_contents_have_their_size_and_canonical_lines(size: int, numbe
     assert all(len(piece) <= 2 * BLOCK for piece in content.pieces)
 
 
+def test_contents_of_changing_sizes_differ_in_size() -> None:
+    sizes = iter((1000, 2000, 1000, 200_000))
+    contents = Generated(lambda: next(sizes), "run")
+    drawn = [len(octets_of(contents(number))) for number in range(4)]
+    assert drawn == [1000, 2000, 1000, 200_000]
+
+
 def test_sizes_come_from_their_distribution() -> None:
     rng = random.Random(1)
     assert parse_sizes("4096", rng)() == 4096
