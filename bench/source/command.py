@@ -10,7 +10,8 @@ import resource
 import secrets
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Final, TextIO
 
@@ -151,8 +152,8 @@ STARTTLS and AUTH are not spoken yet: they are for a later part.
 @click.option("--seed", type=int, default=1, show_default=True, help="Of the sizes drawn.")
 @click.option(
     "--json",
-    "file",
-    type=click.File("w", lazy=False),
+    "path",
+    metavar="FILE",
     help="Write every figure there; -: to standard output, instead of the report.",
 )
 def main(
@@ -175,7 +176,7 @@ def main(
     limits: tuple[str, ...],
     give_up: int,
     seed: int,
-    file: TextIO | None,
+    path: str | None,
 ) -> None:
     """Load an SMTP or LMTP server with mail, and say how it answered: rates, percentiles of each
     phase, counts of replies.
@@ -204,16 +205,32 @@ def main(
             if content
             else Generated(parse_sizes(size, random.Random(seed)), secrets.token_hex(4))
         )
+        words = Composer(envelopes, contents)
         tally = Tally()
-        caught = trio.run(_run, load, server, sources, Composer(envelopes, contents), tally)
+        with _json_file(path) as file:
+            caught = trio.run(_run, load, server, sources, words, tally)
+            if file is not sys.stdout:
+                report.show(tally, Console())
+            if file is not None:
+                json.dump(report.as_json(tally), file, indent=1)
+                file.write("\n")
     except (MessageError, TargetError, LocalProtocolError) as exc:
         raise click.UsageError(str(exc)) from exc
-    if file is not sys.stdout:
-        report.show(tally, Console())
-    if file is not None:
-        json.dump(report.as_json(tally), file, indent=1)
-        file.write("\n")
     sys.exit(128 + caught if caught else exit_status(tally))
+
+
+@contextmanager
+def _json_file(path: str | None) -> Iterator[TextIO | None]:
+    """Where figures go; opened before a load that may take hours. Raises click.UsageError."""
+    if path is None or path == "-":
+        yield sys.stdout if path else None
+        return
+    with ExitStack() as stack:
+        try:
+            file = stack.enter_context(Path(path).open("w", encoding="ascii"))
+        except OSError as exc:
+            raise click.UsageError(f"--json {path}: {exc.strerror}") from exc
+        yield file
 
 
 def make_room(sessions: int) -> None:
