@@ -71,9 +71,9 @@ service lmtp {{
 }}
 """
 
-# What Dovecot puts in front of a message.
+# What Dovecot puts in front of a message; with several recipients it does not say which one.
 TRACE: Final = re.compile(
-    rb"(Return-Path: .*\r\n)?Delivered-To: .*\r\nReceived: .*\r\n([ \t].*\r\n)+"
+    rb"(Return-Path: .*\r\n)?(Delivered-To: .*\r\n)?Received: .*\r\n([ \t].*\r\n)+"
 )
 
 
