@@ -51,10 +51,10 @@ class LoopError(Exception):
 
 def postrio(port: int, count: int, sessions: int, path: Path) -> None:
     """Our delivery engine, without queue, cache or log."""
-    trio.run(_postrio, port, count, sessions, path)
+    trio.run(_postrio, port, count, sessions, path, path.stat().st_size)
 
 
-async def _postrio(port: int, count: int, sessions: int, path: Path) -> None:
+async def _postrio(port: int, count: int, sessions: int, path: Path, size: int) -> None:
     settings = {"myhostname": "bench.example", "inet_protocols": "ipv4"}
     config = Config.from_mapping({**settings, "inet_interfaces": "loopback-only"})
     environment = make_environment(config, lambda _: None, time.time, random.Random())
@@ -65,7 +65,7 @@ async def _postrio(port: int, count: int, sessions: int, path: Path) -> None:
         nexthop=f"[{HOST}]:{port}",
         sender=SENDER,
         recipients=(Recipient(address=RECIPIENT),),
-        size=path.stat().st_size,
+        size=size,
     )
     requests = (replace(request, queue_id=f"Q{number}") for number in range(count))
 
