@@ -139,36 +139,37 @@ class DataEncoder:
 
     def _is_fit(self, block: bytes) -> bool:
         """The block can be sent as it is, after all that was fed before. May err towards False."""
-        if not block or self._canonicaliser.cr_pending or b"\0" in block:
+        if not block or self._canonicaliser.cr_pending:
             return False
         if block.startswith(b".") and self._stuffer.at_line_start:
             return False
-        if self._vouched:
-            return _seems_canonical(block) and not (
-                b"." in block and _DOT_AT_LINE_START.search(block)
-            )
-        fault = _STRAY_CR_OR_DOT.search(block)
-        if fault and not (fault.start() == len(block) - 2 and block.endswith(b"\r\n")):
-            return False
-        return not _STRAY_LF.search(block)
+        return _seems_fit(block) if self._vouched else _is_fit(block)
 
 
-def _seems_canonical(block: bytes) -> bool:
-    """The block's first line end is CRLF, and so is the one that it ends in, if it does."""
+def _is_fit(block: bytes) -> bool:
+    """Nothing in the block has to change, whatever comes next; its first octet is not judged."""
+    if b"\0" in block:
+        return False
+    fault = _STRAY_CR_OR_DOT.search(block)
+    if fault and not (fault.start() == len(block) - 2 and block.endswith(b"\r\n")):
+        return False
+    return not _STRAY_LF.search(block)
+
+
+def _seems_fit(block: bytes) -> bool:
+    """As _is_fit(); of line ends, only those first, last and before a dot are looked at."""
     cr, lf = block.find(b"\r"), block.find(b"\n")
-    if cr < 0:
-        return lf < 0
-    return lf == cr + 1 and (block.endswith(b"\r\n") or not block.endswith((b"\r", b"\n")))
+    if lf != (cr + 1 if cr >= 0 else -1):
+        return False
+    if block.endswith((b"\r", b"\n")) and not block.endswith(b"\r\n"):
+        return False
+    return b"\0" not in block and not (b"." in block and _DOT_AT_LINE_START.search(block))
 
 
 def encode(content: bytes) -> bytes:
     """What to send for a whole content, the final dot included: as a DataEncoder's in one piece."""
-    if content.endswith(b"\r\n") and not content.startswith(b".") and b"\r\n." not in content:
-        # Most mail is fit to be sent as it is. To join its lines and look for what must not be in
-        # them takes half the time of counting line ends.
-        text = b"".join(content.split(b"\r\n"))
-        if not (b"\n" in text or b"\r" in text or b"\0" in text):
-            return content + END_OF_DATA
+    if content.endswith(b"\r\n") and not content.startswith(b".") and _is_fit(content):
+        return content + END_OF_DATA  # most mail
     encoder = DataEncoder()
     return encoder.feed(content) + encoder.finish()
 

@@ -21,7 +21,7 @@ from typing import Final
 from bench import load as parts
 from bench.big_loops import LOOPS
 from bench.harness.scenario import Figure, LoadError, Scenario, Target, Turn
-from bench.sink_process import CountingSink
+from bench.sink_process import SMTP_SINK, CountingSink
 
 BASE64: Final = "base64"
 TEXT: Final = "text"
@@ -47,7 +47,9 @@ def scenario(load: Load) -> Scenario:
         raise LoadError(f"content must be {BASE64} or {TEXT}, not {load.content!r}")
     missing = {}
     if find_spec("aiosmtplib") is None:
-        missing["aiosmtplib"] = "the Python package aiosmtplib is not installed"
+        missing["aiosmtplib"] = "it is not installed"
+    if not Path(SMTP_SINK).exists():
+        missing = dict.fromkeys(LOOPS, "smtp-sink is missing: install the Debian package postfix")
     contenders: dict[str, Turn] = {
         name: partial(_turn, name, load) for name in LOOPS if name not in missing
     }
@@ -76,6 +78,7 @@ def _turn(name: str, load: Load) -> Mapping[str, float]:
                     *(sys.executable, "-m", "bench.big_loops", name),
                     *map(str, (sink.port, load.count, load.sessions, path)),
                 ],
+                stdin=subprocess.DEVNULL,
                 capture_output=True,
                 check=False,
             )

@@ -68,7 +68,7 @@ def scenario(load: Load) -> Scenario:
     contenders: dict[str, Turn] = {POSTRIO: partial(_turn, load, drain_postrio, limits)}
     missing = {}
     if lacking := missing_program() or ("" if Path(SMTP_SOURCE).exists() else SMTP_SOURCE):
-        missing = dict.fromkeys((POSTFIX, POSTFIX_PLAIN), f"it needs {lacking}")
+        missing = dict.fromkeys((POSTFIX, POSTFIX_PLAIN), f"missing: {lacking}")
     else:
         contenders[POSTFIX] = partial(_turn, load, drain_postfix, postfix)
         contenders[POSTFIX_PLAIN] = partial(_turn, load, drain_postfix, {**postfix, **UNCACHED})

@@ -10,7 +10,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from protocol.data import Canonicaliser, ContentFacts, ContentScanner, DataEncoder, DotStuffer, scan
+from protocol.data import (
+    Canonicaliser,
+    ContentFacts,
+    ContentScanner,
+    DataEncoder,
+    DotStuffer,
+    encode,
+    scan,
+)
 
 
 class Transform(Protocol):
@@ -94,6 +102,7 @@ def test_canonical_form_has_no_stray_line_end_and_no_nul(content: bytes) -> None
 def test_encoding_is_the_same_under_any_cut(blocks: list[bytes]) -> None:
     whole = b"".join(blocks)
     assert run(DataEncoder, blocks) == run(DataEncoder, [whole]) == run(DataEncoder, octets(whole))
+    assert encode(whole) == run(DataEncoder, [whole])
 
 
 @given(BLOCKS)
@@ -176,7 +185,7 @@ def test_facts_are_those_of_the_canonical_form(blocks: list[bytes]) -> None:
 def test_what_is_sent_for_a_content(
     make: Callable[[], Transform], content: bytes, wire: bytes
 ) -> None:
-    assert run(make, [content]) == wire
+    assert run(make, [content]) == wire == encode(content)
 
 
 @pytest.mark.parametrize("make", [DataEncoder, VOUCHED])
