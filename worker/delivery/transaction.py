@@ -416,7 +416,7 @@ class _Transaction:
 
     async def _send_content(self, talk: Conversation, content: Content) -> bool:
         """Send it to the final dot; False: the server had spoken before, and is obeyed."""
-        encoder = DataEncoder()
+        encoder = DataEncoder(vouched=isinstance(content, FileContent))
         talk.phase(phrases.CONTENT, self._limits.data_xfer)
         try:
             if isinstance(content, InlineContent):

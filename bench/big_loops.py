@@ -1,0 +1,197 @@
+"""Large messages from a file, in a process of its own, and what they cost.
+
+Answers for what each contender does for one message, as a program that uses it well would:
+
+- postrio: `deliver()` with a descriptor for each request, as a worker process gets it.
+- aiosmtplib, smtplib: they take a message as a whole, so it is read as a whole; threads for
+  smtplib.
+- bare: blocks of the file to trio's own stream, without a look at what is in them: the floor. It
+  reads in the event loop, which a slow disk would stall, and knows that no dot needs doubling.
+
+Run by `scenarios/big.py`, as `python -m bench.big_loops NAME PORT COUNT SESSIONS PATH`; prints
+JSON.
+"""
+
+import asyncio
+import json
+import os
+import random
+import smtplib
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Final
+
+import trio
+
+from bench.load import peak_memory
+from protocol.outcome import Action
+from protocol.request import DeliveryRequest, Protocol, Recipient
+from worker.config.config import Config
+from worker.content import FileContent
+from worker.delivery.deliver import deliver
+from worker.delivery.slot import DeliverySlot
+from worker.environment import make_environment
+
+HOST: Final = "127.0.0.1"
+SENDER: Final = "load@source.example"
+RECIPIENT: Final = "user@d.example"
+BLOCK_SIZE: Final = 262_144  # octets that the bare loop reads and sends at a time
+
+Loop = Callable[[int, int, int, Path], None]  # port, messages, sessions, the content's file
+
+
+class LoopError(Exception):
+    """A message was not taken: why."""
+
+
+def postrio(port: int, count: int, sessions: int, path: Path) -> None:
+    """Our delivery engine, without queue, cache or log."""
+    trio.run(_postrio, port, count, sessions, path, path.stat().st_size)
+
+
+async def _postrio(port: int, count: int, sessions: int, path: Path, size: int) -> None:
+    settings = {"myhostname": "bench.example", "inet_protocols": "ipv4"}
+    config = Config.from_mapping({**settings, "inet_interfaces": "loopback-only"})
+    environment = make_environment(config, lambda _: None, time.time, random.Random())
+    request = DeliveryRequest(
+        queue_id="Q",
+        transport="smtp",
+        protocol=Protocol.SMTP,
+        nexthop=f"[{HOST}]:{port}",
+        sender=SENDER,
+        recipients=(Recipient(address=RECIPIENT),),
+        size=size,
+    )
+    requests = (replace(request, queue_id=f"Q{number}") for number in range(count))
+
+    async def serve() -> None:
+        waiting = deque[DeliveryRequest](maxlen=2)
+        slot = DeliverySlot(lambda: waiting[0] if waiting else None)
+        _fill(waiting, requests)
+        while waiting:
+            current = waiting.popleft()
+            _fill(waiting, requests)
+            content = FileContent(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
+            try:
+                result = await deliver(current, content, environment, slot)
+            finally:
+                content.close()
+            if result.outcomes[0].action is not Action.SENT:
+                raise LoopError(result.outcomes[0].reason)
+        await slot.release()
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(sessions):
+            nursery.start_soon(serve)
+
+
+def _fill(waiting: deque[DeliveryRequest], requests: Iterator[DeliveryRequest]) -> None:
+    """Have two requests wait, as long as there are any."""
+    while len(waiting) < 2 and (request := next(requests, None)) is not None:
+        waiting.append(request)
+
+
+def aiosmtplib(port: int, count: int, sessions: int, path: Path) -> None:
+    """The asyncio client of that name."""
+    from aiosmtplib import SMTP  # of the tests' dependencies: not everybody has it
+
+    numbers = iter(range(count))
+
+    async def serve() -> None:
+        async with SMTP(hostname=HOST, port=port, use_tls=False, start_tls=False) as client:
+            for _ in numbers:
+                await client.sendmail(SENDER, [RECIPIENT], await asyncio.to_thread(path.read_bytes))
+
+    async def run() -> None:
+        async with asyncio.TaskGroup() as group:
+            for _ in range(sessions):
+                group.create_task(serve())
+
+    asyncio.run(run())
+
+
+def smtplib_threads(port: int, count: int, sessions: int, path: Path) -> None:
+    """The standard library's client, a thread for each session."""
+    numbers = iter(range(count))
+    lock = threading.Lock()
+
+    def serve() -> None:
+        with smtplib.SMTP(HOST, port) as client:
+            while True:
+                with lock:
+                    if next(numbers, None) is None:
+                        return
+                client.sendmail(SENDER, [RECIPIENT], path.read_bytes())
+
+    threads = [threading.Thread(target=serve) for _ in range(sessions)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
+def bare(port: int, count: int, sessions: int, path: Path) -> None:
+    """What no engine on trio can be much cheaper than, with the content in a file."""
+    trio.run(_bare, port, count, sessions, path)
+
+
+async def _bare(port: int, count: int, sessions: int, path: Path) -> None:
+    numbers = iter(range(count))
+    envelope = f"MAIL FROM:<{SENDER}>\r\nRCPT TO:<{RECIPIENT}>\r\nDATA\r\n".encode()
+
+    async def replies(stream: trio.SocketStream, lines: int) -> None:
+        while lines:
+            received = await stream.receive_some()
+            if received[:1] not in (b"2", b"3"):
+                raise LoopError(f"the server said {received!r}")
+            lines -= received.count(b"\n")
+
+    async def serve() -> None:
+        async with await trio.open_tcp_stream(HOST, port) as stream:
+            await replies(stream, 1)
+            await stream.send_all(b"HELO bench.example\r\n")
+            await replies(stream, 1)
+            for _ in numbers:
+                await stream.send_all(envelope)
+                await replies(stream, 3)
+                file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+                try:
+                    while block := os.read(file, BLOCK_SIZE):
+                        await stream.send_all(block)
+                finally:
+                    os.close(file)
+                await stream.send_all(b".\r\n")
+                await replies(stream, 1)
+            await stream.send_all(b"QUIT\r\n")
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(sessions):
+            nursery.start_soon(serve)
+
+
+LOOPS: Final[Mapping[str, Loop]] = {
+    "postrio": postrio,
+    "aiosmtplib": aiosmtplib,
+    "smtplib, threads": smtplib_threads,
+    "bare trio loop": bare,
+}
+
+
+def main() -> None:
+    """Run one loop; print what it took, imports not counted, and the largest resident memory."""
+    name, port, count, sessions = sys.argv[1], *map(int, sys.argv[2:5])
+    began, cpu = time.monotonic(), time.process_time()
+    LOOPS[name](port, count, sessions, Path(sys.argv[5]))
+    seconds, cpu = time.monotonic() - began, time.process_time() - cpu
+    # Not getrusage(): its figure includes our parent, as it was when it started us.
+    found = {"seconds": seconds, "cpu": cpu, "peak_memory": peak_memory(os.getpid())}
+    sys.stdout.write(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()
