@@ -25,18 +25,18 @@ from protocol.outcome import DeliveryResult
 from protocol.request import DeliveryRequest
 from worker.content import INLINE_LIMIT, Content, FileContent, InlineContent
 from worker.queue.listening import socket_address
-from worker.queue.slot import WorkerLost
+from worker.queue.slot import MOST_UNANSWERED, WorkerLost
 
 _LENGTHS: Final = struct.Struct("!II")  # octets of payload; octets of inline content
 _DESCRIPTOR: Final = 0xFFFF_FFFF  # instead of a content length: the content is a descriptor
 PAYLOAD_LIMIT: Final = 16 * 1024 * 1024  # some ten thousand recipients; a request has fewer
-# Two requests may come while a result is being sent; more is not our queue process.
-_READ_AHEAD: Final = 2 * (PAYLOAD_LIMIT + INLINE_LIMIT)
+# What may come while a result is being sent; more is not our queue process.
+_READ_AHEAD: Final = (MOST_UNANSWERED - 1) * (PAYLOAD_LIMIT + INLINE_LIMIT)
 # More would be fetched from the system for each read: allocators map blocks of 128 kB anew.
 _RECEIVE_SIZE: Final = 32_768
 # Descriptors that no frame has claimed yet. One may arrive with the octets before its frame, and a
-# caller keeps at most three requests unanswered: more is not our queue process.
-_UNCLAIMED_LIMIT: Final = 4
+# caller keeps no more requests unanswered: more is not our queue process.
+_UNCLAIMED_LIMIT: Final = MOST_UNANSWERED + 1
 _ANCILLARY: Final = socket.CMSG_SPACE(4 * array("i").itemsize)
 
 

@@ -35,7 +35,9 @@ BACK_TO_BACK: Final = 1.0
 # Seconds in which what waits at a destination will be gone anyhow, at the pace of those under way:
 # a further slot would cost a session of its own for a message or two.
 SOON: Final = 0.5
-_PACE_WEIGHT: Final = 0.125  # of the newest interval in their mean
+# Seconds for one delivery in one slot up to which a destination is fast.
+FAST: Final = 0.25
+_PACE_TIME: Final = 0.05  # seconds over which ends are counted, at least: they come in bursts
 _SAVE_AND_LOAD: Final = RequestFlags.CACHE_LOAD | RequestFlags.CACHE_SAVE
 
 
@@ -53,6 +55,8 @@ class Destination:
     """
 
     __slots__ = (
+        "_counted_since",
+        "_done",
         "_failure",
         "_interval",
         "_last_done",
@@ -90,7 +94,9 @@ class Destination:
         self.paused = False  # on the list of those that are looked at again at some time
         self.not_before = 0.0  # destination_rate_delay: no delivery before this time
         self._reuse = RequestFlags.NONE
-        self._interval = math.inf  # seconds between the ends of deliveries, their mean of late
+        self._interval = math.inf  # seconds between the ends of deliveries, of late; inf: not known
+        self._counted_since = 0.0
+        self._done = 0  # ends of deliveries since then
         self._last_done = -math.inf  # a delivery ended then; seconds of a clock nobody sets
 
     # --- limits --------------------------------------------------------------------------------
@@ -152,14 +158,20 @@ class Destination:
 
     def delivered(self, now: float) -> None:
         """A delivery has ended; `now` in seconds of a clock that nobody sets."""
-        interval = now - self._last_done
-        if interval > BACK_TO_BACK:
+        self._done += 1
+        elapsed = now - self._counted_since
+        if now - self._last_done > BACK_TO_BACK:
             self._interval = math.inf
-        elif self._interval > BACK_TO_BACK:  # not known before
-            self._interval = interval
-        else:
-            self._interval += (interval - self._interval) * _PACE_WEIGHT
+            self._counted_since, self._done = now, 0
+        elif elapsed >= _PACE_TIME:
+            self._interval = elapsed / self._done
+            self._counted_since, self._done = now, 0
         self._last_done = now
+
+    @property
+    def fast(self) -> bool:
+        """Each of its slots has done a delivery in a moment, of late."""
+        return self._interval * self.busy <= FAST
 
     def clears_soon(self, now: float) -> bool:
         """The slots that it has will do what waits here within SOON. `now`: as for delivered().

@@ -281,6 +281,9 @@ class Scheduler:
                 chosen = self._destinations.next_turn(now)
                 if chosen is None:
                     break
+                if chosen.clears_soon(ticks):  # it did not when it was offered
+                    self._offer(chosen, now)
+                    continue
                 chosen.busy += 1
                 self._slots += 1
                 nursery.start_soon(self._serve, chosen, chosen.take())

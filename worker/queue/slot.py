@@ -8,11 +8,13 @@ not: no acknowledgement is needed to know that. A request whose send() failed di
 and was not begun either.
 """
 
-from typing import Protocol
+from typing import Final, Protocol
 
 from protocol.outcome import DeliveryResult
 from protocol.request import DeliveryRequest
 from worker.content import Content
+
+MOST_UNANSWERED: Final = 8  # requests in one slot
 
 DestinationKey = tuple[str, str, str]  # Destination.key; workers need not import that
 
@@ -24,7 +26,7 @@ class WorkerLost(Exception):
 class Slot(Protocol):
     """A stream of requests to one worker, answered in their order.
 
-    A caller keeps at most three requests unanswered. send() and receive() may run in two tasks.
+    A caller keeps at most MOST_UNANSWERED. send() and receive() may run in two tasks.
     """
 
     @property

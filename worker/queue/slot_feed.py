@@ -1,4 +1,4 @@
-"""One slot's life: entries of one destination go in, results come out, at most three under way.
+"""One slot's life: entries of one destination go in, results come out, a few under way.
 
 The first request of a session goes alone: nobody knows yet whether there will be a session. While
 the session is kept, the worker always has the next requests before it has finished the last, so
@@ -21,7 +21,7 @@ from protocol.outcome import DeliveryResult
 from worker.queue.active import Entry
 from worker.queue.begins import Begins
 from worker.queue.destinations import Destination
-from worker.queue.slot import Slot, SlotOpener, WorkerLost
+from worker.queue.slot import MOST_UNANSWERED, Slot, SlotOpener, WorkerLost
 from worker.queue.store import StoreError
 
 OPEN_PAUSE: Final = 1.0  # seconds between attempts to get a slot: workers come back soon
@@ -29,6 +29,9 @@ CLOSE_LIMIT: Final = 5.0  # seconds for a slot to close
 # Requests under way in a slot with a session: one is being answered, the next one's envelope
 # travels with its final dot, and a third must be there when that one's dot is sent.
 WARM_DEPTH: Final = 3
+# At a fast destination that many are kept at least, and more are sent when fewer are left: one mark
+# of doubt, one wake-up and one read are then paid for several requests.
+FAST_DEPTH: Final = MOST_UNANSWERED
 # Requests after which a slot looks whether another worker has much less to do: a new slot costs a
 # new session, a worker that idles after its restart costs a processor.
 SETTLED_AFTER: Final = 20
@@ -141,13 +144,10 @@ class SlotFeed:
         return None
 
     async def _feed(self, slot: Slot) -> None:
-        depth, leaving = 1, False
+        least, depth, leaving = 1, 1, False
         while True:
-            while len(self._in_hand) + len(self._in_flight) < depth:
-                entry = self._owner.next_entry(self._destination, self._served)
-                if entry is None:
-                    break
-                self._in_hand.append(entry)
+            if len(self._in_flight) < least:
+                self._take(depth - len(self._in_flight))
             if self._in_hand:
                 await self._send(slot)
             elif not self._in_flight:
@@ -155,7 +155,22 @@ class SlotFeed:
             if self._in_flight:
                 result = await self._receive(slot)
                 leaving |= result.stopped or (self._served % SETTLED_AFTER == 0 and slot.misplaced)
-                depth = 0 if leaving else WARM_DEPTH if result.session_kept else 1
+                if leaving:
+                    least = depth = 0
+                elif not result.session_kept:
+                    least = depth = 1
+                elif self._destination.fast:
+                    least, depth = WARM_DEPTH, FAST_DEPTH
+                else:
+                    least = depth = WARM_DEPTH
+
+    def _take(self, count: int) -> None:
+        """Have so many entries in hand, or as many as there are."""
+        while len(self._in_hand) < count:
+            entry = self._owner.next_entry(self._destination, self._served)
+            if entry is None:
+                break
+            self._in_hand.append(entry)
 
     async def _receive(self, slot: Slot) -> DeliveryResult:
         """The result of the oldest in flight, handed in. Raises WorkerLost."""
