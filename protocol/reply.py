@@ -52,6 +52,8 @@ class Reply:
     @property
     def text(self) -> str:
         """The whole reply on one line, code first: "550 5.1.1 no such user"."""
+        if len(self.lines) == 1 and self.lines[0]:
+            return f"{self.code:03} {self.lines[0]}"  # most of them
         return " ".join([f"{self.code:03}", *filter(None, self.lines)])
 
     @property

@@ -208,9 +208,9 @@ class _Run:
         said = [reply.code for reply in replies.ready]
         return (
             len(said) == due
-            and said[-1] == GO_AHEAD
-            and max(said[:-1]) < ACCEPTED.stop
+            and said.pop() == GO_AHEAD
             and min(said) >= ACCEPTED.start
+            and max(said) < ACCEPTED.stop
             and not replies.unparsed
             and self._session.is_quiet()
         )
@@ -219,9 +219,9 @@ class _Run:
         """The content, its dot, and behind that the next envelope, if there is one."""
         session, slot = self._session, self._slot
         dialogue = session.dialogue
-        ready = session.replies.ready
-        while ready:
-            dialogue.receive_reply(ready.popleft())
+        for reply in session.replies.ready:
+            dialogue.receive_reply(reply)
+        session.replies.ready.clear()
         session.needs_reset = True
         session.ahead = None
         session.uses += 1
