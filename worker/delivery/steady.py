@@ -127,6 +127,8 @@ class _Run:
         self._lmtp = key.settings.protocol is Protocol.LMTP
         self._envelope_limit = min(limits.rset, limits.mail)
         self._final_limit = limits.data_done
+        # What the server had said was read, and nothing was waited for since.
+        self._up_to_date = False
         self._last: DeliveryRequest | None = None  # the last that was sent
         self.begun: Begun | None = None  # under way: its content is being sent, or was
 
@@ -134,6 +136,7 @@ class _Run:
         """Message after message; returns as run_steadily()."""
         session, slot, requests = self._session, self._slot, self._requests
         replies, dialogue = session.replies, session.dialogue
+        now = self._now()
         while (ahead := session.ahead) is not None and not slot.stopping:
             if ahead.waiting or self._current_environment() is not self._environment:
                 return None  # it was too large for one flight, or the configuration was reloaded
@@ -147,7 +150,7 @@ class _Run:
                     return None
             if not self._may_send(due):
                 return None
-            started, handed_off = self._now(), self._environment.wall()
+            started, handed_off = now, self._environment.wall()
             request, content = requests.take_upcoming()
             if not isinstance(content, InlineContent):
                 return Begun(request, content, session)
@@ -161,7 +164,8 @@ class _Run:
             final = replies.ready.popleft()
             dialogue.receive_reply(final)
             session.needs_reset = False
-            result = self._result(request, final, started, handed_off)
+            now = self._now()
+            result = self._result(request, final, now - started, handed_off)
             self.begun = None
             slot.settle()
             if not requests.put_result(result):
@@ -199,6 +203,7 @@ class _Run:
         if not until <= scope.deadline <= until + LATENESS:
             scope.deadline = until if scope.deadline == inf else until + LATENESS
         data = await self._stream.wait_and_receive(RECEIVE_SIZE)
+        self._up_to_date = True
         self._session.replies.receive_data(data)
         return bool(data)
 
@@ -212,7 +217,7 @@ class _Run:
             and min(said) >= ACCEPTED.start
             and max(said) < ACCEPTED.stop
             and not replies.unparsed
-            and self._session.is_quiet()
+            and (self._up_to_date or self._session.is_quiet())
         )
 
     def _send(self, begun: Begun, content: bytes, now: float) -> None:
@@ -242,14 +247,14 @@ class _Run:
             begun.unsent = octets[sent:]
 
     def _result(
-        self, request: DeliveryRequest, reply: Reply, started: float, handed_off: float
+        self, request: DeliveryRequest, reply: Reply, transmission: float, handed_off: float
     ) -> DeliveryResult:
         session = self._session
         delays = Delays(
             max(request.active - request.arrival, 0.0),
             max(handed_off - request.active, 0.0),
             0.0,
-            self._now() - started,
+            transmission,
         )
         text, dsn = reply.text, reply.dsn
         return DeliveryResult(
