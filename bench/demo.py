@@ -25,7 +25,8 @@ from rich.live import Live
 
 from bench.demo_scene import ZONE, free_common_port, listens, write_main_cf
 from bench.demo_view import Deliveries
-from bench.dns import Zone, serve_dns
+from bench.dns import serve_dns
+from bench.dns_zone import Zone
 from bench.sink.command import leaves
 from bench.sink.sink import Sink
 from bench.sink.trio_lane import serve_sinks

@@ -1,159 +1,70 @@
 """A DNS responder for scenario zones, over UDP and TCP on one port.
 
-Answers for names in one zone text: any record type, CNAME chains, NXDOMAIN, "no data", truncation,
-and failures on purpose. It delegates nothing and knows no DNSSEC. The zone is pure (`Zone.answer`);
-the sockets are below it.
-
-A zone is lines of `NAME [TTL] TYPE RDATA`, e.g. `example.com MX 10 mx.example.com`; names need no
-final dot; `#` starts a comment. In place of a type: `SERVFAIL [TYPE]`, `REFUSED [TYPE]`,
-`SILENT [TYPE]` (no answer at all), for every type or one.
+Answers for the sockets and the command; what is answered, and what a zone file holds, is told in
+`dns_zone.py`. Start at `serve_dns`.
 
 Run it: `python -m bench.dns --listen 127.0.0.1:5353 --zone FILE`.
 """
 
+import json
 import os
 import signal
 import sys
-from collections import Counter
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from contextlib import AsyncExitStack, suppress
 from pathlib import Path
-from typing import Final
+from typing import Final, NoReturn, TextIO
 
 import click
-import dns.exception
-import dns.flags
-import dns.message
-import dns.name
-import dns.opcode
-import dns.rcode
-import dns.rdata
-import dns.rdataclass
-import dns.rdatatype
-import dns.rrset
 import trio
 
-DEFAULT_TTL: Final = 300  # seconds
-NEGATIVE_TTL: Final = 5  # seconds: in the SOA of an answer that says no
-MAX_CHAIN: Final = 16  # CNAMEs followed for one question
+from bench.dns_zone import Fault, Zone, ZoneError, respond
+
 PORT_ATTEMPTS: Final = 20  # UDP's free port may be taken for TCP
-SILENT: Final = "SILENT"
-FAILURES: Final = {"SERVFAIL": dns.rcode.SERVFAIL, "REFUSED": dns.rcode.REFUSED, SILENT: None}
+UDP_LIMIT: Final = 512  # octets to who does not offer more (RFC 1035 section 4.2.1)
+WAITING_LIMIT: Final = 10_000  # answers over UDP that wait for their time
+CONNECTION_LIMIT: Final = 1_000  # over TCP, at one time
+IDLE_LIMIT: Final = 60.0  # seconds that a connection may say nothing
+PIECES: Final = 20  # of an answer over slow TCP
 
-
-class ZoneError(ValueError):
-    """A line of a zone that cannot be read: which and why."""
-
-
-@dataclass(slots=True)
-class Zone:
-    """All records, and what was asked. `failures` by name and type (None: every type)."""
-
-    records: dict[dns.name.Name, dict[dns.rdatatype.RdataType, dns.rrset.RRset]]
-    failures: dict[tuple[dns.name.Name, dns.rdatatype.RdataType | None], dns.rcode.Rcode | None]
-    queries: Counter[tuple[str, str]] = field(default_factory=Counter)  # (name, type) -> times
-
-    @classmethod
-    def from_text(cls, text: str) -> "Zone":
-        """Read a zone. Raises ZoneError."""
-        zone = cls({}, {})
-        for number, line in enumerate(text.splitlines(), 1):
-            words = line.partition("#")[0].split()
-            if not words:
-                continue
-            try:
-                zone._add(words)
-            except (dns.exception.DNSException, ValueError, IndexError) as exc:
-                raise ZoneError(f"line {number}: {line.strip()!r}: {exc}") from exc
-        return zone
-
-    def _add(self, words: list[str]) -> None:
-        """One line of the zone."""
-        name = dns.name.from_text(words.pop(0))  # compares in any letter case
-        ttl = int(words.pop(0)) if words[0].isdigit() else DEFAULT_TTL
-        kind = words.pop(0).upper()
-        if kind in FAILURES:
-            rdtype = dns.rdatatype.from_text(words[0]) if words else None
-            self.failures[name, rdtype] = FAILURES[kind]
-            return
-        rdtype = dns.rdatatype.from_text(kind)
-        rdata = dns.rdata.from_text(
-            dns.rdataclass.IN,
-            rdtype,
-            " ".join(words),
-            origin=dns.name.root,  # names inside rdata need no final dot either
-            relativize=False,
-        )
-        rrsets = self.records.setdefault(name, {})
-        if rdtype not in rrsets:
-            rrsets[rdtype] = dns.rrset.RRset(name, dns.rdataclass.IN, rdtype)
-        rrsets[rdtype].add(rdata, ttl)
-
-    def answer(self, query: dns.message.Message) -> dns.message.Message | None:
-        """The response to a query; None: stay silent."""
-        response = dns.message.make_response(query, recursion_available=True)
-        if query.opcode() != dns.opcode.QUERY or len(query.question) != 1:
-            response.set_rcode(dns.rcode.NOTIMP)
-            return response
-        question = query.question[0]
-        name, rdtype = question.name.canonicalize(), question.rdtype
-        self.queries[name.to_text(omit_final_dot=True), dns.rdatatype.to_text(rdtype)] += 1
-        for _ in range(MAX_CHAIN):
-            for key in ((name, rdtype), (name, None)):
-                if key in self.failures:
-                    code = self.failures[key]
-                    if code is None:
-                        return None
-                    response.set_rcode(code)
-                    return response
-            rrsets = self.records.get(name, {})
-            if rdtype in rrsets:
-                response.answer.append(rrsets[rdtype])
-                return response
-            alias = rrsets.get(dns.rdatatype.CNAME)
-            if alias is None:
-                break
-            response.answer.append(alias)
-            name = dns.name.from_text(alias[0].to_text()).canonicalize()
-        self._say_no(response, name)
-        return response
-
-    def _say_no(self, response: dns.message.Message, name: dns.name.Name) -> None:
-        """Make it NXDOMAIN, or "no data" where the name exists, even as an empty non-terminal."""
-        if not any(known.is_subdomain(name) for known in self.records):
-            response.set_rcode(dns.rcode.NXDOMAIN)
-        # RFC 2308 section 3: the SOA says how long the answer may be remembered.
-        owner = dns.name.Name(name.labels[-2:]) if len(name.labels) > 1 else name
-        soa = f"ns.invalid. postmaster.invalid. 1 3600 600 86400 {NEGATIVE_TTL}"
-        response.authority.append(
-            dns.rrset.from_text(owner, NEGATIVE_TTL, dns.rdataclass.IN, dns.rdatatype.SOA, soa)
-        )
-
-
-def respond(zone: Zone, wire: bytes, *, limit: int) -> bytes | None:
-    """The octets that answer `wire`; None: none. `limit`: octets without EDNS (512 for UDP)."""
-    try:
-        query = dns.message.from_wire(wire)
-    except dns.exception.DNSException:
-        return None
-    response = zone.answer(query)
-    if response is None:
-        return None
-    try:
-        return response.to_wire(max_size=max(limit, query.payload))
-    except dns.exception.TooBig:
-        truncated = dns.message.make_response(query, recursion_available=True)
-        truncated.flags |= dns.flags.TC
-        return truncated.to_wire()
-
-
-# --- sockets ------------------------------------------------------------------------------------
+EPILOG = """\b
+A zone file holds records in master file syntax (names without a final dot are
+complete unless ORIGIN or $ORIGIN is given; TTL 300 without one), and failures:
+  NAME SERVFAIL [TYPE]          also REFUSED, NXDOMAIN, FORMERR, NOTIMP
+  NAME SILENT [TYPE]            no answer; TIMEOUT is the same
+  NAME TRUNCATED [TYPE]         over UDP: ask again over TCP
+  NAME LATENCY SECONDS [TYPE]   a late answer
+  NAME SLOW-TCP SECONDS [TYPE]  a slow one over TCP
+A NAME of * or *.example.com stands for names that do not exist.
+It ends at SIGTERM or SIGINT, and tells what was asked.
+"""
 
 
 async def _serve_udp(zone: Zone, server: trio.socket.SocketType) -> None:
-    while True:
-        wire, peer = await server.recvfrom(65_535)
-        if answer := respond(zone, wire, limit=512):
+    waiting = 0
+
+    async def answer_later(answer: bytes, fault: Fault, peer: tuple[str, int]) -> None:
+        nonlocal waiting
+        await trio.sleep(fault.latency)
+        waiting -= 1
+        with suppress(OSError):
             await server.sendto(answer, peer)
+
+    async with trio.open_nursery() as nursery:
+        while True:
+            wire, peer = await server.recvfrom(65_535)
+            response = respond(zone, wire, limit=UDP_LIMIT)
+            if response is None:
+                continue
+            answer, fault = response
+            if not fault.latency:
+                with suppress(OSError):  # the peer's address may be none that can be reached
+                    await server.sendto(answer, peer)
+            elif waiting < WAITING_LIMIT:
+                waiting += 1
+                nursery.start_soon(answer_later, answer, fault, peer)
+            else:
+                zone.counts.answers["dropped"] += 1
 
 
 async def _serve_tcp(zone: Zone, stream: trio.SocketStream) -> None:
@@ -161,15 +72,35 @@ async def _serve_tcp(zone: Zone, stream: trio.SocketStream) -> None:
     unread = b""
     async with stream:
         try:
-            while data := await stream.receive_some():
+            while True:
+                data = b""
+                with trio.move_on_after(IDLE_LIMIT):
+                    data = await stream.receive_some()
+                if not data:
+                    return
                 unread += data
                 while len(unread) >= 2 and len(unread) >= 2 + int.from_bytes(unread[:2]):
                     end = 2 + int.from_bytes(unread[:2])
                     wire, unread = unread[2:end], unread[end:]
-                    if answer := respond(zone, wire, limit=65_535):
-                        await stream.send_all(len(answer).to_bytes(2) + answer)
+                    if response := respond(zone, wire):
+                        await _send(stream, *response)
         except trio.BrokenResourceError:
             return
+
+
+async def _send(stream: trio.SocketStream, answer: bytes, fault: Fault) -> None:
+    """One answer, late and in pieces if the zone says so."""
+    framed = len(answer).to_bytes(2) + answer
+    await trio.sleep(fault.latency)
+    if not fault.slow_tcp:
+        await stream.send_all(framed)
+        return
+    size = -(-len(framed) // PIECES)
+    pieces = [framed[start : start + size] for start in range(0, len(framed), size)]
+    for piece in pieces:
+        await stream.send_all(piece)
+        if piece is not pieces[-1]:
+            await trio.sleep(fault.slow_tcp / (len(pieces) - 1))
 
 
 async def _bind(host: str, port: int) -> tuple[trio.socket.SocketType, trio.SocketListener]:
@@ -202,54 +133,146 @@ async def serve_dns(
 ) -> None:
     """Answer from `zone` until cancelled. Started: the port. OSError: the address is not free."""
     server, listener = await _bind(host, port)
+    await _serve(zone, server, listener, task_status=task_status)
+
+
+async def _serve(
+    zone: Zone,
+    server: trio.socket.SocketType,
+    listener: trio.SocketListener,
+    *,
+    task_status: trio.TaskStatus[int] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Owns both sockets."""
+    connections = 0
+
+    async def serve(stream: trio.SocketStream) -> None:
+        nonlocal connections
+        if connections >= CONNECTION_LIMIT:
+            await trio.aclose_forcefully(stream)
+            return
+        connections += 1
+        try:
+            await _serve_tcp(zone, stream)
+        finally:
+            connections -= 1
+
     with server:
         async with listener, trio.open_nursery() as nursery:
-
-            async def serve(stream: trio.SocketStream) -> None:
-                await _serve_tcp(zone, stream)
-
             nursery.start_soon(_serve_udp, zone, server)
             nursery.start_soon(trio.serve_listeners, serve, [listener])
             task_status.started(server.getsockname()[1])
 
 
-async def _run(zone: Zone, host: str, port: int) -> None:
-    """Serve until SIGTERM or SIGINT."""
+class _CannotListen(Exception):
+    """No listener on an address: which and why."""
+
+
+async def _run(zone: Zone, addresses: Sequence[tuple[str, int]]) -> None:
+    """Serve until SIGTERM or SIGINT. Raises _CannotListen."""
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-        async with trio.open_nursery() as nursery:
+        async with AsyncExitStack() as opened:
+            sockets = []
+            for host, port in addresses:
+                try:
+                    server, listener = await _bind(host, port)
+                except OSError as exc:
+                    why = os.strerror(exc.errno) if exc.errno and exc.errno > 0 else exc
+                    raise _CannotListen(f"{_shown(host, port)}: {why}") from exc
+                opened.enter_context(server)
+                await opened.enter_async_context(listener)
+                sockets.append((server, listener))
+            async with trio.open_nursery() as nursery:
+                for (host, _), (server, listener) in zip(addresses, sockets, strict=True):
+                    nursery.start_soon(_serve, zone, server, listener)
+                    click.echo(f"listening on {_shown(host, server.getsockname()[1])}")
+                async for _ in signals:
+                    break
+                nursery.cancel_scope.cancel()
 
-            async def serve(task_status: trio.TaskStatus[int]) -> None:
-                await serve_dns(zone, host, port, task_status=task_status)
 
-            chosen = await nursery.start(serve)
-            click.echo(f"listening on {host}:{chosen}")
-            async for _ in signals:
-                break
-            nursery.cancel_scope.cancel()
+def _shown(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-@click.command()
-@click.option("--listen", default="127.0.0.1:0", metavar="ADDRESS:PORT", show_default=True)
-@click.option("--zone", "path", required=True, metavar="FILE", help="The records to answer from.")
-def main(listen: str, path: str) -> None:
-    """Answer DNS queries from a small zone file, over UDP and TCP."""
-    host, _, port = listen.rpartition(":")
-    if not host or not port.isdigit():
-        click.echo(f"dns: {listen!r}: expected ADDRESS:PORT", err=True)
-        sys.exit(os.EX_USAGE)
+def _address(text: str) -> tuple[str, int]:
+    """Raises ValueError."""
+    host, _, port = text.rpartition(":")
+    if not host or not (port.isascii() and port.isdigit()) or int(port[:6]) > 65_535:
+        raise ValueError(f"{text!r}: expected ADDRESS:PORT, e.g. 127.0.0.1:5353")
+    return host.removeprefix("[").removesuffix("]"), int(port)
+
+
+def _read_zones(files: Sequence[str]) -> Zone:
+    """All of them as one. Raises ZoneError; OSError with the file's name."""
+    zone = Zone()
+    for text in files:
+        # A file whose name has a "=" is still itself, if it is there.
+        origin, equals, path = text.partition("=")
+        if not equals or Path(text).exists():
+            origin, path = ".", text
+        try:
+            zone.read(Path(path).read_text("utf-8"), file=path, origin=origin)
+        except UnicodeDecodeError as exc:
+            raise ZoneError(f"{path}: not UTF-8 at octet {exc.start}") from exc
+    return zone
+
+
+def _fail(text: str, status: int) -> NoReturn:
+    click.echo(f"dns: {text}", err=True)
+    sys.exit(status)
+
+
+@click.command(epilog=EPILOG)
+@click.option(
+    "--listen",
+    "listen",
+    multiple=True,
+    default=["127.0.0.1:0"],
+    metavar="ADDRESS:PORT",
+    show_default=True,
+    help="Where to answer; may be repeated. Port 0: any free one, which is printed.",
+)
+@click.option(
+    "--zone",
+    "zones",
+    required=True,
+    multiple=True,
+    metavar="[ORIGIN=]FILE",
+    help="What to answer; may be repeated. ORIGIN completes names without a final dot.",
+)
+@click.option(
+    "--json",
+    "report",
+    type=click.File("w", lazy=False),
+    metavar="FILE",
+    help="Write what was asked there at the end, by name and type; - for standard output.",
+)
+def main(listen: Sequence[str], zones: Sequence[str], report: TextIO | None) -> None:
+    """Answer DNS queries from small zone files, over UDP and TCP, failures included."""
     try:
-        zone = Zone.from_text(Path(path).read_text("utf-8"))
-    except (OSError, ZoneError) as exc:
-        click.echo(f"dns: {path}: {exc}", err=True)
-        sys.exit(os.EX_NOINPUT if isinstance(exc, OSError) else os.EX_DATAERR)
-    failed: list[BaseException] = []
+        addresses = [_address(text) for text in listen]
+    except ValueError as exc:
+        _fail(str(exc), os.EX_USAGE)
     try:
-        trio.run(_run, zone, host.strip("[]"), int(port))
-    except* OSError as group:
-        failed.append(group)
+        zone = _read_zones(zones)
+    except ZoneError as exc:
+        _fail(str(exc), os.EX_DATAERR)
+    except OSError as exc:
+        _fail(f"{exc.filename}: {exc.strerror}", os.EX_NOINPUT)
+    failed: list[str] = []
+    try:
+        trio.run(_run, zone, addresses)
+    except* _CannotListen as group:
+        failed += [str(exc) for exc in group.exceptions]
     if failed:
-        click.echo(f"dns: cannot listen on {listen}", err=True)
-        sys.exit(os.EX_OSERR)
+        _fail(f"cannot listen on {failed[0]}", os.EX_OSERR)
+    counts = zone.counts.report()
+    if report is not None:
+        json.dump(counts, report, indent=2)
+        report.write("\n")
+    else:
+        click.echo(f"{counts['questions']} questions; answers: {counts['answers'] or 'none'}")
 
 
 if __name__ == "__main__":

@@ -20,7 +20,8 @@ import trio
 from trio.testing import trio_test
 
 import tests.integration.node
-from bench.dns import Zone, serve_dns
+from bench.dns import serve_dns
+from bench.dns_zone import Zone
 from tests.integration.node import Mailbox, Node, open_sink, port_of
 
 ROOT = Path(__file__).parents[2]

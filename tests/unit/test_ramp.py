@@ -29,6 +29,14 @@ def test_ten_seconds_of_demand_reach_a_thousand_slots_and_never_the_limit_more()
     assert ramp.rises_at is None  # only a closed slot helps
 
 
+def test_half_a_minute_of_demand_reaches_five_thousand_slots() -> None:
+    ramp, slots, now = Ramp(), 0, 0.0
+    while now < 27.0:
+        slots = grow(ramp, slots, 5000, now)
+        now += STEP_TIME / 2
+    assert slots == 5000
+
+
 def test_fast_slots_do_not_become_more() -> None:
     for rate, more in ((FAST + 1, 0), (FAST - 1, STEP)):
         ramp = Ramp()

@@ -9,7 +9,7 @@ from rich.console import Console
 from bench.demo import sender_of
 from bench.demo_scene import HOSTS, ZONE, free_common_port, listens, write_main_cf
 from bench.demo_view import Deliveries
-from bench.dns import Zone
+from bench.dns_zone import Zone
 from bench.load import destinations, message
 from bench.postfix_instance import without_trace
 from bench.sink.behaviour import Behaviour

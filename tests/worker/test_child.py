@@ -139,6 +139,19 @@ async def test_stop_ends_the_process_or_the_pause_and_removes_the_socket(
 
 
 @trio_test
+async def test_a_process_is_asked_to_end_once(autojump_clock: MockClock, tmp_path: Path) -> None:
+    world = World(tmp_path, FakeProcesses())
+    async with world.running():
+        first = world.processes.started[0]
+        first.deaf = True
+        world.child.replace()
+        world.child.stop()
+        world.child.stop()
+        assert first.signals == [signal.SIGTERM]
+        first.end(0)
+
+
+@trio_test
 async def test_a_cancelled_supervisor_kills_even_a_process_that_ignores_signals(
     autojump_clock: MockClock, tmp_path: Path
 ) -> None:

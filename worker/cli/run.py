@@ -26,7 +26,7 @@ from worker.pool.node import Node, run_pool
 from worker.pool.starter import Starter
 from worker.pool.watchdog import Watchdog
 from worker.pool.workers import worker_command
-from worker.status.events import Emit
+from worker.status.events import Emit, Noted
 from worker.status.sinks import LogFormat
 from worker.status.writer import fan_out
 
@@ -143,6 +143,7 @@ async def _run(log: ProcessLog, watchdog: Watchdog, node: MakeNode, workers: int
         await nursery.start(log.writer.run)
         nursery.start_soon(watchdog.run)
         await run_pool(node(log.writer.emit), workers)
+        log.writer.emit(Noted(f"queue process: {watchdog.lateness}"))
         nursery.cancel_scope.cancel()
 
 
@@ -155,4 +156,5 @@ async def _run_live(log: ProcessLog, watchdog: Watchdog, node: MakeNode, workers
         nursery.start_soon(watchdog.run)
         await nursery.start(show_live, deliveries)
         await run_pool(node(fan_out(log.writer.emit, deliveries.emit)), workers)
+        log.writer.emit(Noted(f"queue process: {watchdog.lateness}"))
         nursery.cancel_scope.cancel()

@@ -137,4 +137,5 @@ class _Process:
             nursery.start_soon(self._watchdog.run)
             stop_limit = self._config.seconds("postrio_shutdown_timeout")
             await run_worker(listener, self._load, emit, stop_limit=stop_limit)
+            emit(Noted(f"worker process: {self._watchdog.lateness}"))
             nursery.cancel_scope.cancel()

@@ -7,7 +7,6 @@ An envelope may travel ahead: in one segment with the final dot of the message b
 2920 section 3.1 allows (`ahead.py`). A busy session then costs one round trip for each message.
 """
 
-from collections import deque
 from collections.abc import Sequence
 from typing import Final
 
@@ -47,10 +46,10 @@ class Envelope:
         `unsendable`. Raises MessageRefused if that is so of the sender.
         """
         self.request = request
-        self.recipients: deque[Recipient] = deque()  # whose RCPT is not answered yet
+        self.recipients: list[Recipient] = []  # whose RCPT is not answered yet
         self.unsendable: list[tuple[Recipient, MessageRefused]] = []
         self._announced = announced
-        self._waiting: deque[tuple[Command, bytes]] = deque()  # not said yet, with their octets
+        self._waiting: list[tuple[Command, bytes]] = []  # not said yet, with their octets
         self._write(recipients, quote=quote)
 
     def _write(self, recipients: Sequence[Recipient], *, quote: bool) -> None:
@@ -77,7 +76,7 @@ class Envelope:
 
     def reset_first(self) -> None:
         """RSET goes in front of MAIL."""
-        self._waiting.appendleft(_RSET)
+        self._waiting.insert(0, _RSET)
 
     @property
     def waiting(self) -> int:
@@ -102,13 +101,13 @@ class Envelope:
                 return whole
         flight = bytearray()
         if dialogue.in_step and self._waiting:
-            flight += dialogue.send(*self._waiting.popleft())
+            flight += dialogue.send(*self._waiting.pop(0))
         if pipelining:
             # The server's window must have room for the next one behind all that is unanswered.
             while self._waiting and (
                 dialogue.unanswered_octets + len(self._waiting[0][1]) <= PIPELINE_WINDOW
             ):
-                flight += dialogue.send(*self._waiting.popleft())
+                flight += dialogue.send(*self._waiting.pop(0))
         return flight
 
 

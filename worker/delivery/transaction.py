@@ -293,7 +293,7 @@ class _Transaction:
             if isinstance(command, Data):
                 return self._after_data(command, reply)
             if isinstance(command, Rcpt):
-                self._after_rcpt(envelope.recipients.popleft(), command, reply)
+                self._after_rcpt(envelope.recipients.pop(0), command, reply)
             elif isinstance(command, Mail):
                 self._after_mail(command, reply)
             if envelope.waiting and self._pointless(envelope):

@@ -92,6 +92,7 @@ class Child:
         self._lifeline: socket.socket | None = None
         self._stop = trio.Event()
         self._replaced = False  # its end was asked for, and another one is wanted
+        self._asked: Process | None = None  # whose end was asked for
         path.unlink(missing_ok=True)
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._listener.setblocking(False)  # noqa: FBT003  # its parameters have no names
@@ -145,7 +146,7 @@ class Child:
                     )
                 self._process = process
                 if self._stop.is_set() or self._replaced:  # while it was being started
-                    self.send_signal(signal.SIGTERM)
+                    self._ask_to_end()
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(self._listen_to, ours)
                     status = await self._wait(process)
@@ -193,7 +194,7 @@ class Child:
     def stop(self) -> None:
         """Ask it to finish (SIGTERM); supervise() returns when it has."""
         self._stop.set()
-        self.send_signal(signal.SIGTERM)
+        self._ask_to_end()
 
     def reload(self) -> None:
         """Ask it, if it runs, to read the configuration again; also while it is starting."""
@@ -206,6 +207,12 @@ class Child:
         if self._lifeline is not None:
             self._replaced = True
             self._set_ready(ready=False)
+            self._ask_to_end()
+
+    def _ask_to_end(self) -> None:
+        """SIGTERM, once: a second one may find its handler gone, and its last words unwritten."""
+        if self._asked is not self._process:
+            self._asked = self._process
             self.send_signal(signal.SIGTERM)
 
     def send_signal(self, number: signal.Signals) -> None:

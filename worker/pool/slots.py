@@ -12,7 +12,6 @@ import os
 import socket
 import struct
 from array import array
-from collections import deque
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
@@ -52,7 +51,7 @@ class FrameStream:
         self._sock.setblocking(False)  # noqa: FBT003  # its parameter has no name
         self._buffer: bytes | bytearray = b""  # bytearray: a frame that came in pieces
         self._start = 0  # of what was not yet taken
-        self._descriptors: deque[int] = deque()  # arrived, not yet claimed by a frame
+        self._descriptors: list[int] = []  # arrived, not yet claimed by a frame
         self._unsent = b""  # of frames that were put
         self._failure: RemoteProtocolError | None = None  # nothing more can be made of the stream
 
@@ -185,7 +184,7 @@ class FrameStream:
             return payload, InlineContent(data)
         if not self._descriptors:
             raise RemoteProtocolError("slot frame without its descriptor")
-        return payload, FileContent(self._descriptors.popleft())
+        return payload, FileContent(self._descriptors.pop(0))
 
     def _take_in(self) -> bool:
         """Have more in the buffer; False: the stream has ended.
@@ -218,7 +217,7 @@ class FrameStream:
             trio.lowlevel.notify_closing(self._sock)
         self._sock.close()
         while self._descriptors:
-            os.close(self._descriptors.popleft())
+            os.close(self._descriptors.pop(0))
 
 
 class StreamSlot:
@@ -226,7 +225,8 @@ class StreamSlot:
 
     def __init__(self, frames: FrameStream) -> None:
         self._frames = frames
-        self._unanswered: deque[DeliveryRequest] = deque()
+        # A list: a deque takes 700 octets, and thousands of slots have three requests at most.
+        self._unanswered: list[DeliveryRequest] = []
 
     @classmethod
     async def connect(cls, path: Path) -> "StreamSlot":
@@ -267,7 +267,7 @@ class StreamSlot:
             content.close()  # a result has none; a descriptor that came all the same ends here
             if not self._unanswered:
                 raise WorkerLost("worker answered what it was not asked")
-            return decode_result(payload, self._unanswered.popleft())
+            return decode_result(payload, self._unanswered.pop(0))
         except (OSError, trio.ClosedResourceError, RemoteProtocolError) as exc:
             raise WorkerLost(f"worker went away: {exc}") from exc
 

@@ -9,6 +9,9 @@ worker cancels it (delivery/deliver.py).
 Some code never lets another Python thread run (a regular expression that backtracks without end).
 Then the interpreter's own watcher (faulthandler) writes the stacks of the threads to standard error
 and ends the process, a little later and with status 1.
+
+Between the signs of life the task measures how late its timers fire (lateness.py): a loop that
+turns, but slowly, shows there. The process tells when it ends.
 """
 
 import faulthandler
@@ -24,9 +27,11 @@ from typing import Final
 
 import trio
 
+from worker.pool.lateness import Lateness
 from worker.status.events import Emit, Warned
 
 BEAT: Final = 1.0  # seconds between two signs of life, and between two looks
+TIMERS: Final = 5  # in each beat: enough for a percentile of a minute, and few for an idle node
 WARN_AFTER: Final = 10.0  # seconds without a turn that are worth a line
 SHORTEST: Final = 3.0  # seconds: with less, a busy machine would end a sound process
 DUMP_LIMIT: Final = 10.0  # seconds for the stacks to be written; a full pipe must not keep us
@@ -65,6 +70,7 @@ class Watchdog:
     ) -> None:
         """`write` takes an event from another thread and writes it at once; `end` gets a status."""
         self.limit = limit
+        self.lateness = Lateness()  # of this loop since run()
         self._write = write
         self._end = end
         self._beats = 0
@@ -81,7 +87,10 @@ class Watchdog:
                 self._beats += 1
                 later = max(self.limit, SHORTEST) + 2 * BEAT + DUMP_LIMIT  # after our own thread
                 faulthandler.dump_traceback_later(later, exit=True, file=STANDARD_ERROR)
-                await trio.sleep(BEAT)
+                for _ in range(TIMERS):
+                    due = trio.current_time() + BEAT / TIMERS
+                    await trio.sleep_until(due)
+                    self.lateness.note(trio.current_time() - due)
         finally:
             faulthandler.cancel_dump_traceback_later()
             self._stopped.set()

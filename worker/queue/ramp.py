@@ -11,8 +11,11 @@ Postfix's fixed limit of 100 processes was turned down, too: it lets slow peers 
 from typing import Final
 
 FREE: Final = 100  # slots that may be opened at once (default_process_limit of Postfix)
-STEP: Final = 50  # slots by which the ceiling rises ...
-STEP_TIME: Final = 0.5  # ... after so many seconds at the ceiling: long enough to judge by
+STEP: Final = 50  # slots by which the ceiling rises, at least ...
+# ... or this part of it: by a fixed number, thousands of deliveries that take half a minute each
+# could never be under way at one time, because the first would be over before the last begins.
+SHARE: Final = 20
+STEP_TIME: Final = 0.5  # so often, after so many seconds at the ceiling: long enough to judge by
 # Requests that a slot answers in a second from which the peers are fast. A message that needs a
 # connection to the other end of the world takes longer, one for a relay nearby much less; and a
 # hundred slots that wait for our own processors are each far above it.
@@ -38,7 +41,7 @@ class Ramp:
             self._wait(now)
         elif now >= self._rises_at:
             if self._answered < slots * FAST * (now - self._rises_at + STEP_TIME):
-                self._ceiling += STEP
+                self._ceiling += max(STEP, self._ceiling // SHARE)
                 self._rises_at = None
                 return True
             self._wait(now)

@@ -12,7 +12,6 @@ as it is, marked in doubt in the store.
 """
 
 import traceback
-from collections import deque
 from typing import Final, Protocol
 
 import trio
@@ -81,8 +80,9 @@ class SlotFeed:
         self._workers = workers
         self._begins = begins
         self._destination = destination
-        self._in_hand: deque[Entry] = deque([first])
-        self._in_flight: deque[Entry] = deque()
+        # Lists: a deque takes 700 octets, and thousands of slots have three entries at most.
+        self._in_hand = [first]
+        self._in_flight: list[Entry] = []
         self._served = 0
 
     async def run(self) -> None:
@@ -97,8 +97,8 @@ class SlotFeed:
                 with trio.move_on_after(CLOSE_LIMIT, shield=True):
                     await slot.aclose()
         except WorkerLost as exc:
-            doubtful = [self._in_flight.popleft()] if self._in_flight else []
-            self._in_hand.extendleft(reversed(self._in_flight))
+            doubtful = [self._in_flight.pop(0)] if self._in_flight else []
+            self._in_hand[:0] = self._in_flight
             self._put_back()
             self._owner.lost(self._destination, doubtful, str(exc))
             if not self._served:  # whatever is wrong there: no slot after slot without a pause
@@ -176,30 +176,30 @@ class SlotFeed:
         """The result of the oldest in flight, handed in. Raises WorkerLost."""
         result = await slot.receive()
         _check(self._in_flight[0], result)  # it stays in flight if that fails
-        self._owner.delivered(self._destination, self._in_flight.popleft(), result)
+        self._owner.delivered(self._destination, self._in_flight.pop(0), result)
         self._served += 1
         return result
 
     async def _send(self, slot: Slot) -> None:
         """Send what is in hand, marked in doubt first."""
-        contents = deque(await self._begins.begin(list(self._in_hand)))
+        contents = await self._begins.begin(list(self._in_hand))
         route = self._destination.route
         try:
             while contents:
-                content = contents.popleft()
+                content = contents.pop(0)
                 entry = self._in_hand[0]
                 if content is None:
                     await self._owner.without_content(entry)
-                    self._in_hand.popleft()
+                    self._in_hand.pop(0)
                     continue
-                self._in_hand.popleft()
+                self._in_hand.pop(0)
                 self._in_flight.append(entry)  # before it is sent: a cut send is in doubt
                 flags = self._destination.reuse_flags(trio.current_time())
                 request = entry.request(route.transport, route.protocol, route.nexthop, flags)
                 try:
                     await slot.send(request, content)
                 except WorkerLost:
-                    self._in_hand.appendleft(self._in_flight.pop())  # it did not arrive whole
+                    self._in_hand.insert(0, self._in_flight.pop())  # it did not arrive whole
                     while self._in_flight:  # but results may have left before the end
                         await self._receive(slot)
                     raise
