@@ -81,8 +81,8 @@ class _Source:
         self._content = content
         self._upcoming = next(requests, None)
 
-    async def next_request(self) -> tuple[DeliveryRequest, Content] | None:
-        return self.take_upcoming() if self._upcoming else None
+    async def wait(self) -> bool:
+        return self._upcoming is not None
 
     def upcoming(self) -> DeliveryRequest | None:
         return self._upcoming

@@ -43,12 +43,12 @@ def requests(*names: str, protocol: Protocol = Protocol.SMTP) -> list[DeliveryRe
 
 
 async def in_a_row(
-    world: World, batch: Sequence[DeliveryRequest], *, steady: bool = True
+    world: World, batch: Sequence[DeliveryRequest], *, steady: bool = True, late: bool = False
 ) -> list[RecipientOutcome]:
     """Deliver them through one slot; every outcome, without its times."""
 
     async def scenario() -> None:
-        await world.deliver_in_a_row(batch, steady=steady)
+        await world.deliver_in_a_row(batch, steady=steady, late=late)
 
     await world.play(scenario)
     assert not world.open_streams
@@ -89,6 +89,48 @@ async def test_all_but_the_first_message_of_a_busy_slot_are_of_the_run(
     assert [message.content for message in peer.accepted] == [CONTENT] * 4
 
 
+@trio_test
+async def test_requests_that_come_one_by_one_are_of_the_run_too(
+    autojump_clock: MockClock, own_deliveries: list[str]
+) -> None:
+    peer = Peer(extensions=("PIPELINING",))
+    world = World(peer)
+    outcomes = await in_a_row(world, requests("a", "b,b2", "c"), late=True)
+    assert own_deliveries == ["A"]
+    assert [outcome.action for outcome in outcomes] == [SENT] * 4
+    assert [outcome.conn_use for outcome in outcomes] == [1, 2, 2, 3]
+    mail = b"MAIL FROM:<sender@client.example>\r\n"
+    assert peer.links[0].segments[3:5] == [
+        mail + b"RCPT TO:<b@example.com>\r\nRCPT TO:<b2@example.com>\r\nDATA\r\n",
+        CONTENT + b".\r\n",
+    ]
+    assert len(peer.links) == 1
+
+
+@trio_test
+async def test_a_session_that_was_idle_is_probed_first(
+    autojump_clock: MockClock, own_deliveries: list[str]
+) -> None:
+    """By a delivery of its own: a run asks no question."""
+    peer = Peer()
+    world = World(peer)
+
+    class Pausing(Row):
+        async def wait(self) -> bool:
+            await trio.sleep(1.5)
+            return await super().wait()
+
+    async def scenario() -> None:
+        row = Pausing(world, requests(*"abc"), late=True)
+        world.slot.upcoming = row.upcoming
+        await serve(row, world.slot, lambda: world.environment)
+
+    await world.play(scenario)
+    assert [result.outcomes[0].action for result in world.results] == [SENT] * 3
+    assert own_deliveries == ["A", "B", "C"]
+    assert peer.verbs.count("RSET") == 2
+
+
 SCRIPTS: list[dict[Phase, Script]] = [
     {},
     {Phase.MAIL: ["250 ok", "250 ok", "450 4.7.1 later", "250 ok"]},
@@ -118,10 +160,15 @@ SCRIPTS: list[dict[Phase, Script]] = [
 
 @pytest.mark.parametrize("protocol", Protocol)
 @pytest.mark.parametrize("script", SCRIPTS, ids=str)
+@pytest.mark.parametrize("late", [False, True])
 @pytest.mark.parametrize("window", [65_536, 40])
 @trio_test
 async def test_a_run_ends_as_deliveries_of_their_own_do(
-    autojump_clock: MockClock, script: dict[Phase, Script], protocol: Protocol, window: int
+    autojump_clock: MockClock,
+    script: dict[Phase, Script],
+    protocol: Protocol,
+    window: int,
+    late: bool,
 ) -> None:
     seen = []
     for run in (True, False):
@@ -129,7 +176,7 @@ async def test_a_run_ends_as_deliveries_of_their_own_do(
         peer = Peer(script, lmtp=lmtp, window=window)
         world = World(peer, Peer(lmtp=lmtp))
         batch = requests("a", "b,b2", "c", "d", "e", protocol=protocol)
-        outcomes = await in_a_row(world, batch, steady=run)
+        outcomes = await in_a_row(world, batch, steady=run, late=late)
         assert not [event for event in world.events if isinstance(event, UnexpectedError)]
         assert max(Counter(peer.served).values()) == 1
         octets = [b"".join(link.segments) for link in peer.links]

@@ -178,13 +178,14 @@ class World:
         return result
 
     async def deliver_in_a_row(
-        self, requests: Sequence[DeliveryRequest], *, steady: bool = True
+        self, requests: Sequence[DeliveryRequest], *, steady: bool = True, late: bool = False
     ) -> list[DeliveryResult]:
         """Inside play(): one delivery after another, each next request being there early.
 
-        `steady` False: none is delivered in a steady run, but by a deliver() of its own.
+        `steady` False: none is delivered in a steady run, but by a deliver() of its own. `late`:
+        each comes when the one before has its result.
         """
-        row = Row(self, requests)
+        row = Row(self, requests, late=late)
         self.slot.upcoming = row.upcoming
         if steady:
             await serve(row, self.slot, lambda: self.environment)
@@ -203,26 +204,33 @@ class World:
 class Row:
     """The `steady.Requests` of a slot: the next is always there, results go to the world's."""
 
-    def __init__(self, world: World, requests: Sequence[DeliveryRequest]) -> None:
+    def __init__(
+        self, world: World, requests: Sequence[DeliveryRequest], *, late: bool = False
+    ) -> None:
         self._world = world
+        self._late = late
+        self._busy = False  # a request has no result yet
         self._waiting = deque(requests)
         self._began = trio.current_time()
 
-    async def next_request(self) -> tuple[DeliveryRequest, Content] | None:
-        """The next one."""
-        return self.take_upcoming() if self._waiting else None
+    async def wait(self) -> bool:
+        """Whether there is another one."""
+        return bool(self._waiting)
 
     def upcoming(self) -> DeliveryRequest | None:
         """The next one, without taking it."""
-        return self._waiting[0] if self._waiting else None
+        there = self._waiting and not (self._late and self._busy)
+        return self._waiting[0] if there else None
 
     def take_upcoming(self) -> tuple[DeliveryRequest, Content]:
         """The next one."""
+        self._busy = True
         return self._waiting.popleft(), InlineContent(CONTENT)
 
     def put_result(self, result: DeliveryResult) -> bool:
         """Into the world's results."""
         self._world.results.append(result)
+        self._busy = False
         now = trio.current_time()
         self._world.took.append(now - self._began)
         self._began = now

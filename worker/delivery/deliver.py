@@ -293,7 +293,9 @@ class _Delivery:
             dsn_announced=session.capabilities.dsn,
             setup=trio.current_time() - self._started,
         )
-        ahead = begun is not None or session.ahead is not None
+        ahead = session.ahead is not None and session.ahead.behind_dot
+        if begun is not None and begun.sending:
+            ahead = begun.travelled_ahead
         try:
             if news is not None:
                 self._environment.emit(news)

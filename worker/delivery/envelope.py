@@ -48,6 +48,7 @@ class Envelope:
         self.request = request
         self.recipients: list[Recipient] = []  # whose RCPT is not answered yet
         self.unsendable: list[tuple[Recipient, MessageRefused]] = []
+        self.behind_dot = False  # it went in one segment with another message's final dot
         self._announced = announced
         self._waiting: list[tuple[Command, bytes]] = []  # not said yet, with their octets
         self._write(recipients, quote=quote)

@@ -5,7 +5,6 @@ from collections.abc import Callable
 from worker.delivery.deliver import Environment, deliver
 from worker.delivery.slot import DeliverySlot
 from worker.delivery.steady import Requests, run_steadily
-from worker.delivery.transaction import Begun
 
 
 async def serve(
@@ -15,20 +14,24 @@ async def serve(
 
     Raises what the methods of `requests` raise.
     """
-    begun: Begun | None = None
-    while True:
-        if begun is None:
-            received = await requests.next_request()
-            if received is None:
-                return
-            request, content = received
-        else:
+    while await requests.wait():
+        begun = await run_steadily(requests, slot, environment)
+        try:
+            await requests.flush()
+        except BaseException:
+            if begun is not None:
+                begun.content.close()
+                await begun.session.aclose()
+            raise
+        if begun is not None:
             request, content = begun.request, begun.content
+        elif requests.upcoming() is not None:
+            request, content = requests.take_upcoming()
+        else:
+            continue
         try:
             result = await deliver(request, content, environment(), slot, begun)
         finally:
             content.close()
         requests.put_result(result)
-        await requests.flush()
-        begun = await run_steadily(requests, slot, environment)
         await requests.flush()

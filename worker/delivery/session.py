@@ -91,7 +91,7 @@ class Session:
         self.idle_since = self.born  # parked then; seconds
         # RSET goes first: a transaction was left unfinished, or is the peer still there?
         self.needs_reset = False
-        # The next message's, if it travelled with the last final dot: only that message can go on.
+        # The next message's, if it is under way: only that message can go on.
         self.ahead: Envelope | None = None
         self.broken = False  # nothing may be said any more
         self.unwanted = False  # may be ended politely, but not be used again

@@ -13,7 +13,7 @@ import trio
 
 from protocol.request import DeliveryRequest
 from worker.delivery.session import Session, SessionKey
-from worker.delivery.transaction import CleanSession, ParkableSession, PledgedSession
+from worker.delivery.transaction import CleanSession, ParkableSession
 
 # A session that was idle for longer (seconds) may hang in silence, because some box between us
 # forgot it: RSET goes first then, within its short limit (smtp_rset_timeout, S054). Requests that
@@ -68,18 +68,24 @@ class DeliverySlot:
         """A session waits for the next request."""
         return self._parked is not None
 
-    def pledged(self) -> tuple[SessionKey, Session] | None:
-        """The parked session if the next request's envelope is under way in it; it stays parked."""
+    def at_hand(self, request: DeliveryRequest) -> tuple[SessionKey, Session] | None:
+        """The parked session, if `request` can go on in it without a question; it stays parked."""
         parked = self._parked
-        if parked is None or not isinstance(parked.parkable, PledgedSession):
+        if parked is None:
             return None
-        return parked.key, parked.session
+        session = parked.session
+        if session.ahead is not None:
+            good = session.ahead.request is request and session.sound
+        else:
+            idle = trio.current_time() - session.idle_since
+            good = idle <= PROBE_AFTER and not session.needs_reset
+            good = good and session.reusable and session.is_silent()
+        return (parked.key, session) if good else None
 
-    def unpark(self) -> tuple[Session, Save | None]:
-        """What is parked, whoever it serves: the session is the caller's from now on."""
+    def unpark(self) -> Save | None:
+        """What is parked is the caller's from now on; what was to be done with it."""
         parked, self._parked = self._parked, None
-        assert parked is not None
-        return parked.session, parked.save
+        return parked.save if parked is not None else None
 
     def park(self, key: SessionKey, parkable: ParkableSession, save: Save | None) -> None:
         """Keep what transfer() has returned; nothing else can be parked, and only one.

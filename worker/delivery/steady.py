@@ -27,8 +27,9 @@ from protocol.request import DeliveryRequest, Protocol
 from worker.content import Content, InlineContent
 from worker.delivery.ahead import next_envelope
 from worker.delivery.deliver import Environment
+from worker.delivery.envelope import Envelope
 from worker.delivery.session import RECEIVE_SIZE, Session, SessionKey
-from worker.delivery.slot import DeliverySlot
+from worker.delivery.slot import DeliverySlot, Save
 from worker.delivery.transaction import Begun, CleanSession, PledgedSession
 from worker.errors import SessionError
 from worker.network.socket_stream import EagerStream
@@ -44,14 +45,14 @@ END_OF_DATA: Final = EndOfData()
 class Requests(typing.Protocol):
     """Where a slot's requests come from, and where their results go, in the same order."""
 
-    async def next_request(self) -> tuple[DeliveryRequest, Content] | None:
-        """The next request and its content, which the caller closes; None: no more will come."""
+    async def wait(self) -> bool:
+        """Wait until there is an upcoming request; False: no more will come."""
 
     def upcoming(self) -> DeliveryRequest | None:
-        """The next request if it is there already. Never waits."""
+        """The next request if it is there already. Never waits and never raises."""
 
     def take_upcoming(self) -> tuple[DeliveryRequest, Content]:
-        """As next_request(), when upcoming() has told of one."""
+        """The request that upcoming() has told, and its content, which the caller closes."""
 
     def put_result(self, result: DeliveryResult) -> bool:
         """Answer the oldest unanswered request; False: flush() is needed for that. Never raises."""
@@ -67,10 +68,10 @@ async def run_steadily(
 
     Returns the message to go on with, if there is one. Results may wait for flush().
     """
-    pledged = slot.pledged()
-    if pledged is None:
+    upcoming = requests.upcoming()
+    if upcoming is None or (at_hand := slot.at_hand(upcoming)) is None:
         return None
-    key, session = pledged
+    key, session = at_hand
     current = environment()
     limits = key.settings.limits
     if (
@@ -81,8 +82,7 @@ async def run_steadily(
         or current.time_limit < limits.rset + limits.data_done
     ):
         return None
-    slot.unpark()
-    run = _Run(requests, slot, environment, key, session, session.stream)
+    run = _Run(requests, slot, environment, key, session, session.stream, slot.unpark())
     try:
         with slot.begin(inf) as scope:
             rest = await run.messages(scope)
@@ -113,6 +113,7 @@ class _Run:
         key: SessionKey,
         session: Session,
         stream: EagerStream,
+        save: Save | None,
     ) -> None:
         self._requests = requests
         self._slot = slot
@@ -121,11 +122,13 @@ class _Run:
         self._key = key
         self._session = session
         self._stream = stream
+        self._save = save  # what was to be done with the session when it was found
         self._relay = session.endpoint.relay
         self._now = trio.lowlevel.current_clock().current_time
         limits = key.settings.limits
         self._lmtp = key.settings.protocol is Protocol.LMTP
-        self._envelope_limit = min(limits.rset, limits.mail)
+        self._mail_limit = limits.mail
+        self._ahead_limit = min(limits.rset, limits.mail)
         self._final_limit = limits.data_done
         # What the server had said was read, and nothing was waited for since.
         self._up_to_date = False
@@ -137,16 +140,18 @@ class _Run:
         session, slot, requests = self._session, self._slot, self._requests
         replies, dialogue = session.replies, session.dialogue
         now = self._now()
-        while (ahead := session.ahead) is not None and not slot.stopping:
-            if ahead.waiting or self._current_environment() is not self._environment:
-                return None  # it was too large for one flight, or the configuration was reloaded
+        while not slot.stopping and self._current_environment() is self._environment:
+            ahead = session.ahead or await self._ask(scope, now)
+            if ahead is None or ahead.waiting:
+                return None  # nothing to do, or the envelope was too large for one flight
             due = len(ahead.recipients) + 2  # MAIL, RCPTs, DATA
             if self._lmtp and due > 3:
                 return None  # several replies to the dot
             while len(replies.ready) < due and not replies.unparsed:
                 if not all(reply.positive for reply in replies.ready):
                     return None  # there may be less to come than is due
-                if not await self._receive(scope, self._envelope_limit):
+                limit = self._ahead_limit if ahead.behind_dot else self._mail_limit
+                if not await self._receive(scope, limit):
                     return None
             if not self._may_send(due):
                 return None
@@ -155,6 +160,7 @@ class _Run:
             if not isinstance(content, InlineContent):
                 return Begun(request, content, session)
             self.begun = begun = Begun(request, content, session, sending=True)
+            begun.travelled_ahead = ahead.behind_dot
             self._send(begun, content.data, started)
             while not (begun.unsent or replies.unread):
                 if not await self._receive(scope, self._final_limit):
@@ -188,7 +194,9 @@ class _Run:
         if session.ahead is not None:
             self._slot.park(self._key, PledgedSession(session), None)
             return
-        assert self._last is not None
+        if self._last is None:  # nothing was said: it is as it was found
+            self._slot.park(self._key, CleanSession(session), self._save)
+            return
         policy = environment.reuse[self._last.protocol]
         wishes = await policy.wishes(self._last, environment.emit)
         if wishes.keep and session.reusable:
@@ -206,6 +214,25 @@ class _Run:
         self._up_to_date = True
         self._session.replies.receive_data(data)
         return bool(data)
+
+    async def _ask(self, scope: trio.CancelScope, now: float) -> Envelope | None:
+        """Send the next message's envelope, if there is one that may go on here."""
+        session = self._session
+        if session.replies.unread:
+            return None  # the server answers what it was not asked
+        upcoming = self._requests.upcoming()
+        envelope = next_envelope(session, self._key, upcoming, self._environment.plain, now)
+        if envelope is not None:
+            flight = bytes(envelope.flight(session.dialogue))
+            session.ahead = envelope
+            if unsent := flight[self._stream.send_nowait(flight) :]:
+                scope.deadline = now + self._mail_limit
+                try:
+                    await self._stream.send_all(unsent)
+                except trio.BrokenResourceError:
+                    session.broken = True  # no content was sent: the next one may serve as well
+                    return None
+        return envelope
 
     def _may_send(self, due: int) -> bool:
         """MAIL and every RCPT were accepted, DATA waits for content, and nothing else was said."""
@@ -240,6 +267,7 @@ class _Run:
                 flight = envelope.flight(dialogue)
                 begun.behind_dot = len(flight)
                 octets += flight
+                envelope.behind_dot = True
                 session.ahead = envelope
         slot.commit()
         sent = self._stream.send_nowait(octets)

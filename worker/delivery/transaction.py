@@ -91,6 +91,7 @@ class Begun:
     sending: bool = False
     unsent: bytes = b""  # of the content with its dot, and the next envelope behind it
     behind_dot: int = 0  # octets of that envelope
+    travelled_ahead: bool = False  # this message's own envelope went behind another's dot
     failed: SessionError | None = None  # what ended the session
 
 
@@ -229,11 +230,11 @@ class _Transaction:
     # --- before anything is sent -------------------------------------------------------------
 
     def _travelled_ahead(self) -> Envelope | None:
-        """This message's envelope, if it was sent with the final dot of the one before it."""
+        """This message's envelope, if it was sent before: most likely with another's final dot."""
         envelope, self._session.ahead = self._session.ahead, None
         if envelope is not None:
             assert envelope.request is self._request  # nobody else may be given such a session
-            self._unproven = True
+            self._unproven = envelope.behind_dot
         return envelope
 
     async def _prepare(self, talk: Conversation) -> Envelope | None:
@@ -477,6 +478,7 @@ class _Transaction:
                 session.unwanted = True
         elif self._may_be_followed and (envelope := following()):
             octets += envelope.flight(session.dialogue)  # MAIL at least: none is near the window
+            envelope.behind_dot = True
             session.ahead = envelope
         await self._send_dot(talk, octets)
 

@@ -283,28 +283,32 @@ class RequestStream:
         self._frames = frames
         self._upcoming: tuple[DeliveryRequest, Content] | RemoteProtocolError | None = None
 
-    async def next_request(self) -> tuple[DeliveryRequest, Content] | None:
-        """The next request and its content, which the caller closes; None: no more will come.
+    async def wait(self) -> bool:
+        """Wait until there is an upcoming request; False: no more will come.
 
         Raises RemoteProtocolError, OSError.
         """
-        if (ready := self.next_request_nowait()) is not None:
-            return ready
+        if self.upcoming() is not None:
+            return True
+        wrong, self._upcoming = self._upcoming, None
+        if isinstance(wrong, RemoteProtocolError):
+            raise wrong
         frame = await self._frames.receive()
-        return None if frame is None else _request(*frame)
+        if frame is not None:
+            self._upcoming = _request(*frame)
+        return frame is not None
 
-    def next_request_nowait(self) -> tuple[DeliveryRequest, Content] | None:
-        """What next_request() would return, if it is there already. Raises RemoteProtocolError."""
-        self.upcoming()
-        upcoming, self._upcoming = self._upcoming, None
-        if isinstance(upcoming, RemoteProtocolError):
-            raise upcoming
-        return upcoming
+    async def next_request(self) -> tuple[DeliveryRequest, Content] | None:
+        """The next request and its content, which the caller closes; None: no more will come.
+
+        Raises as wait().
+        """
+        return self.take_upcoming() if await self.wait() else None
 
     def upcoming(self) -> DeliveryRequest | None:
-        """What next_request() will return, if it is there already; None: nobody knows.
+        """The next request, if it is there already; None: nobody knows.
 
-        Never waits and never raises: what is wrong, next_request() will say.
+        Never waits and never raises: what is wrong, wait() will say.
         """
         if self._upcoming is None and (frame := self._frames.receive_nowait()) is not None:
             try:
@@ -314,7 +318,7 @@ class RequestStream:
         return self._upcoming[0] if isinstance(self._upcoming, tuple) else None
 
     def take_upcoming(self) -> tuple[DeliveryRequest, Content]:
-        """As next_request(), of the request that upcoming() has told."""
+        """The request that upcoming() has told, and its content, which the caller closes."""
         upcoming, self._upcoming = self._upcoming, None
         assert isinstance(upcoming, tuple)
         return upcoming

@@ -24,8 +24,6 @@ from typing import Final
 import trio
 
 from protocol.errors import RemoteProtocolError
-from protocol.request import DeliveryRequest
-from worker.content import Content
 from worker.delivery.deliver import Environment
 from worker.delivery.serve import serve
 from worker.delivery.slot import DeliverySlot
@@ -132,13 +130,13 @@ class _Intake(RequestStream):
         if self._waiting is not None:
             self._waiting.deadline = self._deadline
 
-    async def next_request(self) -> tuple[DeliveryRequest, Content] | None:
-        """See RequestStream.next_request(); None also after STOP_PAUSE, when stopping."""
-        if (ready := self.next_request_nowait()) is not None:
-            return ready
+    async def wait(self) -> bool:
+        """See RequestStream.wait(); False also after STOP_PAUSE, when stopping."""
+        if self.upcoming() is not None:
+            return True
         with trio.CancelScope(deadline=self._deadline) as self._waiting:
-            return await super().next_request()
-        return None
+            return await super().wait()
+        return False
 
 
 async def run_worker(
