@@ -6,6 +6,7 @@ must be the same.
 """
 
 import os
+import socket
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
@@ -25,6 +26,7 @@ from worker.delivery import steady
 from worker.delivery.deliver import deliver
 from worker.delivery.serve import serve
 from worker.delivery.settings import DeliverySettings, Limits
+from worker.network.address import Endpoint
 from worker.status.events import SessionReused, UnexpectedError
 
 SETTINGS = DeliverySettings(hostname="client.example", helo_name="helo.example")
@@ -146,6 +148,7 @@ SCRIPTS: list[dict[Phase, Script]] = [
     {Phase.DOT: ["250 ok", "554 5.6.0 spam", "250 ok"]},
     {Phase.DOT: ["250 ok", "250-2.0.0 two\n250 2.0.0 lines", "250 ok"]},
     {Phase.DOT: ["250 ok", "421 4.3.2 bye", "250 ok"]},
+    {Phase.DOT: ["250 ok", "250 ok", "250 ok", "250 ok\n250 and again", "250 ok"]},
     {Phase.DOT: ["250 ok", "garbage", "250 ok"]},
     {Phase.DOT: ["250 ok", Late(5, "250 ok"), "250 ok"]},
     {Phase.DOT: ["250 ok", "250 ok", Fault.CUT]},
@@ -248,6 +251,40 @@ async def test_an_envelope_that_is_not_answered_costs_a_connection_and_a_short_w
     assert own_deliveries == ["A", "C", "D"]  # the server is treated plainly from then on
     assert 20 <= world.took[2] <= 21
     assert len(peer.links) == 2
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        {Phase.MAIL: ["250 ok", "250 ok", Fault.SILENCE, "250 ok"]},
+        {Phase.DOT: ["250 ok", ("250 ok", Fault.STOP_READING), "250 ok"]},
+    ],
+    ids=["not answered", "not read"],
+)
+@trio_test
+async def test_an_envelope_that_went_alone_has_the_time_of_its_own(
+    autojump_clock: MockClock, script: dict[Phase, Script]
+) -> None:
+    peer = Peer(script, window=60)
+    world = World(peer)
+    outcomes = await in_a_row(world, requests(*"abcd"), late=True)
+    assert [outcome.action for outcome in outcomes] == [SENT] * 4
+    assert not any(outcome.in_doubt for outcome in outcomes)
+    assert 300 <= world.took[2] <= 301
+    assert len(peer.links) == 2
+
+
+@pytest.mark.parametrize("late", [False, True])
+@trio_test
+async def test_a_server_is_distrusted_only_for_what_went_behind_a_dot(
+    autojump_clock: MockClock, late: bool
+) -> None:
+    peer = Peer({Phase.DOT: ["250 ok", Fault.CUT]})
+    world = World(peer)
+    outcomes = await in_a_row(world, requests(*"ab"), late=late)
+    assert [outcome.in_doubt for outcome in outcomes] == [False, True]
+    endpoint = Endpoint(host="mx1.example.com", address="192.0.2.1", port=25, family=socket.AF_INET)
+    assert world.environment.plain.holds(endpoint, trio.current_time()) == (not late)
 
 
 # --- ends of a run ------------------------------------------------------------------------------
@@ -403,6 +440,36 @@ async def test_a_flight_cut_behind_the_dot_is_finished_though_the_reply_is_there
     await world.play(scenario)
     assert [result.outcomes[0].action for result in world.results] == [SENT] * 4
     assert len(peer.links) == 1
+
+
+@pytest.mark.parametrize("late", [False, True])
+@trio_test
+async def test_nothing_is_said_to_a_server_that_has_spoken_meanwhile(
+    autojump_clock: MockClock, late: bool
+) -> None:
+    """Neither content, to one that had the next envelope, nor an envelope."""
+    bye = Late(0.4, "421 4.3.2 bye")
+    script: dict[Phase, Script] = (
+        {Phase.DOT: [("250 ok", bye), "250 ok"]}
+        if late
+        else {Phase.DATA: ["354 go", ("354 go", bye), "354 go"]}
+    )
+    peer = Peer(script, glued=True)
+    world = World(peer, Peer())
+
+    class Idle(Row):
+        async def flush(self) -> None:
+            await trio.sleep(0.6)
+
+    async def scenario() -> None:
+        row = Idle(world, requests(*"ab"), late=late)
+        world.slot.upcoming = row.upcoming
+        await serve(row, world.slot, lambda: world.environment)
+
+    await world.play(scenario)
+    assert [result.outcomes[0].action for result in world.results] == [SENT] * 2
+    assert peer.links[0].dots == 1
+    assert peer.links[0].verbs.count("MAIL") == (1 if late else 2)
 
 
 # --- what must not happen -----------------------------------------------------------------------

@@ -230,8 +230,7 @@ class _Run:
                 try:
                     await self._stream.send_all(unsent)
                 except trio.BrokenResourceError:
-                    session.broken = True  # no content was sent: the next one may serve as well
-                    return None
+                    return None  # whoever reads meets it again
         return envelope
 
     def _may_send(self, due: int) -> bool:
