@@ -378,6 +378,24 @@ async def test_a_fast_destination_that_comes_to_a_stop_gets_slots_all_the_same(
 
 
 @trio_test
+async def test_turns_end_although_time_goes_on_while_they_are_given(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A place may be found to clear soon, and a microsecond later not to. The virtual clock stands
+    # still in between.
+    answers = iter([False, True] * 1000)
+    monkeypatch.setattr(
+        "worker.queue.destinations.Destination.clears_soon",
+        lambda place, _now: place.busy > 0 and next(answers),
+    )
+    node = Node()
+    for number in range(20):
+        node.submit(f"u{number}@one.example")
+    await node.run()
+    assert len(node.workers.accepted) == 20
+
+
+@trio_test
 async def test_a_letter_does_not_wait_for_all_of_a_mailing_list(autojump_clock: MockClock) -> None:
     node = Node()
     node.submit(*(f"u{number}@one.example" for number in range(2000)), sender="list@here.example")

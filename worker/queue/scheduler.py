@@ -282,8 +282,8 @@ class Scheduler:
                 if chosen is None:
                     break
                 if chosen.clears_soon(ticks):  # it did not when it was offered
-                    self._offer(chosen, now)
-                    continue
+                    self._postpone(chosen, now + SOON)  # not _offer(): its time is a later one,
+                    continue  # which may put the place back, and so without end
                 chosen.busy += 1
                 self._slots += 1
                 nursery.start_soon(self._serve, chosen, chosen.take())
@@ -324,15 +324,18 @@ class Scheduler:
         """
         if not destination.queue:
             return
-        again = destination.not_before
         if destination.clears_soon(trio.current_time()):
-            again = max(again, now + SOON)
+            self._postpone(destination, now + SOON)
         elif self._destinations.offer(destination, now):
             self._turn.set()
-            return
-        if again > now and not destination.paused:
+        elif destination.not_before > now:
+            self._postpone(destination, destination.not_before)
+
+    def _postpone(self, destination: Destination, until: float) -> None:
+        """Offer it again then; if that is too early, it will be postponed once more."""
+        if not destination.paused:
             destination.paused = True
-            heapq.heappush(self._delayed, (again, next(self._serial), destination))
+            heapq.heappush(self._delayed, (until, next(self._serial), destination))
             self._turn.set()
 
     async def _drain(self) -> None:
