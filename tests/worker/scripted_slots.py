@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 import trio
 
+from protocol.delivery_wire import encode_request
 from protocol.outcome import Action, DeliveryResult, RecipientOutcome, SiteFailure
 from protocol.request import DeliveryRequest, Recipient
 from worker.content import Content
@@ -121,6 +122,7 @@ class ScriptedSlot:
         workers = self._workers
         try:
             await trio.lowlevel.checkpoint()
+            encode_request(request)  # refuses what a real slot refuses
             if self._dead:
                 raise WorkerLost("worker closed the slot")
             if not self._nexthop:

@@ -1090,6 +1090,31 @@ async def test_a_bug_in_a_slot_defers_its_mail_and_the_scheduler_lives(
 
 
 @trio_test
+async def test_a_request_that_must_not_be_sent_is_deferred_and_the_slot_goes_on(
+    autojump_clock: MockClock,
+) -> None:
+    node = Node(
+        lambda _: replace(SENT, delay=0.5),
+        QueueSettings(transports=transports(concurrency_limit=1)),
+    )
+    for number in range(10):
+        notify = Notify.NEVER | Notify.SUCCESS if number == 5 else Notify.UNSPECIFIED
+        node.submit(f"u{number}@one.example", notify=notify)
+    await node.run(60.0)
+    [left] = node.store.messages.values()
+    assert left.submission.recipients[0].address == "u5@one.example"
+    assert sorted(node.workers.accepted.values()) == [1] * 9
+    assert len(node.workers.opened) == 1
+    settled = [event for event in node.events if isinstance(event, RecipientSettled)]
+    assert not any(event.outcome.in_doubt for event in settled)
+    [refused] = node.settled("u5@one.example")
+    assert refused.outcome.action is Action.DEFERRED
+    assert "cannot be handed to a worker: " in refused.outcome.reason
+    assert len(node.of(UnexpectedError)) == 1
+    assert not node.store.open_contents
+
+
+@trio_test
 async def test_a_result_without_an_outcome_for_each_recipient_is_a_bug_and_loses_nobody(
     autojump_clock: MockClock,
 ) -> None:

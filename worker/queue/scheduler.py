@@ -424,12 +424,14 @@ class Scheduler:
         for entry in entries:
             self._defer(entry.active, entry.recipients, "4.3.0", reason)
 
-    def unexpected(self, destination: Destination, entries: list[Entry], trace: str) -> None:
+    def unexpected(
+        self, destination: Destination, entries: list[Entry], reason: str, trace: str
+    ) -> None:
         """See Owner."""
         what = f"feeding a slot for {destination.route.nexthop}"
         self._emit(UnexpectedError(what, trace))
         for entry in entries:
-            self._defer(entry.active, entry.recipients, "4.3.0", "internal error")
+            self._defer(entry.active, entry.recipients, "4.3.0", reason)
 
     async def without_content(self, entry: Entry) -> None:
         """See Owner."""

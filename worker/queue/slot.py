@@ -37,6 +37,7 @@ class Slot(Protocol):
         """Hand over a request. Closes `content`, whatever happens.
 
         Raises WorkerLost: it was not begun; results of earlier requests may still be received.
+        Raises LocalProtocolError, and sends nothing, for a request that must not be sent.
         """
 
     async def receive(self) -> DeliveryResult:

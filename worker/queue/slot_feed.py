@@ -16,6 +16,7 @@ from typing import Final, Protocol
 
 import trio
 
+from protocol.errors import LocalProtocolError
 from protocol.outcome import DeliveryResult
 from worker.queue.active import Entry
 from worker.queue.begins import Begins
@@ -55,7 +56,9 @@ class Owner(Protocol):
     def unsendable(self, entries: list[Entry], reason: str) -> None:
         """The store cannot give these out; none of them was sent."""
 
-    def unexpected(self, destination: Destination, entries: list[Entry], trace: str) -> None:
+    def unexpected(
+        self, destination: Destination, entries: list[Entry], reason: str, trace: str
+    ) -> None:
         """A mistake of ours; none of these was sent, as far as we know."""
 
     def open_limit(self) -> float:
@@ -112,7 +115,8 @@ class SlotFeed:
             self._abandon("internal error")
             # These were not sent, but one of them may be the cause.
             entries = self._drop_in_hand()
-            self._owner.unexpected(self._destination, entries, traceback.format_exc())
+            trace = traceback.format_exc()
+            self._owner.unexpected(self._destination, entries, "internal error", trace)
         finally:
             self._put_back()
 
@@ -198,6 +202,11 @@ class SlotFeed:
                 request = entry.request(route.transport, route.protocol, route.nexthop, flags)
                 try:
                     await slot.send(request, content)
+                except LocalProtocolError as exc:  # it was not sent, and the slot is as it was
+                    reason = f"the message cannot be handed to a worker: {exc}"
+                    refused = [self._in_flight.pop()]
+                    trace = traceback.format_exc()
+                    self._owner.unexpected(self._destination, refused, reason, trace)
                 except WorkerLost:
                     self._in_hand.insert(0, self._in_flight.pop())  # it did not arrive whole
                     while self._in_flight:  # but results may have left before the end
