@@ -15,6 +15,7 @@ import pytest
 import trio
 from trio.testing import MockClock, trio_test
 
+from protocol.delivery_wire import MAX_RECIPIENTS
 from protocol.outcome import Action
 from protocol.request import DeliveryRequest, Notify, Protocol, Recipient, RequestFlags
 from tests.cancel_everywhere import cancel_everywhere
@@ -217,6 +218,20 @@ async def test_recipients_are_grouped_by_destination_and_recipient_limit(
     )
     assert sizes == [20, 50, 50]
     assert len(node.of(MessageRemoved)) == 1
+
+
+@pytest.mark.parametrize("limit", [0, 1200])
+@trio_test
+async def test_a_request_has_no_more_recipients_than_a_worker_takes(
+    autojump_clock: MockClock, limit: int
+) -> None:
+    node = Node(settings=QueueSettings(transports=transports(recipient_limit=limit)))
+    node.submit(*(f"u{number}@one.example" for number in range(1500)))
+    await node.run(60.0)
+    sizes = [len(request.recipients) for request in node.workers.requests]
+    assert sorted(sizes) == [500, MAX_RECIPIENTS]
+    assert not node.store.messages
+    assert not node.of(UnexpectedError)
 
 
 @trio_test

@@ -150,7 +150,7 @@ SCHEDULER: tuple[Parameter, ...] = (
         "default_destination_recipient_limit",
         "50",
         "Recipients of one delivery at most; 1: each recipient is a destination of its own;"
-        " 0: no limit.",
+        " 0: as many as one request holds, 1000.",
     ),
     time(
         "default_destination_rate_delay",

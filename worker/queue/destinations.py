@@ -125,7 +125,7 @@ class Destination:
 
     def take(self) -> Entry:
         """The next entry of its queue. IndexError: none."""
-        return self.queue.take(self._limits.recipient_limit)
+        return self.queue.take(self._limits.request_limit)
 
     def may_open(self, now: float) -> bool:
         """There is work, and room for another slot."""

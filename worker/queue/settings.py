@@ -11,6 +11,7 @@ from enum import Enum
 from types import MappingProxyType
 from typing import Final
 
+from protocol.delivery_wire import MAX_RECIPIENTS
 from protocol.request import Protocol
 from worker.config.config import Config
 
@@ -74,6 +75,11 @@ class TransportSettings:
     failed_cohort_limit: int = 1  # destination_concurrency_failed_cohort_limit; 0: never dead
     recipient_limit: int = 50  # destination_recipient_limit; 0: none
     rate_delay: float = 0.0  # destination_rate_delay
+
+    @property
+    def request_limit(self) -> int:
+        """Most recipients of one request: recipient_limit, within what a worker takes."""
+        return min(self.recipient_limit or MAX_RECIPIENTS, MAX_RECIPIENTS)
 
     @classmethod
     def from_config(cls, config: Config, transport: str) -> "TransportSettings":
