@@ -5,7 +5,7 @@ left to do before a time.
 """
 
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from itertools import pairwise
@@ -36,6 +36,7 @@ from worker.queue.scheduler import Scheduler
 from worker.queue.settings import NoticeSettings, QueueSettings, TransportSettings
 from worker.queue.slot import MOST_UNANSWERED, DestinationKey, Slot, WorkerLost
 from worker.queue.sqlite import open_store
+from worker.queue.store import StoreFull
 from worker.status.events import (
     DeliveryInDoubt,
     DestinationSuspended,
@@ -1168,6 +1169,33 @@ async def test_trouble_with_the_store_is_waited_out_and_nothing_is_lost(
     assert len(node.workers.accepted) == 20
     assert node.of(Warned)
     assert not node.of(UnexpectedError)
+
+
+@trio_test
+async def test_what_is_under_way_is_not_in_doubt_when_the_store_cannot_begin_more(
+    autojump_clock: MockClock,
+) -> None:
+    node = Node(
+        lambda _: replace(SENT, delay=0.5),
+        QueueSettings(transports=transports(concurrency_limit=1)),
+    )
+    for number in range(20):
+        node.submit(f"u{number}@one.example")
+    usual = node.store.begin
+
+    async def begin(attempts: Sequence[tuple[int, Collection[int]]]) -> list[Content | None]:
+        if 2.0 <= trio.current_time() < 100.0:
+            await trio.lowlevel.checkpoint()
+            raise StoreFull("no space")
+        return await usual(attempts)
+
+    node.store.begin = begin  # type: ignore[method-assign]  # a fault injected
+    await node.run(2 * HOUR)
+    assert not node.store.messages
+    assert sorted(node.workers.accepted.values()) == [1] * 20
+    settled = [event for event in node.events if isinstance(event, RecipientSettled)]
+    assert any("no space" in event.outcome.reason for event in settled)
+    assert not any(event.outcome.in_doubt for event in settled)
 
 
 @trio_test

@@ -107,12 +107,12 @@ class SlotFeed:
             if not self._served:  # whatever is wrong there: no slot after slot without a pause
                 await trio.sleep(OPEN_PAUSE)
         except StoreError as exc:
-            self._abandon("the queue cannot be used")
             self._owner.unsendable(self._drop_in_hand(), str(exc))
         except NoWorker:
             raise
         except Exception:  # noqa: BLE001 - around one slot: a bug defers its mail, the rest lives
-            self._abandon("internal error")
+            if self._in_flight:  # they may have been sent
+                self._owner.lost(self._destination, list(self._in_flight), "internal error")
             # These were not sent, but one of them may be the cause.
             entries = self._drop_in_hand()
             trace = traceback.format_exc()
@@ -123,11 +123,6 @@ class SlotFeed:
     def _put_back(self) -> None:
         while self._in_hand:
             self._destination.queue.put_back(self._in_hand.pop())
-
-    def _abandon(self, reason: str) -> None:
-        """The slot ends with requests under way: they may have been sent."""
-        if self._in_flight:
-            self._owner.lost(self._destination, list(self._in_flight), reason)
 
     def _drop_in_hand(self) -> list[Entry]:
         entries = list(self._in_hand)
@@ -184,9 +179,18 @@ class SlotFeed:
         self._served += 1
         return result
 
+    async def _receive_all(self, slot: Slot) -> None:
+        """The results of all in flight. Raises WorkerLost."""
+        while self._in_flight:
+            await self._receive(slot)
+
     async def _send(self, slot: Slot) -> None:
-        """Send what is in hand, marked in doubt first."""
-        contents = await self._begins.begin(list(self._in_hand))
+        """Send what is in hand, marked in doubt first. Raises WorkerLost, StoreError."""
+        try:
+            contents = await self._begins.begin(list(self._in_hand))
+        except StoreError:
+            await self._receive_all(slot)  # the worker goes on with what it has
+            raise
         route = self._destination.route
         try:
             while contents:
@@ -209,8 +213,7 @@ class SlotFeed:
                     self._owner.unexpected(self._destination, refused, reason, trace)
                 except WorkerLost:
                     self._in_hand.insert(0, self._in_flight.pop())  # it did not arrive whole
-                    while self._in_flight:  # but results may have left before the end
-                        await self._receive(slot)
+                    await self._receive_all(slot)  # but results may have left before the end
                     raise
         finally:
             for left in contents:
