@@ -1,5 +1,6 @@
 """Opening and closing a SQLite queue: locks, versions, damage, full and read-only disks."""
 
+import errno
 import os
 import sqlite3
 import stat
@@ -69,6 +70,10 @@ def make_file(path: Path, octets: bytes = b"") -> None:
 
 def content_files(directory: Path) -> list[Path]:
     return [path for path in (directory / "content").rglob("*") if path.is_file()]
+
+
+def open_descriptors() -> list[str]:
+    return sorted(path.name for path in Path("/proc/self/fd").iterdir())
 
 
 # --- the directory ----------------------------------------------------------------------------
@@ -491,6 +496,32 @@ async def test_a_large_content_is_on_disk_before_its_row_is(
         monkeypatch.setattr(store, "_submit", replace(operation, run=check))
         await put(store, b"x" * 100_000)
         assert synced == []  # it was looked at
+
+
+@trio_test
+async def test_a_content_that_cannot_be_opened_is_an_error_and_leaks_no_descriptor(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    open_file = os.open
+
+    def without_descriptors(path: Path, flags: int) -> int:
+        if path == last:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        return open_file(path, flags)
+
+    async with await open_store(directory, threads=False) as store:
+        queue_ids = [await put(store, b"x" * 100_000) for _ in range(3)]
+        messages = await store.claim(NOW, 3)
+        attempts = [(one.id, [each.key for each in one.recipients]) for one in messages]
+        name = store._reader.execute("SELECT name FROM content_file ORDER BY id DESC").fetchone()
+        last = store._content.file(name[0])
+        before = open_descriptors()
+        monkeypatch.setattr(os, "open", without_descriptors)
+        with pytest.raises(StoreError, match="cannot open a content: Too many open files"):
+            await store.begin(attempts)
+        with pytest.raises(StoreError, match="cannot open a content: Too many open files"):
+            await store.read_content(queue_ids[-1])
+        assert open_descriptors() == before
 
 
 # --- queue ids --------------------------------------------------------------------------------

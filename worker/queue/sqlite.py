@@ -327,7 +327,7 @@ class SqliteStore:
             for one in stored:  # no comprehension: what is open must be known if one fails
                 content = None if one is None else self._open_content(one)
                 contents.append(content)
-        except StoreError:
+        except BaseException:
             for content in contents:
                 if content is not None:
                     content.close()
@@ -433,12 +433,15 @@ class SqliteStore:
                 raise StoreError(f"cannot read a content: {exc.strerror}") from exc
 
     def _open_content(self, stored: StoredContent) -> Content | None:
+        """The content, which the caller closes; None: it is gone. Raises StoreError."""
         if not stored.file:
             return InlineContent(stored.data)
         try:
             return FileContent(os.open(self._content.file(stored.file), os.O_RDONLY | os.O_CLOEXEC))
         except FileNotFoundError:
             return None  # deleted meanwhile
+        except OSError as exc:
+            raise StoreError(f"cannot open a content: {exc.strerror}") from exc
 
 
 def _program() -> str:
