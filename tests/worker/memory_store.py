@@ -242,9 +242,10 @@ class MemoryStore:
             self._record(message, settlement)
         return [] if finish is None else self._finish(message, finish)
 
-    async def finish(self, runs: Sequence[tuple[int, Collection[int]]]) -> None:
+    async def finish(self, runs: Sequence[tuple[int, Collection[int]]]) -> list[int]:
         """See Store."""
         await self._commit("finish")
+        kept = []
         for message_id, keys in runs:
             message = self.messages.get(message_id)
             if message is None:
@@ -252,6 +253,9 @@ class MemoryStore:
             for key in keys:
                 self._leaves(message, message.rows.pop(key), "finished")
             self._finish(message, Finish(message_id=message_id))
+            if message_id in self.messages:
+                kept.append(message_id)
+        return kept
 
     def _record(self, message: MessageRow, settlement: Settlement) -> None:
         outcome = settlement.outcome

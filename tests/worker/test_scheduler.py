@@ -1226,6 +1226,39 @@ async def test_attempts_found_in_doubt_at_the_start_are_reported(autojump_clock:
     assert not again.store.messages
 
 
+@pytest.mark.parametrize(
+    ("rest", "sender"),
+    [
+        (SENT, "me@here.example"),
+        (BOUNCED, "me@here.example"),  # with a notice
+        (BOUNCED, "double-bounce@localhost"),  # without
+    ],
+)
+@trio_test
+async def test_a_message_is_not_called_removed_while_an_earlier_run_left_something_of_it(
+    autojump_clock: MockClock, rest: Answer, sender: str
+) -> None:
+    node = Node(
+        lambda request: DEFERRED if request.nexthop == "a.example" else replace(SENT, delay=100.0)
+    )
+    queue_id = node.submit("x@a.example", "x@b.example", sender=sender)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(node.scheduler.run)
+        await trio.sleep(50.0)
+        nursery.cancel_scope.cancel()  # the end of the run never came
+    again = Node(
+        lambda request: rest if request.nexthop == "b.example" else SENT,
+        store=node.store.reopened(),
+    )
+    await again.run(10.0)
+    assert not again.store.messages  # what was deferred is looked at again at once
+    assert [
+        event.queue_id if isinstance(event, MessageRemoved) else event.outcome.recipient.address
+        for event in again.events
+        if isinstance(event, MessageRemoved | RecipientSettled) and event.queue_id == queue_id
+    ] == ["x@b.example", "x@a.example", queue_id]
+
+
 @trio_test
 async def test_the_store_on_disk_and_the_scheduler_agree(
     autojump_clock: MockClock, tmp_path: Path

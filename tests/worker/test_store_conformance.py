@@ -385,7 +385,8 @@ async def test_runs_that_went_well_end_together_and_take_their_messages_along(
         messages = await store.claim(NOW, 10, recipient_limit=3)
         await store.delete([messages[2].queue_id])
         runs = [(one.id, [each.key for each in one.recipients]) for one in messages]
-        await store.finish(runs)
+        kept = await store.finish(runs)
+        assert kept == [messages[3].id]
         [left] = await store.summaries()
         assert (left.queue_id, left.state) == (long, MessageState.DEFERRED)
         assert [await store.read_content(one.queue_id) for one in messages[:3]] == [None] * 3

@@ -154,15 +154,18 @@ class Books:
                 continue
             runs, self._well = self._well[:FINISH_LIMIT], self._well[FINISH_LIMIT:]
             try:
-                await self._store.finish([_finished(active) for active in runs])
+                kept = await self._store.finish([_finished(active) for active in runs])
             except Exception:  # noqa: BLE001 - one may be the cause: alone, it is said of which
                 for active in runs:
                     nursery.start_soon(self._write_down, active)
                 continue
             for active in runs:
                 self._publish(active, active.inbox)
-                self._emit(MessageRemoved(active.message.queue_id))
-                self._forget(active, None)
+                if active.message.id in kept:  # a run that was cut short has left something
+                    self._forget(active, 0.0)
+                else:
+                    self._emit(MessageRemoved(active.message.queue_id))
+                    self._forget(active, None)
 
     async def _bookkeeper(self) -> None:
         while True:
@@ -225,19 +228,16 @@ class Books:
         for event in decision.events:
             if not isinstance(event, MessageRemoved):
                 self._emit(event)
-            elif await self._end_of_message(active, event) and not notice_ids:
-                due = None
+            elif await self._anything_left(event.queue_id):
+                due = 0.0
+            else:
+                self._emit(event)
+                due = 0.0 if notice_ids else None
         return due
 
-    async def _end_of_message(self, active: ActiveMessage, event: MessageRemoved) -> bool:
-        """This run left nothing; but others may be, if there were more than one run takes."""
-        if active.partial:
-            ids = [event.queue_id]
-            left = await patiently(lambda: self._store.summaries(ids), self._emit)
-            if left:
-                return False
-        self._emit(event)
-        return True
+    async def _anything_left(self, queue_id: str) -> bool:
+        """This run left nothing; others may have, that took other recipients or were cut short."""
+        return bool(await patiently(lambda: self._store.summaries([queue_id]), self._emit))
 
     async def _decide(self, end: RunEnd) -> tuple[Decision, Finish]:
         """What follows from a run. A mistake of ours in it must neither lose nor stop anything."""

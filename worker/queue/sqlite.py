@@ -341,9 +341,9 @@ class SqliteStore:
         # No checkpoint before: an outcome that is known is recorded, whoever is cancelled.
         return await self._writer.perform(self._settle, Settle(message_id, settlements, finish))
 
-    async def finish(self, runs: Sequence[tuple[int, Collection[int]]]) -> None:
-        """End runs in which all went well."""
-        await self._writer.perform(self._finish, runs, len(runs))
+    async def finish(self, runs: Sequence[tuple[int, Collection[int]]]) -> list[int]:
+        """End runs in which all went well; the ids of messages with recipients left."""
+        return await self._writer.perform(self._finish, runs, len(runs))
 
     async def in_doubt(self) -> list[tuple[str, str]]:
         """(queue id, address) of the attempts under way when the queue was last left."""

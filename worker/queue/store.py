@@ -112,12 +112,13 @@ class Store(Protocol):
         is let go, and the retry goes on.
         """
 
-    async def finish(self, runs: Sequence[tuple[int, Collection[int]]]) -> None:
+    async def finish(self, runs: Sequence[tuple[int, Collection[int]]]) -> list[int]:
         """End runs in which all went well, many in one call and one commit.
 
         One entry per run: (message id, keys of the recipients that go now). What settle() does
         with outcomes that nobody reports and a Finish without anything: the recipients go, and
-        with the last of them the message. On failure nothing has happened to any of them.
+        with the last of them the message. Returns the ids of the messages that others keep in the
+        queue. On failure nothing has happened to any of them.
         """
 
     async def in_doubt(self) -> list[tuple[str, str]]:

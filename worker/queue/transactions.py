@@ -163,8 +163,8 @@ class Transactions:
         self,
         database: sqlite3.Connection,
         requests: Sequence[Sequence[tuple[int, Collection[int]]]],
-    ) -> list[None]:
-        """End runs that leave nothing to report and nothing to try again."""
+    ) -> list[list[int]]:
+        """End runs that went well; returns the ids of the messages that have recipients left."""
         runs = [run for request in requests for run in request]
         gone = _json(key for _, keys in runs for key in keys)
         database.execute(f"DELETE FROM recipient WHERE id {_IN}", (gone,))
@@ -177,11 +177,11 @@ class Transactions:
                 (_json(ids),),
             )
         }
-        if kept:  # each of them had more recipients than one run takes
+        if kept:  # there are more than one run takes, or a run that was cut short left some
             self._finish(database, [Finish(message_id=message_id) for message_id in kept])
             ids = [message_id for message_id in ids if message_id not in kept]
         self._remove(database, ids)
-        return [None] * len(requests)
+        return [[key for key, _ in request if key in kept] for request in requests]
 
     # --- what operators do
 
