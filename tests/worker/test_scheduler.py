@@ -16,7 +16,8 @@ import trio
 from trio.testing import MockClock, trio_test
 
 from protocol.delivery_wire import MAX_RECIPIENTS
-from protocol.outcome import Action
+from protocol.errors import RemoteProtocolError
+from protocol.outcome import Action, DeliveryResult
 from protocol.request import DeliveryRequest, Notify, Protocol, Recipient, RequestFlags
 from tests.cancel_everywhere import cancel_everywhere
 from tests.worker.memory_store import MemoryStore
@@ -901,6 +902,44 @@ async def test_only_the_oldest_request_in_a_lost_worker_is_in_doubt_those_behind
     # u3 and u4 were behind it: back in front of the queue, not behind the others.
     sent = [request.recipients[0].address[:2] for request in node.workers.requests]
     assert sent[:7] == ["u0", "u1", "u2", "u3", "u4", "u3", "u4"]
+    assert not node.of(UnexpectedError)
+
+
+@trio_test
+async def test_all_requests_in_a_slot_are_in_doubt_when_a_worker_that_lives_makes_no_sense(
+    autojump_clock: MockClock,
+) -> None:
+    node = Node(
+        lambda _: replace(SENT, delay=0.5),
+        QueueSettings(transports=transports(concurrency_limit=1)),
+    )
+    usual = node.workers.open_slot
+
+    async def open_slot(destination: DestinationKey) -> Slot:
+        slot = await usual(destination)
+        receive = slot.receive
+
+        async def spoilt() -> DeliveryResult:
+            result = await receive()
+            if len(node.workers.accepted) == 3 and len(node.workers.opened) == 1:
+                raise RemoteProtocolError("a result that makes no sense")
+            return result
+
+        slot.receive = spoilt  # type: ignore[method-assign]  # a fault injected
+        return slot
+
+    node.workers.open_slot = open_slot  # type: ignore[method-assign]  # a fault injected
+    for number in range(10):
+        node.submit(f"u{number}@one.example")
+    await node.run(30.0)
+    doubtful = [
+        event.outcome.recipient.address[:2]
+        for event in node.events
+        if isinstance(event, RecipientSettled) and event.outcome.in_doubt
+    ]
+    assert sorted(doubtful) == ["u2", "u3", "u4"]  # the worker goes on with what it has
+    sent = [request.recipients[0].address[:2] for request in node.workers.requests]
+    assert sent == [f"u{number}" for number in range(10)]  # none of them again at once
     assert not node.of(UnexpectedError)
 
 

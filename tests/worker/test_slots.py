@@ -459,15 +459,30 @@ async def test_results_sent_before_the_end_are_received_although_later_requests_
 
 @pytest.mark.parametrize("payload", [b"", b"nonsense", encode_result(a_result(make_request()))])
 @trio_test
-async def test_a_result_that_makes_no_sense_is_as_good_as_none(payload: bytes) -> None:
+async def test_a_result_that_makes_no_sense_does_not_mean_that_the_worker_is_gone(
+    payload: bytes,
+) -> None:
     near, far = stream_pair()
     slot, worker = StreamSlot(FrameStream(near)), FrameStream(far)
     await slot.send(REQUEST, InlineContent(b""))
     await worker.send(payload)
-    with pytest.raises(WorkerLost):
+    with pytest.raises(RemoteProtocolError):
         await slot.receive()
     await slot.aclose()
     worker.close()
+
+
+@trio_test
+async def test_half_a_result_means_that_the_worker_is_gone() -> None:
+    near, far = stream_pair()
+    slot = StreamSlot(FrameStream(near))
+    await slot.send(REQUEST, InlineContent(b""))
+    assert await far.recv(65_536)  # else its end would be a reset
+    await far.send(LENGTHS.pack(100, 0) + b"half")
+    far.close()
+    with pytest.raises(WorkerLost):
+        await slot.receive()
+    await slot.aclose()
 
 
 @trio_test

@@ -39,6 +39,10 @@ _UNCLAIMED_LIMIT: Final = MOST_UNANSWERED + 1
 _ANCILLARY: Final = socket.CMSG_SPACE(4 * array("i").itemsize)
 
 
+class StreamCut(RemoteProtocolError):
+    """The stream ended in the middle of a frame: whoever was sending it is gone."""
+
+
 class FrameStream:
     """Frames over a UNIX stream socket; owns the socket. One sender and one receiver at a time.
 
@@ -128,7 +132,7 @@ class FrameStream:
     async def receive(self) -> tuple[bytes, Content] | None:
         """The next frame, or None at the end of the stream; the caller closes the content.
 
-        Raises RemoteProtocolError for a frame that breaks a rule, OSError.
+        Raises StreamCut, RemoteProtocolError for a frame that breaks a rule, OSError.
         """
         while (frame := self._next_frame()) is None:
             try:
@@ -137,7 +141,7 @@ class FrameStream:
                 await trio.lowlevel.wait_readable(self._sock)
                 continue
             if ended and self._buffer:
-                raise RemoteProtocolError("slot stream ended in the middle of a frame")
+                raise StreamCut("slot stream ended in the middle of a frame")
             if ended:
                 return None
         return frame
@@ -268,7 +272,7 @@ class StreamSlot:
             if not self._unanswered:
                 raise WorkerLost("worker answered what it was not asked")
             return decode_result(payload, self._unanswered.pop(0))
-        except (OSError, trio.ClosedResourceError, RemoteProtocolError) as exc:
+        except (OSError, trio.ClosedResourceError, StreamCut) as exc:
             raise WorkerLost(f"worker went away: {exc}") from exc
 
     async def aclose(self) -> None:

@@ -41,7 +41,11 @@ class Slot(Protocol):
         """
 
     async def receive(self) -> DeliveryResult:
-        """The result of the oldest unanswered request. Raises WorkerLost."""
+        """The result of the oldest unanswered request.
+
+        Raises WorkerLost. Raises RemoteProtocolError for what is no result of that request: the
+        worker lives, and goes on with the requests that it has.
+        """
 
     async def aclose(self) -> None:
         """Give the slot back: its session may be ended or cached. Never blocks for long."""

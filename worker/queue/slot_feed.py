@@ -7,8 +7,9 @@ that transactions follow each other without an idle round trip.
 An entry is in exactly one place: in the destination's queue, `in_hand` (taken, not sent), or
 `in_flight` (sent, or perhaps sent). Whatever ends the slot, what is in hand goes back. When the
 worker is gone, only the oldest in flight may have been delivered and is reported as lost; those
-behind it were not begun (see slot.py) and go back, too. Only cancellation leaves what is in flight
-as it is, marked in doubt in the store.
+behind it were not begun (see slot.py) and go back, too. When the worker lives but makes no sense,
+all in flight are reported as lost. Only cancellation leaves what is in flight as it is, marked in
+doubt in the store.
 """
 
 import traceback
@@ -16,7 +17,7 @@ from typing import Final, Protocol
 
 import trio
 
-from protocol.errors import LocalProtocolError
+from protocol.errors import LocalProtocolError, RemoteProtocolError
 from protocol.outcome import DeliveryResult
 from worker.queue.active import Entry
 from worker.queue.begins import Begins
@@ -99,9 +100,11 @@ class SlotFeed:
             finally:
                 with trio.move_on_after(CLOSE_LIMIT, shield=True):
                     await slot.aclose()
-        except WorkerLost as exc:
-            doubtful = [self._in_flight.pop(0)] if self._in_flight else []
-            self._in_hand[:0] = self._in_flight
+        except (WorkerLost, RemoteProtocolError) as exc:
+            # A worker that talks nonsense is not gone: it goes on with all that it has.
+            begun = 1 if isinstance(exc, WorkerLost) else len(self._in_flight)
+            doubtful = self._in_flight[:begun]
+            self._in_hand[:0] = self._in_flight[begun:]
             self._put_back()
             self._owner.lost(self._destination, doubtful, str(exc))
             if not self._served:  # whatever is wrong there: no slot after slot without a pause
@@ -172,7 +175,7 @@ class SlotFeed:
             self._in_hand.append(entry)
 
     async def _receive(self, slot: Slot) -> DeliveryResult:
-        """The result of the oldest in flight, handed in. Raises WorkerLost."""
+        """The result of the oldest in flight, handed in. Raises WorkerLost, RemoteProtocolError."""
         result = await slot.receive()
         _check(self._in_flight[0], result)  # it stays in flight if that fails
         self._owner.delivered(self._destination, self._in_flight.pop(0), result)
@@ -180,12 +183,15 @@ class SlotFeed:
         return result
 
     async def _receive_all(self, slot: Slot) -> None:
-        """The results of all in flight. Raises WorkerLost."""
+        """The results of all in flight. Raises WorkerLost, RemoteProtocolError."""
         while self._in_flight:
             await self._receive(slot)
 
     async def _send(self, slot: Slot) -> None:
-        """Send what is in hand, marked in doubt first. Raises WorkerLost, StoreError."""
+        """Send what is in hand, marked in doubt first.
+
+        Raises WorkerLost, StoreError, and as _receive() when either makes that necessary.
+        """
         try:
             contents = await self._begins.begin(list(self._in_hand))
         except StoreError:
