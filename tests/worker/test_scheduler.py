@@ -1030,6 +1030,22 @@ async def test_requests_that_an_ending_worker_did_not_try_go_to_another_slot_at_
 
 
 @trio_test
+async def test_requests_that_an_ending_worker_did_not_try_keep_their_order(
+    autojump_clock: MockClock,
+) -> None:
+    def script(request: DeliveryRequest) -> Answer:
+        number = len(node.workers.requests)
+        return replace(DEFERRED, stopped=True) if 3 <= number <= 5 else replace(SENT, delay=0.5)
+
+    node = Node(script, QueueSettings(transports=transports(concurrency_limit=1)))
+    for number in range(7):
+        node.submit(f"u{number}@one.example")
+    await node.run(30.0)
+    sent = [request.recipients[0].address[:2] for request in node.workers.requests]
+    assert sent == ["u0", "u1", "u2", "u3", "u4", "u2", "u3", "u4", "u5", "u6"]
+
+
+@trio_test
 async def test_a_misplaced_slot_makes_room_for_a_better_one_and_others_do_not(
     autojump_clock: MockClock,
 ) -> None:

@@ -365,15 +365,16 @@ class Scheduler:
         """See Owner."""
         return 0.0 if self._stopping.is_set() else max(1.0, self._settings.transport_retry)
 
-    def delivered(self, destination: Destination, entry: Entry, result: DeliveryResult) -> None:
+    def delivered(
+        self, destination: Destination, entry: Entry, result: DeliveryResult
+    ) -> Entry | None:
         """See Owner."""
         program = destination.program
         if result.stopped:  # by us: that says nothing about the destination
             if self._stopping.is_set():
                 self._books.hand_in_stopped(entry.active, program, result.outcomes)
-            else:
-                self._take_back(destination, entry, result)
-            return
+                return None
+            return self._untried(entry, program, result)
         self._books.hand_in(entry.active, program, result.outcomes)
         destination.delivered(trio.current_time())
         self._ramp.answered()
@@ -388,8 +389,9 @@ class Scheduler:
             destination.not_before = self._wall() + destination.limits.rate_delay
         if destination.busy < destination.window:
             self._offer(destination, self._wall())
+        return None
 
-    def _take_back(self, destination: Destination, entry: Entry, result: DeliveryResult) -> None:
+    def _untried(self, entry: Entry, program: str, result: DeliveryResult) -> Entry | None:
         """A worker that ends has cut a request short: what it did not try waits for another."""
         decided, untried = [], []
         for outcome in result.outcomes:
@@ -398,9 +400,8 @@ class Scheduler:
             else:
                 decided.append(outcome)
         if decided:
-            self._books.hand_in(entry.active, destination.route.protocol.value, decided)
-        if untried:
-            destination.queue.put_back(Entry(entry.active, tuple(untried)))
+            self._books.hand_in(entry.active, program, decided)
+        return Entry(entry.active, tuple(untried)) if untried else None
 
     def lost(self, destination: Destination, entries: list[Entry], reason: str) -> None:
         """See Owner."""

@@ -4,12 +4,12 @@ The first request of a session goes alone: nobody knows yet whether there will b
 the session is kept, the worker always has the next requests before it has finished the last, so
 that transactions follow each other without an idle round trip.
 
-An entry is in exactly one place: in the destination's queue, `in_hand` (taken, not sent), or
-`in_flight` (sent, or perhaps sent). Whatever ends the slot, what is in hand goes back. When the
-worker is gone, only the oldest in flight may have been delivered and is reported as lost; those
-behind it were not begun (see slot.py) and go back, too. When the worker lives but makes no sense,
-all in flight are reported as lost. Only cancellation leaves what is in flight as it is, marked in
-doubt in the store.
+An entry is in exactly one place: in the destination's queue, `in_hand` (taken, not sent),
+`in_flight` (sent, or perhaps sent), or `untried` (sent to a worker that ends). Whatever ends the
+slot, what is in hand or untried goes back, in its order. When the worker is gone, only the oldest
+in flight may have been delivered and is reported as lost; those behind it were not begun (see
+slot.py) and go back, too. When the worker lives but makes no sense, all in flight are reported as
+lost. Only cancellation leaves what is in flight as it is, marked in doubt in the store.
 """
 
 import traceback
@@ -48,8 +48,13 @@ class Owner(Protocol):
     def next_entry(self, destination: Destination, served: int) -> Entry | None:
         """More work for a slot that has served so many; None: it should end."""
 
-    def delivered(self, destination: Destination, entry: Entry, result: DeliveryResult) -> None:
-        """A request was answered, with one outcome per recipient."""
+    def delivered(
+        self, destination: Destination, entry: Entry, result: DeliveryResult
+    ) -> Entry | None:
+        """A request was answered, with one outcome per recipient.
+
+        Returns what an ending worker did not try of it, which goes back.
+        """
 
     def lost(self, destination: Destination, entries: list[Entry], reason: str) -> None:
         """These may or may not have been sent, and the destination is not to blame."""
@@ -87,6 +92,7 @@ class SlotFeed:
         # Lists: a deque takes 700 octets, and thousands of slots have three entries at most.
         self._in_hand = [first]
         self._in_flight: list[Entry] = []
+        self._untried: list[Entry] = []  # came back from a worker that ends, oldest first
         self._served = 0
 
     async def run(self) -> None:
@@ -124,8 +130,9 @@ class SlotFeed:
             self._put_back()
 
     def _put_back(self) -> None:
-        while self._in_hand:
-            self._destination.queue.put_back(self._in_hand.pop())
+        for entries in (self._in_hand, self._untried):  # the latter are older
+            while entries:
+                self._destination.queue.put_back(entries.pop())
 
     def _drop_in_hand(self) -> list[Entry]:
         entries = list(self._in_hand)
@@ -178,7 +185,9 @@ class SlotFeed:
         """The result of the oldest in flight, handed in. Raises WorkerLost, RemoteProtocolError."""
         result = await slot.receive()
         _check(self._in_flight[0], result)  # it stays in flight if that fails
-        self._owner.delivered(self._destination, self._in_flight.pop(0), result)
+        untried = self._owner.delivered(self._destination, self._in_flight.pop(0), result)
+        if untried is not None:
+            self._untried.append(untried)
         self._served += 1
         return result
 
