@@ -6,6 +6,7 @@ must be the same.
 """
 
 import os
+import random
 import socket
 from collections import Counter
 from collections.abc import Sequence
@@ -21,11 +22,13 @@ from protocol.request import DeliveryRequest, Protocol
 from tests.worker.memory_line import MemoryStream, memory_stream_pair
 from tests.worker.peer import EXTENSIONS, Answer, Fault, Late, Peer, Phase, Script
 from tests.worker.world import CONTENT, Row, World, make_request
+from worker.config.config import Config
 from worker.content import Content, FileContent
 from worker.delivery import steady
 from worker.delivery.deliver import deliver
 from worker.delivery.serve import serve
 from worker.delivery.settings import DeliverySettings, Limits
+from worker.environment import make_environment
 from worker.network.address import Endpoint
 from worker.status.events import SessionReused, UnexpectedError
 
@@ -274,6 +277,36 @@ async def test_an_envelope_that_went_alone_has_the_time_of_its_own(
     assert len(peer.links) == 2
 
 
+@pytest.mark.parametrize(
+    ("phase", "limits"),
+    [
+        (Phase.RCPT, Limits(mail=10.0, data_init=10.0)),
+        (Phase.DATA, Limits(mail=10.0, rcpt=10.0)),
+    ],
+)
+@pytest.mark.parametrize("late", [False, True])
+@trio_test
+async def test_each_reply_to_an_envelope_has_its_own_time(
+    autojump_clock: MockClock, phase: Phase, limits: Limits, late: bool
+) -> None:
+    usual = "354 go" if phase is Phase.DATA else "250 ok"
+    peer = Peer({phase: [usual, usual, Late(60, usual), usual]})
+    world = World(peer, settings=replace(SETTINGS, limits=limits))
+    outcomes = await in_a_row(world, requests(*"abcd"), late=late)
+    assert [outcome.action for outcome in outcomes] == [SENT] * 4
+    assert len(peer.links) == 1
+    assert world.took[2] == 60
+
+
+@trio_test
+async def test_what_a_run_began_is_logged_with_the_time_it_took(autojump_clock: MockClock) -> None:
+    peer = Peer({Phase.DOT: ["250 ok", Late(100, "554 5.6.0 spam"), "250 ok"]})
+    world = World(peer)
+    await in_a_row(world, requests(*"abc"))
+    delays = world.results[1].outcomes[0].delays
+    assert (delays.setup, delays.transmission) == (0.0, 100.0)
+
+
 @pytest.mark.parametrize("late", [False, True])
 @trio_test
 async def test_a_server_is_distrusted_only_for_what_went_behind_a_dot(
@@ -331,6 +364,84 @@ async def test_a_stop_before_the_content_sends_none(autojump_clock: MockClock) -
     assert [result.outcomes[0].action for result in world.results] == [SENT, SENT, DEFERRED]
     assert peer.served == ["a@example.com", "b@example.com"]
     assert peer.links[0].dots == 2
+
+
+class _StopAt(trio.abc.Instrument):
+    """Stops the slot of a world before one step of some task."""
+
+    def __init__(self, world: World, step: int) -> None:
+        self._world = world
+        self._left = step
+        self.stopped = False
+
+    def before_task_step(self, task: trio.lowlevel.Task) -> None:
+        del task
+        self._left -= 1
+        if not self._left:
+            self.stopped = True
+            self._world.slot.stop()
+
+
+@pytest.mark.parametrize("real_sockets", [False, True])
+@pytest.mark.parametrize("glued", [False, True])
+def test_a_stop_at_any_step_leaves_no_message_in_doubt(glued: bool, real_sockets: bool) -> None:
+    """Not even one in the very step in which the replies come that it waited for."""
+    step, stopped = 0, True
+    while stopped:
+        step += 1
+        peer = Peer(glued=glued, real_sockets=real_sockets)
+        world = World(peer)
+        stop = _StopAt(world, step)
+        clock = None if real_sockets else MockClock(autojump_threshold=0)
+        outcomes = trio.run(in_a_row, world, requests(*"abcd"), clock=clock, instruments=[stop])
+        assert not any(outcome.in_doubt for outcome in outcomes), step
+        sent = [o.recipient.address for o in outcomes if o.action is SENT]
+        assert peer.served == sent
+        stopped = stop.stopped
+    assert step > 20
+
+
+@trio_test
+async def test_a_stop_ends_the_quit_of_a_session_that_has_served_enough(
+    autojump_clock: MockClock,
+) -> None:
+    peer = Peer({Phase.QUIT: Fault.SILENCE, Phase.DOT: Late(2, "250 ok")})
+    settings = replace(SETTINGS, skip_quit_response=False, reuse_count_limit=2)
+    world = World(peer, settings=settings)
+    began = trio.current_time()
+    await stopped_after(world, 7, requests(*"abcdef"))
+    assert trio.current_time() - began == 7
+    assert [result.stopped for result in world.results] == [False] * 3 + [True] * 3
+
+
+@pytest.mark.parametrize("reply", ["250-two\n250 lines", "452 4.3.1 full"])
+@trio_test
+async def test_a_message_that_a_run_began_ends_under_the_configuration_it_began_in(
+    autojump_clock: MockClock, reply: str
+) -> None:
+    """Or its session would serve the new one, which would have opened another."""
+    peer, other = Peer({Phase.DOT: ["250 ok", Late(5, reply), "250 ok"]}), Peer()
+    world = World(peer)
+    later = World(other, settings=replace(SETTINGS, helo_name="new.example"))
+    current = world.environment
+
+    async def reload() -> None:
+        nonlocal current
+        await trio.sleep(1)
+        current = later.environment
+
+    async def scenario() -> None:
+        later.dialer.nursery = world.dialer.nursery
+        row = Row(world, requests(*"abcd"))
+        world.slot.upcoming = row.upcoming
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(reload)
+            await serve(row, world.slot, lambda: current)
+
+    await world.play(scenario)
+    assert peer.served[0] == "a@example.com"
+    assert other.served == ["c@example.com", "d@example.com"]
+    assert other.links[0].commands[0] == "EHLO new.example"
 
 
 @trio_test
@@ -502,6 +613,82 @@ async def test_a_fault_of_ours_defers_and_is_logged(
     errors = [event for event in world.events if isinstance(event, UnexpectedError)]
     assert len(errors) == 1
     assert "a bug" in errors[0].traceback
+
+
+def test_a_yes_that_is_at_hand_counts_though_the_connection_was_reset() -> None:
+    """Over real TCP: a server answers a dot and closes while our next envelope is unread."""
+
+    async def serve_one(listener: socket.socket) -> None:
+        with trio.socket.from_stdlib_socket(listener) as accepting:
+            accepted, _ = await accepting.accept()
+        with accepted:
+            await accepted.send(b"220 mx\r\n")
+            await accepted.recv(100)
+            await accepted.send(b"250-mx\r\n250 PIPELINING\r\n")
+            await accepted.recv(100)
+            await accepted.send(b"250 ok\r\n250 ok\r\n354 go\r\n")
+            await accepted.recv(1000)  # the first content, and the second envelope
+            await accepted.send(b"250 ok\r\n250 ok\r\n250 ok\r\n354 go\r\n")
+            content = b""
+            while b"\r\n.\r\n" not in content:
+                content += await accepted.recv(len(CONTENT) + 3)  # its third envelope stays unread
+            await accepted.send(b"250-two\r\n250 lines\r\n")
+
+    async def main() -> None:
+        world = World()
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            listener.setblocking(False)  # noqa: FBT003  # its parameter has no name
+            world.environment = make_environment(
+                Config.from_mapping({"myhostname": "client.example", "inet_protocols": "ipv4"}),
+                world.events.append,
+                lambda: 1_000.0,
+                random.Random(1),
+            )
+            nexthop = f"[127.0.0.1]:{listener.getsockname()[1]}"
+            batch = [replace(request, nexthop=nexthop) for request in requests(*"abc")]
+
+            class Waiting(Row):
+                async def flush(self) -> None:
+                    await trio.sleep(0.05)  # the reset has come
+
+            async def scenario() -> None:
+                row = Waiting(world, batch)
+                world.slot.upcoming = row.upcoming
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(serve_one, listener)
+                    await serve(row, world.slot, lambda: world.environment)
+
+            await world.play(scenario)
+        outcomes = [result.outcomes[0] for result in world.results]
+        assert [outcome.action for outcome in outcomes] == [SENT, SENT, DEFERRED]
+        assert outcomes[1].reason == "250 two lines"
+        assert not any(outcome.in_doubt for outcome in outcomes)
+
+    trio.run(main)
+
+
+@trio_test
+async def test_a_result_that_cannot_be_handed_over_ends_the_slot(autojump_clock: MockClock) -> None:
+    """The next result would be taken for it."""
+    peer = Peer()
+    world = World(peer)
+
+    class Broken(Row):
+        def put_result(self, result: object) -> bool:
+            super().put_result(result)  # type: ignore[arg-type]  # passed through
+            if len(world.results) == 2:
+                raise RuntimeError("not encodable")
+            return True
+
+    async def scenario() -> None:
+        row = Broken(world, requests(*"abcd"))
+        world.slot.upcoming = row.upcoming
+        with pytest.raises(RuntimeError, match="not encodable"):
+            await serve(row, world.slot, lambda: world.environment)
+
+    await world.play(scenario)
+    assert peer.served == ["a@example.com", "b@example.com"]
+    assert not world.open_streams
 
 
 @pytest.mark.parametrize("at", range(1, 60))

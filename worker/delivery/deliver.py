@@ -94,7 +94,7 @@ async def deliver(
     session ends with this request. `begun`: it is under way already, in a session that this takes
     over. The caller closes `content`. An outer cancellation passes through.
     """
-    delivery = _Delivery(request, content, environment, slot)
+    delivery = _Delivery(request, content, environment, slot, begun)
     unexplained = NOT_TRIED
     committed = begun is not None and begun.sending
     scope = delivery.slot.begin(environment.time_limit, committed=committed)
@@ -128,6 +128,7 @@ class _Delivery:
         content: Content,
         environment: Environment,
         slot: DeliverySlot | None,
+        begun: Begun | None,
     ) -> None:
         self._request = request
         self._content = content
@@ -137,7 +138,7 @@ class _Delivery:
         self._key = SessionKey.of(request, self._settings)
         self._policy = environment.reuse[request.protocol] if slot else None
         self._wishes = NO_REUSE
-        self._started = trio.current_time()
+        self._started = begun.started if begun else trio.current_time()
         self._sessions = 0  # that got as far as taking mail (smtp_mx_session_limit)
         self._site_failure: SiteFailure | None = None
         self._served = False  # some session came to the end of a transaction
@@ -145,7 +146,8 @@ class _Delivery:
         self._asked: set[tuple[str, int]] = set()  # who has had its say on a reused session
         self._passed_over: list[str] = []  # reasons to log once another endpoint is tried
         self.slot = slot or DeliverySlot()
-        self.outcomes = Outcomes(request, environment.wall(), self._started)
+        handed_off = begun.handed_off if begun else environment.wall()
+        self.outcomes = Outcomes(request, handed_off, self._started)
 
     def result(self, unexplained: DeliveryError) -> DeliveryResult:
         """What it came to; the site failed only if nothing worked and mail is left over."""
@@ -291,7 +293,7 @@ class _Delivery:
             relay=session.endpoint.relay,
             conn_use=use,
             dsn_announced=session.capabilities.dsn,
-            setup=trio.current_time() - self._started,
+            setup=0.0 if begun else trio.current_time() - self._started,
         )
         ahead = session.ahead is not None and session.ahead.behind_dot
         if begun is not None and begun.sending:

@@ -1,6 +1,7 @@
 """A slot's requests, one after another, each with its result."""
 
 from collections.abc import Callable
+from functools import partial
 
 from worker.delivery.deliver import Environment, deliver
 from worker.delivery.slot import DeliverySlot
@@ -15,7 +16,8 @@ async def serve(
     Raises what the methods of `requests` raise.
     """
     while await requests.wait():
-        begun = await run_steadily(requests, slot, environment)
+        current = environment()
+        begun = await run_steadily(requests, slot, current, partial(_is, environment, current))
         try:
             await requests.flush()
         except BaseException:
@@ -24,14 +26,19 @@ async def serve(
                 await begun.session.aclose()
             raise
         if begun is not None:
-            request, content = begun.request, begun.content
+            request, content = begun.request, begun.content  # under the environment it began in
         elif requests.upcoming() is not None:
             request, content = requests.take_upcoming()
+            current = environment()
         else:
             continue
         try:
-            result = await deliver(request, content, environment(), slot, begun)
+            result = await deliver(request, content, current, slot, begun)
         finally:
             content.close()
         requests.put_result(result)
         await requests.flush()
+
+
+def _is(environment: Callable[[], Environment], current: Environment) -> bool:
+    return environment() is current

@@ -62,37 +62,44 @@ class Requests(typing.Protocol):
 
 
 async def run_steadily(
-    requests: Requests, slot: DeliverySlot, environment: Callable[[], Environment]
+    requests: Requests,
+    slot: DeliverySlot,
+    environment: Environment,
+    is_current: Callable[[], bool],
 ) -> Begun | None:
     """Serve what follows in the slot's session as long as all goes well.
 
-    Returns the message to go on with, if there is one. Results may wait for flush().
+    `is_current`: no other environment has taken the place of this one. Returns the message to go on
+    with under the same environment, if there is one. Results may wait for flush(). Raises what
+    put_result() raises.
     """
     upcoming = requests.upcoming()
     if upcoming is None or (at_hand := slot.at_hand(upcoming)) is None:
         return None
     key, session = at_hand
-    current = environment()
     limits = key.settings.limits
     if (
         slot.stopping
         or not isinstance(session.stream, EagerStream)
-        or key.settings is not current.settings[key.settings.protocol]
+        or key.settings is not environment.settings[key.settings.protocol]
         or limits.whole_request
-        or current.time_limit < limits.rset + limits.data_done
+        or environment.time_limit < limits.rset + limits.data_done
     ):
         return None
-    run = _Run(requests, slot, environment, key, session, session.stream, slot.unpark())
+    run = _Run(requests, slot, environment, is_current, key, session, session.stream, slot.unpark())
     try:
         with slot.begin(inf) as scope:
             rest = await run.messages(scope)
         if scope.cancelled_caught:
             rest = run.interrupted()
-        if not isinstance(rest, Begun):
-            await run.park()
-    except Exception as exc:  # noqa: BLE001  # whatever it is: the mail waits, the worker lives
+        if rest is None:
+            with slot.begin(environment.time_limit):
+                await run.park()
+    except Exception as exc:  # whatever it is: the mail waits, the worker lives
         await session.aclose()
-        current.emit(UnexpectedError("delivering", "".join(traceback.format_exception(exc))))
+        if run.answering:
+            raise  # with a result lost the next one would be taken for it: the slot must end
+        environment.emit(UnexpectedError("delivering", "".join(traceback.format_exception(exc))))
         if run.begun is not None:
             run.begun.failed = SessionError("4.3.0", f"internal error: {type(exc).__name__}")
         return run.begun
@@ -109,7 +116,8 @@ class _Run:
         self,
         requests: Requests,
         slot: DeliverySlot,
-        environment: Callable[[], Environment],
+        environment: Environment,
+        is_current: Callable[[], bool],
         key: SessionKey,
         session: Session,
         stream: EagerStream,
@@ -117,8 +125,8 @@ class _Run:
     ) -> None:
         self._requests = requests
         self._slot = slot
-        self._current_environment = environment
-        self._environment = environment()
+        self._environment = environment
+        self._is_current = is_current
         self._key = key
         self._session = session
         self._stream = stream
@@ -127,20 +135,19 @@ class _Run:
         self._now = trio.lowlevel.current_clock().current_time
         limits = key.settings.limits
         self._lmtp = key.settings.protocol is Protocol.LMTP
-        self._mail_limit = limits.mail
-        self._ahead_limit = min(limits.rset, limits.mail)
-        self._final_limit = limits.data_done
+        self._limits = limits
         # What the server had said was read, and nothing was waited for since.
         self._up_to_date = False
         self._last: DeliveryRequest | None = None  # the last that was sent
         self.begun: Begun | None = None  # under way: its content is being sent, or was
+        self.answering = False  # a result is being handed over
 
     async def messages(self, scope: trio.CancelScope) -> Begun | None:
         """Message after message; returns as run_steadily()."""
         session, slot, requests = self._session, self._slot, self._requests
         replies, dialogue = session.replies, session.dialogue
         now = self._now()
-        while not slot.stopping and self._current_environment() is self._environment:
+        while not slot.stopping and self._is_current():
             ahead = session.ahead or await self._ask(scope, now)
             if ahead is None or ahead.waiting:
                 return None  # nothing to do, or the envelope was too large for one flight
@@ -150,20 +157,23 @@ class _Run:
             while len(replies.ready) < due and not replies.unparsed:
                 if not all(reply.positive for reply in replies.ready):
                     return None  # there may be less to come than is due
-                limit = self._ahead_limit if ahead.behind_dot else self._mail_limit
-                if not await self._receive(scope, limit):
+                if not await self._receive(scope, self._limit(ahead, due)):
                     return None
             if not self._may_send(due):
                 return None
-            started, handed_off = now, self._environment.wall()
+            # The scope may have been cancelled just when the replies came. To be stopped must show
+            # here, and not in the wait for the reply to the dot.
+            await trio.lowlevel.checkpoint_if_cancelled()
+            handed_off = self._environment.wall()
             request, content = requests.take_upcoming()
+            begun = Begun(request, content, session, now, handed_off, ahead.behind_dot)
             if not isinstance(content, InlineContent):
-                return Begun(request, content, session)
-            self.begun = begun = Begun(request, content, session, sending=True)
-            begun.travelled_ahead = ahead.behind_dot
-            self._send(begun, content.data, started)
+                return begun
+            begun.sending = True
+            self.begun = begun
+            self._send(begun, content.data)
             while not (begun.unsent or replies.unread):
-                if not await self._receive(scope, self._final_limit):
+                if not await self._receive(scope, self._limits.data_done):
                     return begun
             if begun.unsent or not replies.ready or not replies.ready[0].positive:
                 return begun
@@ -171,11 +181,13 @@ class _Run:
             dialogue.receive_reply(final)
             session.needs_reset = False
             now = self._now()
-            result = self._result(request, final, now - started, handed_off)
+            result = self._result(begun, final, now)
             self.begun = None
             slot.settle()
+            self.answering = True
             if not requests.put_result(result):
                 return None  # whoever reads results is slow: wait outside of our scope
+            self.answering = False
         return None
 
     def interrupted(self) -> Begun | None:
@@ -184,7 +196,9 @@ class _Run:
         if begun is None:
             if self._slot.stopping:
                 return None
-            begun, doing = Begun(*self._requests.take_upcoming(), self._session), phrases.MAIL
+            request, content = self._requests.take_upcoming()
+            begun = Begun(request, content, self._session, self._now(), self._environment.wall())
+            doing = phrases.MAIL
         begun.failed = SessionError("4.4.2", phrases.timed_out(self._session.peer, doing))
         return begun
 
@@ -215,6 +229,15 @@ class _Run:
         self._session.replies.receive_data(data)
         return bool(data)
 
+    def _limit(self, ahead: Envelope, due: int) -> float:
+        """Seconds for the next of `due` replies to an envelope."""
+        limits, ready = self._limits, len(self._session.replies.ready)
+        if ready == due - 1:
+            return limits.data_init
+        if ready:
+            return limits.rcpt
+        return min(limits.rset, limits.mail) if ahead.behind_dot else limits.mail
+
     async def _ask(self, scope: trio.CancelScope, now: float) -> Envelope | None:
         """Send the next message's envelope, if there is one that may go on here."""
         session = self._session
@@ -226,7 +249,7 @@ class _Run:
             flight = bytes(envelope.flight(session.dialogue))
             session.ahead = envelope
             if unsent := flight[self._stream.send_nowait(flight) :]:
-                scope.deadline = now + self._mail_limit
+                scope.deadline = now + self._limits.mail
                 try:
                     await self._stream.send_all(unsent)
                 except trio.BrokenResourceError:
@@ -246,7 +269,7 @@ class _Run:
             and (self._up_to_date or self._session.is_quiet())
         )
 
-    def _send(self, begun: Begun, content: bytes, now: float) -> None:
+    def _send(self, begun: Begun, content: bytes) -> None:
         """The content, its dot, and behind that the next envelope, if there is one."""
         session, slot = self._session, self._slot
         dialogue = session.dialogue
@@ -262,7 +285,7 @@ class _Run:
         self._last = begun.request
         if not slot.stopping:
             upcoming, plain = self._requests.upcoming(), self._environment.plain
-            if envelope := next_envelope(session, self._key, upcoming, plain, now):
+            if envelope := next_envelope(session, self._key, upcoming, plain, begun.started):
                 flight = envelope.flight(dialogue)
                 begun.behind_dot = len(flight)
                 octets += flight
@@ -273,15 +296,13 @@ class _Run:
         if sent < len(octets):
             begun.unsent = octets[sent:]
 
-    def _result(
-        self, request: DeliveryRequest, reply: Reply, transmission: float, handed_off: float
-    ) -> DeliveryResult:
-        session = self._session
+    def _result(self, begun: Begun, reply: Reply, now: float) -> DeliveryResult:
+        session, request = self._session, begun.request
         delays = Delays(
             max(request.active - request.arrival, 0.0),
-            max(handed_off - request.active, 0.0),
+            max(begun.handed_off - request.active, 0.0),
             0.0,
-            transmission,
+            now - begun.started,
         )
         text, dsn = reply.text, reply.dsn
         return DeliveryResult(

@@ -87,11 +87,13 @@ class Begun:
     request: DeliveryRequest
     content: Content
     session: Session
+    started: float  # trio's clock, seconds
+    handed_off: float  # seconds since the epoch, at the same moment
+    travelled_ahead: bool = False  # its envelope went behind another's dot
     # Its envelope was accepted, and its content is being sent; False: the replies are still unread.
     sending: bool = False
     unsent: bytes = b""  # of the content with its dot, and the next envelope behind it
     behind_dot: int = 0  # octets of that envelope
-    travelled_ahead: bool = False  # this message's own envelope went behind another's dot
     failed: SessionError | None = None  # what ended the session
 
 
@@ -224,7 +226,8 @@ class _Transaction:
             self._unanswered = list(self._accepted)  # the dot is out
         if begun.failed is not None:
             raise begun.failed
-        if await self._send_rest(talk, begun.unsent):
+        talk.phase(phrases.END_OF_DATA, self._limits.data_done)
+        if not begun.unsent or await self._send_rest(talk, begun.unsent):
             await self._read_final_replies(talk)
 
     # --- before anything is sent -------------------------------------------------------------
@@ -432,17 +435,24 @@ class _Transaction:
         return True
 
     async def _send_rest(self, talk: Conversation, octets: bytes) -> bool:
-        """The end of a content, with what stands behind its dot; as _send_content()."""
+        """The end of a content, with what stands behind its dot; as _send_content().
+
+        Where the dot is out, its reply is what counts, whatever becomes of the rest.
+        """
+        dot_is_out = bool(self._unanswered)
         talk.phase(phrases.CONTENT, self._limits.data_xfer)
         try:
             if len(octets) > PIECE:
                 # The dot is in the window before the last, or in that.
                 await talk.send(memoryview(octets)[: -2 * PIPELINE_WINDOW])
                 octets = octets[-2 * PIPELINE_WINDOW :]
-            if not self._unanswered:
+            if not dot_is_out:
                 self._expect_silence()
             await self._send_dot(talk, octets)
         except (trio.BrokenResourceError, _SpokenEarly):
+            if dot_is_out:
+                talk.phase(phrases.END_OF_DATA, self._limits.data_done)
+                return True
             await self._read_early_reply(talk)
             return False
         return True
