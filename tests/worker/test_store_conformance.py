@@ -213,6 +213,15 @@ async def test_too_large_a_content_is_refused_while_it_is_written(make_store: Ma
         (replace(envelope(), envelope_id="x" * 2000), "envelope id"),
         (replace(envelope(), encoding="base64"), "encoding"),
         (replace(envelope(), client=ClientFacts(helo="a\nb")), "client helo"),
+        *(
+            (
+                replace(
+                    envelope(), recipients=(Recipient(address="a@b.example", notify=Notify(bits)),)
+                ),
+                "NEVER stands alone",
+            )
+            for bits in (3, 5, 9, 15, 16)
+        ),
     ],
 )
 @trio_test

@@ -39,6 +39,10 @@ _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _RETS: Final = {str(int(ret)): ret for ret in Ret}
 _OPTIONS: Final = {str(bits): SendOptions(bits) for bits in range(sum(SendOptions) + 1)}
 _NOTIFY: Final = {str(bits): Notify(bits) for bits in range(sum(Notify) + 1)}
+# NEVER stands alone (RFC 3461 section 4.1), and the requests to workers cannot say anything else.
+_NOTIFIABLE: Final = frozenset(
+    notify for notify in _NOTIFY.values() if not notify & Notify.NEVER or notify == Notify.NEVER
+)
 _HELD: Final = {"0": False, "1": True}
 
 
@@ -62,7 +66,8 @@ def check_submission(submission: Submission, recipient_limit: int) -> None:
     """Raise SubmissionRefused unless this envelope can be queued and delivered as it is.
 
     At least one and at most `recipient_limit` recipients, all addresses fit for the wire
-    (protocol.address.check_address), other texts short, without control characters.
+    (protocol.address.check_address), other texts short, without control characters, NOTIFY as
+    RFC 3461 has it.
     """
     count = len(submission.recipients)
     if not count:
@@ -78,6 +83,11 @@ def check_submission(submission: Submission, recipient_limit: int) -> None:
             check_address(recipient.address)
             _check_text("original recipient", recipient.original)
             _check_text("ORCPT", recipient.orcpt)
+            if recipient.notify and recipient.notify not in _NOTIFIABLE:
+                raise SubmissionRefused(
+                    f"NOTIFY of {recipient.address}: NEVER stands alone, and this is"
+                    f" {recipient.notify.name}"
+                )
     except AddressError as exc:
         raise SubmissionRefused(str(exc)) from exc
     if submission.encoding not in _ENCODINGS:
