@@ -41,6 +41,7 @@ class DoorClient(QuickStream):
     def begins(self) -> None:
         """A request has arrived."""
         self._idle = False
+        self._since = trio.current_time()
 
     def take_time(self) -> None:
         """What we do until we wait for it again has no limit."""
