@@ -364,6 +364,73 @@ async def test_a_minute_of_one_request_does_not_begin_before_the_request(
             assert (await answer_to(client, frame(b""))).verdict is Verdict.ACCEPTED
 
 
+async def keep_asking(queue: Running, times: list[float]) -> None:
+    """Have request after request answered, without ever being idle for long."""
+    async with await queue.client() as client:
+        with suppress(StoreError):
+            while True:
+                with pytest.raises(SubmissionRefused):
+                    await client.submit(replace(SUBMISSION, recipients=()), blocks())
+                await trio.sleep(IDLE_GRACE / 4)
+    times.append(trio.current_time())
+
+
+@trio_test
+async def test_who_asks_again_and_again_makes_room_after_an_answer(
+    autojump_clock: MockClock, directory: Path
+) -> None:
+    ended: list[float] = []
+    async with running(directory, DoorLimits(clients=3)) as queue, trio.open_nursery() as nursery:
+        for _ in range(3):
+            nursery.start_soon(keep_asking, queue, ended)
+        await trio.sleep(10.1)
+        began = trio.current_time()
+        with trio.fail_after(BUSY_GRACE):
+            await submit(directory, SUBMISSION, blocks(b"x"))
+        assert IDLE_GRACE <= trio.current_time() - began <= IDLE_GRACE * 1.5
+        await trio.sleep(10.0)
+        assert len(ended) == 1  # and no more than that
+        nursery.cancel_scope.cancel()
+
+
+@trio_test
+async def test_who_was_to_make_room_stays_when_another_did(
+    autojump_clock: MockClock, directory: Path
+) -> None:
+    async with (
+        running(directory, DoorLimits(clients=2)) as queue,
+        await queue.connect() as chosen,
+        trio.open_nursery() as nursery,
+    ):
+        async with await queue.connect() as other:
+            for stream in (chosen, other):
+                await stream.send_all(frame(encode_envelope(SUBMISSION)))
+            await wait_all_tasks_blocked()
+            nursery.start_soon(submit, directory, SUBMISSION, blocks(b"x"))
+            await trio.sleep(IDLE_GRACE * 2)
+        await wait_all_tasks_blocked()
+        for octets in (frame(b""), frame(encode_envelope(SUBMISSION)) + frame(b"")):
+            assert (await answer_to(chosen, octets)).verdict is Verdict.ACCEPTED
+            await wait_all_tasks_blocked()
+
+
+@trio_test
+async def test_the_user_with_most_places_makes_room(
+    autojump_clock: MockClock, directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended: dict[int, list[float]] = {1: [], 2: []}
+    async with running(directory, DoorLimits(clients=3)) as queue, trio.open_nursery() as nursery:
+        for uid in (1, 2, 2):
+            monkeypatch.setattr(door_client, "peer_uid", lambda _, uid=uid: uid)
+            nursery.start_soon(keep_asking, queue, ended[uid])
+            await wait_all_tasks_blocked()
+        with trio.fail_after(BUSY_GRACE):
+            await submit(directory, SUBMISSION, blocks(b"x"))
+        await trio.sleep(10.0)
+        assert [len(times) for times in ended.values()] == [0, 1]
+        nursery.cancel_scope.cancel()
+
+
 @trio_test
 async def test_a_message_under_way_is_answered_before_its_client_makes_room(
     autojump_clock: MockClock, directory: Path, monkeypatch: pytest.MonkeyPatch

@@ -3,12 +3,16 @@
 A place is worth something to whoever waits for one, and nothing to a client that does not use it.
 So nobody is ended while there is room; when there is none and somebody waits, the client goes that
 has been idle longest, and if none is idle, the one that has been at one request for longest. Each
-has some time first (IDLE_GRACE, BUSY_GRACE). Whatever one user does with his connections, nobody
-else waits for ever.
+has some time first (IDLE_GRACE, BUSY_GRACE). Where all of them have requests that are short enough,
+again and again, one goes when its present or next request was answered: of the user who has most
+places, the one that came first. So whatever one user does with his connections, nobody else waits
+for ever.
 """
 
 import socket
 import struct
+from collections import Counter
+from collections.abc import Sequence
 from math import inf
 from typing import Final
 
@@ -16,7 +20,9 @@ import trio
 
 from worker.network.socket_stream import QuickStream
 
-IDLE_GRACE: Final = 1.0  # seconds between two requests for which a client keeps a place others want
+# Seconds between two requests for which a client keeps a place that others want. Who waits for a
+# place waits as long before a client has to go that uses its own.
+IDLE_GRACE: Final = 1.0
 BUSY_GRACE: Final = 60.0  # seconds of one request for which it does
 _CREDENTIALS: Final = struct.Struct("3i")  # pid, uid, gid: struct ucred
 
@@ -34,6 +40,7 @@ class DoorClient(QuickStream):
         super().__init__(sock)
         self.uid = peer_uid(sock)
         self._limit = limit
+        self.must_go = False  # at the end of a request
         self._idle = True
         self._since = trio.current_time()
         self.scope = trio.CancelScope(deadline=self._since + limit)
@@ -51,6 +58,8 @@ class DoorClient(QuickStream):
         """It was answered: the client is idle from now on."""
         self._idle = True
         self._since = trio.current_time()
+        if self.must_go:
+            self.scope.cancel()
 
     @property
     def place_ends(self) -> float:
@@ -96,17 +105,32 @@ class Places:
 
     async def wait_for_one(self) -> None:
         """Somebody waits: return when there is a place, and make one if need be."""
+        patience = trio.current_time() + IDLE_GRACE  # until when all may use their places
+        chosen: DoorClient | None = None  # the one that goes if nobody else does
         while len(self._clients) >= self._limit:
             self._left = trio.Event()
             staying = [client for client in self._clients if not client.scope.cancel_called]
             first = min(staying, key=lambda client: client.place_ends, default=None)
-            with trio.move_on_at(inf if first is None else first.place_ends):
+            with trio.move_on_at(min(patience, inf if first is None else first.place_ends)):
                 await self._left.wait()
                 continue
             # It may have been answered meanwhile, and has a new second then.
             if first is not None and first.place_ends <= trio.current_time():
                 first.scope.cancel()
                 await self._left.wait()  # one that goes is enough
+            elif patience <= trio.current_time():
+                patience = inf
+                chosen = _first_of_the_greediest(staying)
+                if chosen is not None:
+                    chosen.must_go = True
+        if chosen is not None:
+            chosen.must_go = False
+
+
+def _first_of_the_greediest(clients: Sequence[DoorClient]) -> DoorClient | None:
+    """Of the user with most of these clients, the first one."""
+    places = Counter(client.uid for client in clients)
+    return max(clients, key=lambda client: places[client.uid], default=None)
 
 
 def peer_uid(sock: socket.socket) -> int:
