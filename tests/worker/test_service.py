@@ -354,14 +354,17 @@ async def test_who_takes_a_place_for_a_minute_makes_room_however_busy(
 async def test_a_minute_of_one_request_does_not_begin_before_the_request(
     autojump_clock: MockClock, directory: Path
 ) -> None:
-    async with running(directory, DoorLimits(clients=1)) as queue, trio.open_nursery() as nursery:
-        async with await queue.connect() as client:
-            await trio.sleep(BUSY_GRACE + 10.0)  # idle, while nobody waits
-            await client.send_all(frame(encode_envelope(SUBMISSION)) + frame(b"x"))
-            await wait_all_tasks_blocked()
-            nursery.start_soon(submit, directory, SUBMISSION, blocks(b"x"))
-            await trio.sleep(BUSY_GRACE - 10.0)
-            assert (await answer_to(client, frame(b""))).verdict is Verdict.ACCEPTED
+    async with (
+        running(directory, DoorLimits(clients=1)) as queue,
+        trio.open_nursery() as nursery,
+        await queue.connect() as client,
+    ):
+        await trio.sleep(BUSY_GRACE + 10.0)  # idle, while nobody waits
+        await client.send_all(frame(encode_envelope(SUBMISSION)) + frame(b"x"))
+        await wait_all_tasks_blocked()
+        nursery.start_soon(submit, directory, SUBMISSION, blocks(b"x"))
+        await trio.sleep(BUSY_GRACE - 10.0)
+        assert (await answer_to(client, frame(b""))).verdict is Verdict.ACCEPTED
 
 
 async def keep_asking(queue: Running, times: list[float]) -> None:
