@@ -124,9 +124,14 @@ def entries(*found: EntryPoint) -> Callable[..., EntryPoints]:
 
 
 def test_installed_packages_may_add_commands(
-    shell: Shell, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+    shell: Shell, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
     request.addfinalizer(commands.cache_clear)
+    (tmp_path / "broken_package.py").write_text("1 / 0\n")
+    (tmp_path / "shapeless_package.py").write_text(
+        "TEXT, TRIPLE, NUMBERS = 'xy', ('a', 'b', 'c'), (1, 2)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
     more = "postrio.commands"
     monkeypatch.setattr(
         worker.cli,
@@ -136,6 +141,10 @@ def test_installed_packages_may_add_commands(
             EntryPoint("send", "bench:COMMAND", more),  # ours stays
             EntryPoint("gone", "no_such_package:COMMAND", more),  # half removed
             EntryPoint("empty", "bench:NO_SUCH_NAME", more),
+            EntryPoint("raises", "broken_package:COMMAND", more),
+            EntryPoint("text", "shapeless_package:TEXT", more),
+            EntryPoint("triple", "shapeless_package:TRIPLE", more),
+            EntryPoint("numbers", "shapeless_package:NUMBERS", more),
             EntryPoint("other", "bench:COMMAND", "other.group"),
         ),
     )

@@ -37,9 +37,12 @@ def commands() -> Mapping[str, tuple[str, str]]:
     """All commands: ours, and those that installed packages add. None takes the place of ours."""
     found = dict(COMMANDS)
     for entry in sorted(entry_points(group=MORE_COMMANDS), key=lambda entry: entry.name):
-        # A package that was half removed must not keep anybody from the other commands.
-        with suppress(ImportError, AttributeError):
-            found.setdefault(entry.name, entry.load())
+        # A package that is broken or half removed must not keep anybody from the other commands:
+        # loading runs code of its own, which may raise anything and return anything.
+        with suppress(Exception):
+            match entry.load():
+                case (str(module), str(text)):
+                    found.setdefault(entry.name, (module, text))
     return found
 
 
