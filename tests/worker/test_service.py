@@ -6,6 +6,7 @@ The store works without threads and time is virtual, so nothing depends on how f
 import os
 import socket
 import stat
+import tracemalloc
 from collections.abc import AsyncIterator, Callable, Collection, Iterator
 from contextlib import (
     AbstractAsyncContextManager,
@@ -51,6 +52,7 @@ from worker.queue.sqlite import SqliteStore, StoreSettings, open_store
 from worker.queue.store import StoreError, StoreLocked, SubmissionRefused
 from worker.queue.submission import (
     ANSWER_LIMIT,
+    RECIPIENT_LIMIT,
     Answer,
     Verdict,
     decode_answer,
@@ -184,6 +186,11 @@ async def test_many_messages_follow_each_other_on_many_connections(directory: Pa
         (replace(SUBMISSION, recipients=()), b"", "no recipient"),
         (replace(SUBMISSION, sender="a\nb@example.com"), b"x" * 200_000, "control character"),
         (SUBMISSION, b"x" * 400_000, "message_size_limit"),
+        (
+            replace(SUBMISSION, recipients=SUBMISSION.recipients * (RECIPIENT_LIMIT + 1)),
+            b"x" * 200_000,
+            "too many recipients: 50001, and at most 50000",
+        ),
     ],
 )
 @trio_test
@@ -195,6 +202,23 @@ async def test_after_a_refusal_the_next_submission_is_taken(
             await client.submit(submission, blocks(content))
         queue_id = await client.submit(SUBMISSION, blocks(b"fine"))
         assert await queue.queue_ids() == [queue_id]
+
+
+@trio_test
+async def test_a_long_frame_is_not_kept_by_the_reader() -> None:
+    sending, receiving = trio.testing.memory_stream_one_way_pair()
+    size = 4_000_000
+    async with sending, receiving, trio.open_nursery() as nursery:
+        nursery.start_soon(sending.send_all, frame(b"x" * size) + frame(b"next"))
+        reader = FrameReader(receiving)
+        tracemalloc.start()
+        try:
+            assert await reader.next_frame(size) == b"x" * size  # and it is gone
+            kept, _ = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        assert kept < size / 10
+        assert await reader.next_frame(size) == b"next"
 
 
 @trio_test

@@ -1,5 +1,6 @@
 """What crosses the queue's sockets: nothing gets lost, and nothing odd gets in."""
 
+import tracemalloc
 from contextlib import suppress
 
 import pytest
@@ -18,8 +19,11 @@ from worker.queue.orders import (
     summary_to_json,
 )
 from worker.queue.records import MessageState, MessageSummary, RecipientSummary, Submission
+from worker.queue.sqlite import StoreSettings
 from worker.queue.store import SubmissionRefused
 from worker.queue.submission import (
+    ENVELOPE_LIMIT,
+    RECIPIENT_LIMIT,
     Answer,
     Verdict,
     decode_envelope,
@@ -153,3 +157,39 @@ def test_a_long_reason_still_makes_a_short_answer() -> None:
         encode_submission_answer(Answer(Verdict.TEMPORARY, "\N{SNOWMAN}" * 100_000))
     )
     assert answer.text.startswith("\N{SNOWMAN}\N{SNOWMAN}")
+
+
+def filled_envelope(attributes: bytes) -> bytes:
+    """The largest that is taken, with these again and again."""
+    head = encode_envelope(Submission(sender="a@example.com", recipients=()))[:-1]
+    return head + attributes * ((ENVELOPE_LIMIT - len(head) - 1) // len(attributes)) + b"\0"
+
+
+@pytest.mark.parametrize(
+    ("envelope", "error", "complaint"),
+    [
+        (filled_envelope(b"recipient\0a\0"), SubmissionRefused, "too many recipients: 699035, and"),
+        (filled_envelope(b"orcpt\0a\0"), RemoteProtocolError, "too many attributes"),
+        (filled_envelope(b"a\0b\0")[:-1], RemoteProtocolError, "too many attributes"),
+        (b"\0" * ENVELOPE_LIMIT, RemoteProtocolError, "too many attributes"),
+    ],
+    ids=["recipients", "facts", "no end", "NUL"],
+)
+def test_an_envelope_of_too_many_parts_is_refused_before_it_is_taken_apart(
+    envelope: bytes, error: type[Exception], complaint: str
+) -> None:
+    tracemalloc.start()
+    try:
+        with pytest.raises(error, match=complaint):
+            decode_envelope(envelope)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 100_000
+
+
+def test_as_many_recipients_as_the_store_takes_come_through() -> None:
+    assert StoreSettings().recipient_limit == RECIPIENT_LIMIT
+    recipient = Recipient(address="recipient", original="b", orcpt="rfc822;c", notify=Notify.DELAY)
+    submission = Submission(sender="a@example.com", recipients=(recipient,) * RECIPIENT_LIMIT)
+    assert decode_envelope(encode_envelope(submission)) == submission

@@ -52,7 +52,11 @@ class FrameReader:
             start = _LENGTH.size
         self._at = start + length
         with memoryview(self._received) as received:
-            return bytes(received[start : self._at])
+            data = bytes(received[start : self._at])
+        if length > _RECEIVE:  # what held it may not be needed again for long
+            del self._received[: self._at]
+            self._at = 0
+        return data
 
     async def expect_frame(self, limit: int) -> bytes:
         """The next frame, where the stream must not end: as next_frame(), but never None."""

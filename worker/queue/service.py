@@ -108,17 +108,31 @@ class _SubmissionDoor:
 
     async def serve(self) -> None:
         try:
-            while (envelope := await self._frames.next_frame(ENVELOPE_LIMIT)) is not None:
-                self._client.begins()
-                await self._answer(await self._submit(envelope))
+            while await self._serve_one():
                 self._client.ends()
         except RemoteProtocolError as exc:
             # Where the next frame would begin is not known any more.
             await self._answer(Answer(Verdict.REFUSED, f"not understood: {exc}"))
 
-    async def _submit(self, envelope: bytes) -> Answer:
-        """Take in one message, all of its content whatever happens: the client is still sending."""
-        submission = decode_envelope(envelope)
+    async def _serve_one(self) -> bool:
+        """Take in one message and answer; False: the client has gone instead."""
+        envelope = await self._frames.next_frame(ENVELOPE_LIMIT)
+        if envelope is None:
+            return False
+        self._client.begins()
+        try:
+            submission = decode_envelope(envelope)
+        except SubmissionRefused as exc:
+            await self._skip_content()
+            answer = _failure(exc)
+        else:
+            del envelope  # it may be large, and the content may be long in coming
+            answer = await self._submit(submission)
+        await self._answer(answer)
+        return True
+
+    async def _submit(self, submission: Submission) -> Answer:
+        """Take in its content, all of it whatever happens: the client is still sending."""
         spool = self._store.spool()
         try:
             try:
@@ -127,8 +141,7 @@ class _SubmissionDoor:
                     await spool.write(block)
             except (SubmissionRefused, StoreError) as exc:
                 await spool.aclose()
-                while await self._next_block():
-                    pass
+                await self._skip_content()
                 return _failure(exc)
             try:
                 queue_id = await self._store.submit(submission, spool, self._wall())
@@ -150,6 +163,10 @@ class _SubmissionDoor:
 
     async def _next_block(self) -> bytes:
         return await self._frames.expect_frame(CONTENT_FRAME)
+
+    async def _skip_content(self) -> None:
+        while await self._next_block():
+            pass
 
     async def _answer(self, answer: Answer) -> None:
         # Shielded: an accepted message of which the client learns nothing is sent again. Answers

@@ -21,7 +21,10 @@ from worker.queue.store import SubmissionRefused
 
 T = TypeVar("T")
 
-ENVELOPE_LIMIT: Final = 8 * 1024 * 1024  # octets: 50,000 recipients with addresses of 100
+RECIPIENT_LIMIT: Final = 50_000  # recipients of one submission: as StoreSettings.recipient_limit
+# Octets: so many recipients with addresses of 150, or with addresses of 30, ORCPT, NOTIFY and the
+# original address.
+ENVELOPE_LIMIT: Final = 8 * 1024 * 1024
 CONTENT_FRAME: Final = 65_536  # octets of content in one frame, at most
 ANSWER_LIMIT: Final = 4096  # octets of an answer
 TEXT_LIMIT: Final = 1024  # octets of any text of an envelope but the addresses
@@ -34,6 +37,9 @@ _FIXED: Final = [
 ]
 _NO_NAMES: Final = frozenset({"", "{", "}"})
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+
+_BEFORE_RECIPIENT: Final = b"\0recipient\0"
+_TEXTS_LIMIT: Final = 2 * (len(_FIXED) + 4 * RECIPIENT_LIMIT + 1)  # a recipient has 4 attributes
 
 # The numbers of an envelope as they are written. Looked up: members of flags are slow to make.
 _RETS: Final = {str(int(ret)): ret for ret in Ret}
@@ -73,9 +79,7 @@ def check_submission(submission: Submission, recipient_limit: int) -> None:
     if not count:
         raise SubmissionRefused("no recipient was given")
     if count > recipient_limit:
-        raise SubmissionRefused(
-            f"too many recipients: {count}, and at most {recipient_limit} are accepted"
-        )
+        raise _too_many(count, recipient_limit)
     try:
         if submission.sender:
             check_address(submission.sender)
@@ -97,6 +101,10 @@ def check_submission(submission: Submission, recipient_limit: int) -> None:
     if submission.client is not NOTHING_KNOWN:
         for fact in _CLIENT:
             _check_text(f"client {fact}", getattr(submission.client, fact))
+
+
+def _too_many(count: int, limit: int) -> SubmissionRefused:
+    return SubmissionRefused(f"too many recipients: {count}, and at most {limit} are accepted")
 
 
 def _check_text(what: str, text: str) -> None:
@@ -140,7 +148,16 @@ def encode_envelope(submission: Submission) -> bytes:
 
 
 def decode_envelope(data: bytes) -> Submission:
-    """The submission again, its addresses unchecked. Raises RemoteProtocolError."""
+    """The submission again, its addresses unchecked.
+
+    Raises RemoteProtocolError, and SubmissionRefused for more than RECIPIENT_LIMIT recipients.
+    """
+    # Counted before anything is made of it: that takes twenty times the memory, and seconds.
+    # A text that is "recipient" and no name may count, too; nobody has 50,000 recipients and that.
+    if (count := data.count(_BEFORE_RECIPIENT)) > RECIPIENT_LIMIT:
+        raise _too_many(count, RECIPIENT_LIMIT)
+    if data.count(b"\0") > _TEXTS_LIMIT:
+        raise RemoteProtocolError("too many attributes")
     # An attribute list without groups: name NUL value NUL ... NUL. Split at once, because one text
     # after the other (protocol.attributes) takes several times as long as all the rest.
     texts = data.decode("utf-8", "surrogateescape").split("\0")
