@@ -43,6 +43,7 @@ from worker.queue.orders import Order, encode_order
 from worker.queue.records import MessageState, Submission
 from worker.queue.service import (
     CONTROL_SOCKET,
+    LONG_ENVELOPES,
     PAGE,
     SUBMIT_SOCKET,
     serve_control,
@@ -332,6 +333,42 @@ async def test_clients_over_the_limit_wait_for_their_turn(directory: Path) -> No
         assert len(done) == 1
         async with first:
             pass
+
+
+@trio_test
+async def test_long_envelopes_of_one_user_wait_for_their_turn(
+    autojump_clock: MockClock, directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    long = replace(SUBMISSION, recipients=SUBMISSION.recipients * 5000)
+    envelope = frame(encode_envelope(long))
+    async with running(directory) as queue, trio.open_nursery() as nursery:
+        slow = [await queue.connect() for _ in range(LONG_ENVELOPES)]
+        for stream in slow[1:]:
+            await stream.send_all(envelope[:-1])  # taken in, and not more
+        await slow[0].send_all(envelope)
+
+        async def submit_long() -> None:
+            await submit(directory, long, blocks(b"x"))
+            done.append(trio.current_time())
+
+        done: list[float] = []
+        nursery.start_soon(submit_long)
+        await submit(directory, SUBMISSION, blocks(b"x"))  # a short one has no need to
+        await trio.sleep(100.0)
+        assert done == []
+        with monkeypatch.context() as patch:
+            patch.setattr(door_client, "peer_uid", lambda _: 12345)
+            await submit(directory, long, blocks(b"x"))  # nor has another user
+        assert trio.current_time() == 100.0
+        await trio.sleep(1.0)
+        assert (await answer_to(slow[0], frame(b""))).verdict is Verdict.ACCEPTED
+        await trio.sleep(1.0)
+        assert done == [101.0]
+        # Whoever goes in the middle of one gives its turn back.
+        for stream in slow:
+            await stream.aclose()
+        for _ in range(LONG_ENVELOPES + 1):
+            await submit(directory, long, blocks(b"x"))
 
 
 async def wait_for_end(stream: trio.SocketStream) -> float:

@@ -6,6 +6,7 @@ it is ready to take, so no peer decides how much memory we use.
 """
 
 import struct
+from collections.abc import Awaitable, Callable
 from typing import Final
 
 import trio
@@ -14,6 +15,7 @@ from protocol.errors import RemoteProtocolError
 
 _LENGTH: Final = struct.Struct("!I")
 _RECEIVE: Final = 65_536  # octets asked of the socket at a time
+LONG: Final = _RECEIVE  # a longer frame is never here before it was waited for
 
 
 def frame(data: bytes) -> bytes:
@@ -29,9 +31,12 @@ class FrameReader:
         self._received = bytearray()
         self._at = 0  # octets of those that were taken: a frame moves nothing but this
 
-    async def next_frame(self, limit: int) -> bytes | None:
+    async def next_frame(
+        self, limit: int, before_long: Callable[[], Awaitable[None]] | None = None
+    ) -> bytes | None:
         """The next frame; None if the peer closed the stream instead.
 
+        `before_long` is awaited before a frame of more than LONG octets is received.
         Raises RemoteProtocolError for a frame over `limit` octets and for an end in the middle of
         one, trio.BrokenResourceError. The stream is of no use after that. No checkpoint if the
         frame is here already.
@@ -47,13 +52,15 @@ class FrameReader:
         if length > limit:
             raise RemoteProtocolError(f"a frame of {length} octets, and at most {limit} are taken")
         if start + length > len(self._received):
+            if before_long is not None and length > LONG:
+                await before_long()
             if not await self._receive(_LENGTH.size + length):
                 raise RemoteProtocolError("the stream ended in the middle of a frame")
             start = _LENGTH.size
         self._at = start + length
         with memoryview(self._received) as received:
             data = bytes(received[start : self._at])
-        if length > _RECEIVE:  # what held it may not be needed again for long
+        if length > LONG:  # what held it may not be needed again for long
             del self._received[: self._at]
             self._at = 0
         return data

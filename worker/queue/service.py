@@ -4,11 +4,12 @@
 log. `private/control` is for the queue's owner and root; anybody else is turned away before a word
 is read. The client's side of both is in client.py, the submission's format in submission.py.
 
-Every exchange has a time limit and every frame a size limit, clients are counted, and whatever goes
-wrong with one of them ends that one only.
+Every exchange has a time limit and every frame a size limit, clients are counted, and so are the
+long envelopes of each user; whatever goes wrong with one of them ends that one only.
 """
 
 import os
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
@@ -46,6 +47,10 @@ CONTROL_SOCKET: Final = Path("private/control")
 PAGE: Final = 100  # messages read from the store at a time
 IDS_PER_FRAME: Final = 1000
 
+# Envelopes of more than frames.LONG octets that one user may submit at a time; more wait for their
+# turn. One takes tens of megabytes while it is taken apart, and 200 clients might each send one.
+LONG_ENVELOPES: Final = 4
+
 _LINGER: Final = 1.0  # seconds in which a client takes its answer
 
 Wake = Callable[[], None]  # tells the scheduler that something may be due; must not block
@@ -80,8 +85,14 @@ async def serve_submissions(
     Raises OSError if the socket cannot be made.
     """
 
+    # By uid. Nobody waits for another user.
+    turns: defaultdict[int, trio.CapacityLimiter] = defaultdict(
+        lambda: trio.CapacityLimiter(LONG_ENVELOPES)
+    )
+
     async def serve(client: DoorClient) -> None:
-        await _SubmissionDoor(client, store, emit, wall, on_submitted).serve()
+        turn = turns[client.uid]
+        await _SubmissionDoor(client, turn, store, emit, wall, on_submitted).serve()
 
     with listening(path, directory_mode=0o755, socket_mode=0o666) as listener:
         task_status.started()
@@ -94,12 +105,15 @@ class _SubmissionDoor:
     def __init__(
         self,
         client: DoorClient,
+        turn: trio.CapacityLimiter,
         store: Store,
         emit: Emit,
         wall: Callable[[], float],
         on_submitted: Wake,
     ) -> None:
         self._client = client
+        self._turn = turn
+        self._has_turn = False
         self._frames = FrameReader(client)
         self._store = store
         self._emit = emit
@@ -109,14 +123,27 @@ class _SubmissionDoor:
     async def serve(self) -> None:
         try:
             while await self._serve_one():
+                self._end_turn()
                 self._client.ends()
         except RemoteProtocolError as exc:
             # Where the next frame would begin is not known any more.
             await self._answer(Answer(Verdict.REFUSED, f"not understood: {exc}"))
+        finally:
+            self._end_turn()
+
+    async def _wait_for_turn(self) -> None:
+        self._client.begins()
+        await self._turn.acquire_on_behalf_of(self)
+        self._has_turn = True
+
+    def _end_turn(self) -> None:
+        if self._has_turn:
+            self._has_turn = False
+            self._turn.release_on_behalf_of(self)
 
     async def _serve_one(self) -> bool:
         """Take in one message and answer; False: the client has gone instead."""
-        envelope = await self._frames.next_frame(ENVELOPE_LIMIT)
+        envelope = await self._frames.next_frame(ENVELOPE_LIMIT, self._wait_for_turn)
         if envelope is None:
             return False
         self._client.begins()
