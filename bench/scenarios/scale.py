@@ -26,8 +26,9 @@ from typing import Final
 import trio
 
 from bench.drain import transport_maps
+from bench.harness.costs import peak_memory, session_cpu
 from bench.harness.scenario import Figure, LoadError, Scenario, Target
-from bench.load import destinations, peak_memory, session_cpu
+from bench.load import destinations
 from bench.postrio_instance import PostrioInstance, fill_queue
 from bench.sink_process import CountingSink, SinkProcess
 
