@@ -30,6 +30,7 @@ SMTP_SOURCE: Final = Path("/usr/sbin/smtp-source")
 OURS: Final = "postrio sink"
 START_LIMIT: Final = 20.0  # seconds until a sink takes connections
 POLL: Final = 0.01  # seconds between two tries
+Client = Literal["pipelined", "smtp-source"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,7 +40,7 @@ class Load:
     count: int = 20_000  # messages
     sessions: int = field(default=20, metadata={"most": SINK_SESSIONS})  # at a time
     size: int = 4096  # octets of one message
-    client: Literal["pipelined", "smtp-source"] = "pipelined"  # or smtp-source
+    client: Client = "pipelined"  # or smtp-source
 
 
 QUICK: Final = Load(count=500)
