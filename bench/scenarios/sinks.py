@@ -80,7 +80,7 @@ def smtp_sink_command(port: int) -> Sequence[str]:
     """Debian's smtp-sink on a port of 127.0.0.1."""
     # As root it would refuse to run; as anybody else it must not be told who to be.
     rights = ["-u", "nobody"] if os.geteuid() == 0 else []
-    return [str(SMTP_SINK), *rights, "-4", "-m", "2000", f"127.0.0.1:{port}", "1024"]
+    return [str(SMTP_SINK), *rights, "-4", "-m", str(SINK_SESSIONS), f"127.0.0.1:{port}", "1024"]
 
 
 def turn(command: Callable[[int], Sequence[str]], load: Load) -> Mapping[str, float]:

@@ -354,7 +354,7 @@ def test_a_bad_argument_has_its_status(
     ("text", "complaint"),
     [
         ("a.example A 127.0.0.1\nb.example A here\nc.example A 127.0.0.1\n", "z, line 2: "),
-        ("a.example A 127.0.0.1\nb.example NONE here\n", "z, line 2: unknown rdatatype"),
+        ("a.example A 127.0.0.1\nb.example FOO here\n", "z, line 2: unknown rdatatype"),
         ("$GENERATE 1-4000000000 a$.x A 127.0.0.1\n", "z, line 1: more than 100000 names"),
         ("$GENERATE one a$.x A 127.0.0.1\n", "z, line 1: 'one': expected FIRST-LAST"),
     ],
