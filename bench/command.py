@@ -126,7 +126,10 @@ def chosen(scenario: Scenario, only: Sequence[str]) -> Scenario:
         name: turn for name, turn in scenario.contenders.items() if not only or name in only
     }
     if not contenders:
-        why = "; ".join(f"{name}: {reason}" for name, reason in scenario.missing.items())
+        reasons: dict[str, list[str]] = {}
+        for name, reason in scenario.missing.items():
+            reasons.setdefault(reason, []).append(name)
+        why = "; ".join(f"{', '.join(names)}: {reason}" for reason, names in reasons.items())
         raise CommandError(f"{scenario.name}: nothing can be run here: {why}", os.EX_UNAVAILABLE)
     return replace(scenario, contenders=contenders)
 

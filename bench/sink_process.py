@@ -7,7 +7,6 @@ cost. Watching the sink, and not one peer's log or queue, is the same effort for
 import contextlib
 import json
 import os
-import shutil
 import socket
 import subprocess
 import sys
@@ -22,6 +21,7 @@ from typing import Final, Self
 
 from bench.harness.costs import process_cpu
 from bench.harness.scenario import LoadError
+from bench.harness.trees import remove_tree
 from bench.postfix_instance import free_port
 
 SMTP_SINK: Final = "/usr/sbin/smtp-sink"
@@ -98,7 +98,7 @@ class SinkProcess(ABC):
         if self._process is not None:
             self._process.kill()
             self._process.wait()
-        shutil.rmtree(self._directory, ignore_errors=True)
+        remove_tree(self._directory)
 
 
 class CountingSink(SinkProcess):

@@ -191,6 +191,13 @@ def test_where_nothing_can_be_run_the_command_says_why(run_bench: Bench) -> None
     assert run_bench("big").status == os.EX_UNAVAILABLE
 
 
+def test_without_a_command_the_help_is_shown_as_it_is(run_bench: Bench) -> None:
+    ended = run_bench()
+    assert ended.status == os.EX_USAGE
+    assert ended.err.startswith("Usage: bench ")
+    assert "bench: " not in ended.err
+
+
 @pytest.mark.parametrize(
     ("arguments", "status", "complaint"),
     [
