@@ -28,7 +28,7 @@ from typing import Final
 
 import trio
 
-from bench.load import peak_memory
+from bench.harness.costs import peak_memory
 from protocol.outcome import Action
 from protocol.request import DeliveryRequest, Protocol, Recipient
 from worker.config.config import Config

@@ -21,8 +21,15 @@ from bench.harness.comparison import Comparison, compare
 from bench.harness.machine import commit, machine, now
 from bench.harness.markdown import table
 from bench.harness.parameters import as_setting, parameters, with_settings
-from bench.harness.plot import FORMATS, check_plot, draw
-from bench.harness.result import Result, read_result, result_of, write_result
+from bench.harness.plot import FORMATS, check_plots, draw
+from bench.harness.result import (
+    Result,
+    UnreadableError,
+    check_directory,
+    read_result,
+    result_of,
+    write_result,
+)
 from bench.harness.runner import run, told
 from bench.harness.scenario import LoadError, Scenario
 from bench.harness.table import show
@@ -71,11 +78,11 @@ def carry_out(name: str, order: Order) -> int:
     with complaints(os.EX_UNAVAILABLE):
         definition = load_scenario(name)
     load = with_settings(definition.quick if order.quick else definition.usual, order.settings)
-    with complaints(os.EX_USAGE):
+    with complaints(os.EX_DATAERR):
         old = None if order.old is None else read_result(order.old)
         if old is not None and old.scenario != name:
             raise LoadError(f"{order.old}: a result of {old.scenario}, not of {name}")
-    check_writable(order)
+    check_writable(order.json, order.plot)
     with complaints(os.EX_USAGE if order.settings else os.EX_UNAVAILABLE):
         scenario = chosen(definition.build(load), order.only)
     result = measured(scenario, load, order.repeats or (1 if order.quick else REPEATS))
@@ -93,13 +100,20 @@ def carry_out(name: str, order: Order) -> int:
     return MISSED if order.check and result.missed() else os.EX_OK
 
 
-def check_writable(order: Order) -> None:
-    """Refuse what could only fail when everything is measured. Raises CommandError."""
-    if order.plot is not None:
-        with complaints(os.EX_UNAVAILABLE if order.plot.suffix in FORMATS else os.EX_USAGE):
-            check_plot(order.plot)
-    if order.json is not None and not order.json.absolute().parent.is_dir():
-        raise CommandError(f"{order.json}: there is no such directory", os.EX_CANTCREAT)
+def check_writable(json: Path | None, plot: Path | None) -> None:
+    """Refuse what could only fail when everything is measured.
+
+    Raises CommandError, click.UsageError.
+    """
+    if plot is not None:
+        if plot.suffix not in FORMATS:
+            raise click.UsageError(f"--plot {plot}: a plot ends in {' or '.join(FORMATS)}")
+        with complaints(os.EX_UNAVAILABLE):
+            check_plots()
+    for path in (json, plot):
+        if path is not None:
+            with complaints(os.EX_CANTCREAT):
+                check_directory(path)
 
 
 def chosen(scenario: Scenario, only: Sequence[str]) -> Scenario:
@@ -112,7 +126,10 @@ def chosen(scenario: Scenario, only: Sequence[str]) -> Scenario:
         name: turn for name, turn in scenario.contenders.items() if not only or name in only
     }
     if not contenders:
-        why = "; ".join(f"{name}: {reason}" for name, reason in scenario.missing.items())
+        reasons: dict[str, list[str]] = {}
+        for name, reason in scenario.missing.items():
+            reasons.setdefault(reason, []).append(name)
+        why = "; ".join(f"{', '.join(names)}: {reason}" for reason, names in reasons.items())
         raise CommandError(f"{scenario.name}: nothing can be run here: {why}", os.EX_UNAVAILABLE)
     return replace(scenario, contenders=contenders)
 
@@ -140,9 +157,11 @@ def _compared(old: Result, result: Result) -> Comparison:
 
 @contextmanager
 def complaints(status: int) -> Iterator[None]:
-    """A LoadError from here on ends the command with this status."""
+    """A LoadError from here on ends the command with this status; a missing file with its own."""
     try:
         yield
+    except UnreadableError as exc:
+        raise CommandError(str(exc), os.EX_NOINPUT) from exc
     except LoadError as exc:
         raise CommandError(str(exc), status) from exc
 
@@ -158,6 +177,9 @@ def ended_in_good_order() -> Iterator[None]:
 
     def interrupt(number: int, _frame: FrameType | None) -> None:
         received.append(number)
+        # A shell's script starts what it puts in the background with SIGINT ignored.
+        if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.raise_signal(signal.SIGINT)
 
     kept = {
@@ -165,6 +187,7 @@ def ended_in_good_order() -> Iterator[None]:
         for number in (signal.SIGTERM, signal.SIGHUP)
         if signal.getsignal(number) is not signal.SIG_IGN  # nohup
     }
+    kept[signal.SIGINT] = signal.getsignal(signal.SIGINT)
     try:
         yield
     except BaseException as exc:
@@ -331,6 +354,7 @@ def show_command(
     """Print result files as the runs themselves did."""
     if len(paths) > 1 and (plot or old):
         raise click.UsageError("--plot and --compare are for one result")
+    check_writable(None, plot)
     with complaints(os.EX_DATAERR):
         results = [read_result(path) for path in paths]
         if markdown:
@@ -338,7 +362,8 @@ def show_command(
         else:
             for result in results:
                 show(result, None if old is None else compare(read_result(old), result))
-        if plot is not None:
+    if plot is not None:
+        with complaints(os.EX_CANTCREAT):
             draw(results[0], plot)
 
 

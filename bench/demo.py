@@ -30,6 +30,7 @@ from bench.dns_zone import Zone
 from bench.sink.command import leaves
 from bench.sink.sink import Sink
 from bench.sink.trio_lane import serve_sinks
+from worker.cli.exits import CommandError, run_command
 
 READY_LIMIT: Final = 10.0  # seconds for `postrio run` to say its first word
 STOP_LIMIT: Final = 20.0  # seconds for it to stop after SIGTERM
@@ -269,6 +270,8 @@ def _run_live(demo: Demonstration) -> list[BaseException]:
 @click.option("--examples", default="examples", show_default=True, help="Where *.eml files are.")
 def main(limit: float, var: str, examples: str, *, once: bool) -> None:
     """Deliver the examples to a little world on loopback, and show how it goes."""
+    if not any(Path(examples).glob("*.eml")):
+        raise CommandError(f"{examples}: no *.eml there: --examples DIRECTORY", os.EX_NOINPUT)
     demo = Demonstration(
         var=Path(var),
         examples=Path(examples),
@@ -287,4 +290,4 @@ def main(limit: float, var: str, examples: str, *, once: bool) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command("demo", lambda words: main.main(list(words), standalone_mode=False))

@@ -9,16 +9,16 @@ Run it: `python -m bench.dns --listen 127.0.0.1:5353 --zone FILE`.
 import json
 import os
 import signal
-import sys
 from collections.abc import Sequence
 from contextlib import AsyncExitStack, suppress
 from pathlib import Path
-from typing import Final, NoReturn, TextIO
+from typing import Final
 
 import click
 import trio
 
 from bench.dns_zone import Fault, Zone, ZoneError, respond
+from worker.cli.exits import CommandError, run_command
 
 PORT_ATTEMPTS: Final = 20  # UDP's free port may be taken for TCP
 UDP_LIMIT: Final = 512  # octets to who does not offer more (RFC 1035 section 4.2.1)
@@ -218,11 +218,6 @@ def _read_zones(files: Sequence[str]) -> Zone:
     return zone
 
 
-def _fail(text: str, status: int) -> NoReturn:
-    click.echo(f"dns: {text}", err=True)
-    sys.exit(status)
-
-
 @click.command(epilog=EPILOG)
 @click.option(
     "--listen",
@@ -244,36 +239,39 @@ def _fail(text: str, status: int) -> NoReturn:
 @click.option(
     "--json",
     "report",
-    type=click.File("w", lazy=False),
     metavar="FILE",
     help="Write what was asked there at the end, by name and type; - for standard output.",
 )
-def main(listen: Sequence[str], zones: Sequence[str], report: TextIO | None) -> None:
+def main(listen: Sequence[str], zones: Sequence[str], report: str | None) -> None:
     """Answer DNS queries from small zone files, over UDP and TCP, failures included."""
     try:
         addresses = [_address(text) for text in listen]
     except ValueError as exc:
-        _fail(str(exc), os.EX_USAGE)
+        raise CommandError(str(exc), os.EX_USAGE) from exc
     try:
         zone = _read_zones(zones)
     except ZoneError as exc:
-        _fail(str(exc), os.EX_DATAERR)
+        raise CommandError(str(exc), os.EX_DATAERR) from exc
     except OSError as exc:
-        _fail(f"{exc.filename}: {exc.strerror}", os.EX_NOINPUT)
+        raise CommandError(f"{exc.filename}: {exc.strerror}", os.EX_NOINPUT) from exc
+    try:
+        file = None if report is None else click.open_file(report, "w")
+    except OSError as exc:
+        raise CommandError(f"--json {report}: {exc.strerror}", os.EX_CANTCREAT) from exc
     failed: list[str] = []
     try:
         trio.run(_run, zone, addresses)
     except* _CannotListen as group:
         failed += [str(exc) for exc in group.exceptions]
     if failed:
-        _fail(f"cannot listen on {failed[0]}", os.EX_OSERR)
+        raise CommandError(f"cannot listen on {failed[0]}", os.EX_OSERR)
     counts = zone.counts.report()
-    if report is not None:
-        json.dump(counts, report, indent=2)
-        report.write("\n")
+    if file is not None:
+        with file:
+            file.write(json.dumps(counts, indent=2) + "\n")
     else:
         click.echo(f"{counts['questions']} questions; answers: {counts['answers'] or 'none'}")
 
 
 if __name__ == "__main__":
-    main()
+    run_command("dns", lambda words: main.main(list(words), standalone_mode=False))

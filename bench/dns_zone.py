@@ -19,13 +19,14 @@ A name of `*` stands for the names that do not exist beside it (RFC 4592), for f
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from math import inf
 from typing import Final
 
 import dns.exception
 import dns.flags
+import dns.grange
 import dns.message
 import dns.name
 import dns.opcode
@@ -42,6 +43,7 @@ DEFAULT_TTL: Final = 300  # seconds
 NEGATIVE_TTL: Final = 5  # seconds: in the SOA of an answer that says no, if the zone has none
 MAX_CHAIN: Final = 16  # CNAMEs followed for one question
 NAMES_COUNTED: Final = 100_000  # (name, type) pairs; further ones are counted as OTHER
+GENERATED_MOST: Final = 100_000  # names that the $GENERATE of one file may make
 OTHER: Final = "(other names)"
 
 _CODES: Final = ("SERVFAIL", "REFUSED", "NXDOMAIN", "FORMERR", "NOTIMP")
@@ -131,8 +133,12 @@ class Zone:
 
     def read(self, text: str, *, file: str, origin: str = ".") -> None:
         """Add what a file holds. `origin`: of relative names. Raises ZoneError: file and line."""
-        start = _name(origin, dns.name.root, file, 0)
+        try:
+            start = dns.name.root if origin == "." else dns.name.from_text(origin)
+        except (dns.exception.DNSException, ValueError) as exc:
+            raise ZoneError(f"{origin!r} (of {file}) is no domain name: {exc}") from exc
         lines = list(_lines(text, file, start))
+        _check_generated(lines, file)
         # dnspython wants to know a zone's apex beforehand, and drops in silence what is not below.
         apex = next((line.owner for line in lines if line.is_soa and line.owner), dns.name.root)
         records = []
@@ -161,12 +167,9 @@ class Zone:
                 )
                 reader.current_origin = reader.last_name = origin
                 reader.read()
-        except dns.exception.DNSException as exc:
-            said = str(exc) or type(exc).__name__
-            raise ZoneError(re.sub(r":(\d+): ", r", line \1: ", said, count=1)) from exc
-        except ValueError as exc:  # a second apex, or an address that is none
-            line = reader.tok.where()[1]
-            raise ZoneError(f"{file}, line {line}: {exc}") from exc
+        except (dns.exception.DNSException, ValueError) as exc:  # ValueError: a second apex
+            said = re.sub(r"^.*?:\d+: ", "", str(exc) or type(exc).__name__, count=1)
+            raise ZoneError(f"{file}, line {_line_of(reader.tok)}: {said}") from exc
         for owner, rdataset in zone.iterate_rdatasets():
             name = owner.canonicalize()
             rrsets = self.records.setdefault(name, {})
@@ -339,6 +342,30 @@ def _lines(text: str, file: str, origin: dns.name.Name) -> Iterator[_Line]:
         yield _Line(number, kept, words, owner, kind)
         bare = _QUOTED.sub("", kept)
         depth = max(0, depth + bare.count("(") - bare.count(")"))
+
+
+def _check_generated(lines: Iterable[_Line], file: str) -> None:
+    """Refuse more records than memory is for: `1-4000000000` is quickly written. ZoneError."""
+    total = 0
+    for line in lines:
+        if len(line.words) > 1 and line.words[0].upper() == "$GENERATE":
+            try:
+                first, last, step = dns.grange.from_text(line.words[1])
+            except dns.exception.DNSException as exc:
+                raise ZoneError(
+                    f"{file}, line {line.number}: {line.words[1]!r}: expected FIRST-LAST[/STEP]"
+                ) from exc
+            total += (last - first) // step + 1
+            if total > GENERATED_MOST:
+                raise ZoneError(
+                    f"{file}, line {line.number}: more than {GENERATED_MOST} names by $GENERATE"
+                )
+
+
+def _line_of(tokens: dns.tokenizer.Tokenizer) -> int:
+    """The line of the last token; the end of line behind it was read and put back."""
+    line = tokens.where()[1]
+    return line - 1 if tokens.ungotten_char == "\n" else line
 
 
 def _name(text: str, origin: dns.name.Name, file: str, number: int) -> dns.name.Name:

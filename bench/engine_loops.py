@@ -6,7 +6,8 @@ Answers for what each contender does for one message, as a program that uses it 
 - aiosmtplib, smtplib: one client for each session, its `sendmail()` in a loop; threads for smtplib.
 - bare: two flights a message on trio's own streams and not a word more: the floor.
 
-Run by `engine.py`, as `python -m bench.engine_loops NAME PORT COUNT SESSIONS SIZE`; prints JSON.
+Run by `scenarios/engine.py`, as `python -m bench.engine_loops NAME PORT COUNT SESSIONS SIZE`;
+prints JSON.
 """
 
 import asyncio

@@ -1,12 +1,5 @@
 """The mail that scenarios are loaded with, and where it goes."""
 
-from bench.harness.costs import machine_cpu as machine_cpu
-from bench.harness.costs import peak_memory as peak_memory
-from bench.harness.costs import process_cpu as process_cpu
-from bench.harness.costs import resident_memory as resident_memory
-from bench.harness.costs import session_cpu as session_cpu
-from bench.harness.scenario import LoadError as LoadError
-
 
 def destinations(count: int, port: int) -> dict[str, str]:
     """Domains and where they go: each to an address of its own, so that none shares a session."""

@@ -23,6 +23,7 @@ from types import TracebackType
 from typing import Final, Self
 
 from bench.harness.scenario import LoadError
+from bench.harness.trees import remove_tree
 
 COMMANDS: Final = Path("/usr/sbin")
 DAEMONS: Final = Path("/usr/lib/postfix/sbin")
@@ -165,7 +166,7 @@ class PostfixInstance:
 
     def remove(self) -> None:
         """Forget everything on disk."""
-        shutil.rmtree(self.directory, ignore_errors=True)
+        remove_tree(self.directory)
 
     def __enter__(self) -> Self:
         try:

@@ -6,7 +6,6 @@ Answers for the same things as `postfix_instance.py` does for the other side. Sy
 
 import contextlib
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -21,6 +20,7 @@ from typing import Final, Self
 import trio
 
 from bench.harness.scenario import LoadError
+from bench.harness.trees import remove_tree
 from bench.load import message
 from protocol.request import Recipient
 from worker.queue.client import connect_submit
@@ -133,7 +133,7 @@ class PostrioInstance:
     def remove(self) -> None:
         """Forget everything on disk, if the directory was our own."""
         if self._temporary:
-            shutil.rmtree(self.directory, ignore_errors=True)
+            remove_tree(self.directory)
 
     def removed(self) -> int:
         """How many messages its log says have left the queue. Reads only what is new in it."""

@@ -7,7 +7,6 @@ cost. Watching the sink, and not one peer's log or queue, is the same effort for
 import contextlib
 import json
 import os
-import shutil
 import socket
 import subprocess
 import sys
@@ -22,10 +21,12 @@ from typing import Final, Self
 
 from bench.harness.costs import process_cpu
 from bench.harness.scenario import LoadError
+from bench.harness.trees import remove_tree
 from bench.postfix_instance import free_port
 
 SMTP_SINK: Final = "/usr/sbin/smtp-sink"
 POLL: Final = 0.005  # seconds between two looks at a counter
+SINK_SESSIONS: Final = 2_000  # at a time; with its usual 256, more would wait for those
 START_LIMIT: Final = 10.0  # seconds until a sink must take connections
 COUNT_TAIL: Final = 200  # octets at the end of smtp-sink's output that hold its last count
 
@@ -97,7 +98,7 @@ class SinkProcess(ABC):
         if self._process is not None:
             self._process.kill()
             self._process.wait()
-        shutil.rmtree(self._directory, ignore_errors=True)
+        remove_tree(self._directory)
 
 
 class CountingSink(SinkProcess):
@@ -108,8 +109,8 @@ class CountingSink(SinkProcess):
             raise LoadError("smtp-sink is missing: install the Debian package postfix")
         # As root it would refuse to run; as anybody else it must not be told who to be.
         rights = ["-u", "nobody"] if os.geteuid() == 0 else []
-        # With its usual limit of 256 sessions, who has more waits for those that others keep.
-        return [SMTP_SINK, *rights, "-4", "-c", "-m", "2000", f":{self.port}", "1024"]
+        sessions = ["-m", str(SINK_SESSIONS)]
+        return [SMTP_SINK, *rights, "-4", "-c", *sessions, f":{self.port}", "1024"]
 
     def count(self) -> int:
         """Messages taken since the start."""

@@ -68,7 +68,7 @@ def with_settings(load: _Load, settings: Sequence[str]) -> _Load:
         try:
             values[name] = known[name].read(value)
         except click.BadParameter as exc:
-            raise click.UsageError(f"--set {text}: {exc.message}") from exc
+            raise click.UsageError(f"--set {text}: {exc.message.rstrip('.')}") from exc
     try:
         return replace(load, **values)  # type: ignore[type-var]  # as above
     except ValueError as exc:
@@ -93,10 +93,11 @@ def _reader(hint: object, default: object, metadata: Mapping[object, object]) ->
         return click.BOOL
     if hint is int:
         least = metadata.get("least", 0 if default == 0 else 1)
-        return click.IntRange(_limit(least), _limit(metadata.get("most", MOST)))
+        limits = (_limit(least), _limit(metadata.get("most", MOST)))
+        return partial(_number, click.IntRange(*limits), int, "a whole number")
     if hint is float:
         limits = (_limit(metadata.get("least", 0)), _limit(metadata.get("most", MOST)))
-        return partial(_finite, click.FloatRange(*limits))
+        return partial(_number, click.FloatRange(*limits), float, "a number")
     if hint is str:
         return click.STRING
     if origin is Literal:
@@ -111,11 +112,14 @@ def _reader(hint: object, default: object, metadata: Mapping[object, object]) ->
     raise TypeError(f"a load has no parameters of type {hint}")
 
 
-def _finite(read: Reader, text: str) -> object:
-    number = read(text)
-    if not math.isfinite(float(text)):  # nan is in every range
+def _number(read: Reader, kind: Callable[[str], float], expected: str, text: str) -> object:
+    try:
+        number = kind(text)
+    except ValueError as exc:
+        raise click.BadParameter(f"expected {expected}") from exc
+    if isinstance(number, float) and not math.isfinite(number):  # nan is in every range
         raise click.BadParameter(f"{text} is not a finite number")
-    return number
+    return read(text)
 
 
 def _limit(found: object) -> int:

@@ -16,21 +16,17 @@ OURS: Final = "#1b6ca8"
 THEIRS: Final = "#b0b7bf"
 
 
-def check_plot(path: Path) -> None:
-    """Find out whether a plot can be drawn there, before an hour is spent. Raises LoadError."""
-    if path.suffix not in FORMATS:
-        raise LoadError(f"{path}: a plot ends in {' or '.join(FORMATS)}")
+def check_plots() -> None:
+    """Find out whether plots can be drawn here, before an hour is spent. Raises LoadError."""
     if find_spec("matplotlib") is None:
         raise LoadError(
             "plots need matplotlib: install the extra bench (pip install 'postrio[bench]')"
         )
-    if not path.absolute().parent.is_dir():
-        raise LoadError(f"{path}: there is no such directory")
 
 
 def draw(result: Result, path: Path) -> None:
-    """Write the plot of a result that has turns. Raises LoadError."""
-    check_plot(path)
+    """Write the plot of a result that has turns. `path`: ends as one of FORMATS. LoadError."""
+    check_plots()
     # Not pyplot: it would look for a display and keep every figure alive.
     from matplotlib.figure import Figure as Canvas
 

@@ -9,12 +9,14 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Final
 
 from bench.harness.scenario import Figure, LoadError, Scenario, Target
 from bench.harness.spread import Spread, spread_of
 
 FORMAT: Final = 1  # of the file; another one is refused, not guessed at
+EXPECTED: Final = "expected a file that --json has written"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,6 +154,10 @@ def to_json(result: Result) -> str:
     return json.dumps({"format": FORMAT, **asdict(result)}, indent=1) + "\n"
 
 
+class UnreadableError(LoadError):
+    """A file that is not there, or that we may not read: not the fault of what is in it."""
+
+
 def write_result(result: Result, path: Path) -> None:
     """Write a result file, whole or not at all. Raises LoadError."""
     new = path.with_name(path.name + ".new")
@@ -162,16 +168,33 @@ def write_result(result: Result, path: Path) -> None:
         raise LoadError(f"{path}: cannot be written: {exc.strerror}") from exc
 
 
+def check_directory(path: Path) -> None:
+    """Find out whether a file can be made beside `path`, by making one. Raises LoadError.
+
+    Not by permissions: root has them all, even where nothing can be made.
+    """
+    if not path.absolute().parent.is_dir():
+        raise LoadError(f"{path}: there is no such directory")
+    try:
+        with TemporaryFile(dir=path.absolute().parent):
+            pass
+    except OSError as exc:
+        raise LoadError(f"{path}: cannot be written: {exc.strerror}") from exc
+
+
 def read_result(path: Path) -> Result:
-    """The result in a file. Raises LoadError: it is none, and what is wrong with it."""
+    """The result in a file. Raises LoadError: it is none, and what is wrong with it.
+
+    UnreadableError: there is nothing to judge.
+    """
     try:
         found = json.loads(path.read_bytes())
     except OSError as exc:
-        raise LoadError(f"{path}: {exc.strerror}") from exc
+        raise UnreadableError(f"{path}: {exc.strerror}") from exc
     except (ValueError, RecursionError) as exc:
-        raise LoadError(f"{path}: no JSON: {exc}") from exc
+        raise LoadError(f"{path}: not JSON ({exc}): {EXPECTED}") from exc
     if not isinstance(found, dict) or "scenario" not in found or "turns" not in found:
-        raise LoadError(f"{path}: no result of a scenario")
+        raise LoadError(f"{path}: not the result of a scenario: {EXPECTED}")
     if found.pop("format", None) != FORMAT:
         raise LoadError(f"{path}: not a result in format {FORMAT}: written by another version")
     try:

@@ -12,19 +12,19 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
-from bench import load as parts
 from bench.big_loops import LOOPS
 from bench.harness.scenario import Figure, LoadError, Scenario, Target, Turn
-from bench.sink_process import SMTP_SINK, CountingSink
+from bench.load import message
+from bench.sink_process import SINK_SESSIONS, SMTP_SINK, CountingSink
 
-BASE64: Final = "base64"
-TEXT: Final = "text"
+Content = Literal["base64", "text"]
+
 MEGABYTE: Final = 1_000_000
 
 
@@ -34,17 +34,15 @@ class Load:
 
     count: int = 200  # messages in each turn
     size: int = 10_000_000  # octets of each
-    sessions: int = 10  # at a time, in one process
-    content: str = BASE64  # or "text"
+    sessions: int = field(default=10, metadata={"most": SINK_SESSIONS})  # at a time
+    content: Content = "base64"  # or text
 
 
 QUICK: Final = Load(count=4, size=1_000_000, sessions=2)
 
 
 def scenario(load: Load) -> Scenario:
-    """The scenario under this load. Raises LoadError for a content that it has no idea of."""
-    if load.content not in (BASE64, TEXT):
-        raise LoadError(f"content must be {BASE64} or {TEXT}, not {load.content!r}")
+    """The scenario under this load."""
     missing = {}
     if find_spec("aiosmtplib") is None:
         missing["aiosmtplib"] = "it is not installed"
@@ -94,11 +92,11 @@ def _turn(name: str, load: Load) -> Mapping[str, float]:
     }
 
 
-def large_message(size: int, content: str) -> bytes:
+def large_message(size: int, content: Content) -> bytes:
     """A message of `size` octets with CRLF line ends, and no line that begins with a dot."""
-    if content == TEXT:
-        return parts.message(1, size)
-    head = parts.message(1, min(size, 1000))
+    if content == "text":
+        return message(1, size)
+    head = message(1, min(size, 1000))
     octets = random.Random(size).randbytes(size * 3 // 4 + 1)
     attached = base64.encodebytes(octets).replace(b"\n", b"\r\n")
     return (head + attached)[: size - 2].rstrip(b"\r") + b"\r\n"

@@ -8,7 +8,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,7 +16,7 @@ from typing import Final
 
 from bench.engine_loops import LOOPS
 from bench.harness.scenario import Figure, LoadError, Scenario, Target
-from bench.sink_process import SMTP_SINK, CountingSink
+from bench.sink_process import SINK_SESSIONS, SMTP_SINK, CountingSink
 
 TARGETS: Final = {"aiosmtplib": 2.5, "smtplib, threads": 1.5, "bare trio loop": 0.5}
 
@@ -26,7 +26,7 @@ class Load:
     """What each contender delivers in a turn."""
 
     count: int = 10_000  # messages
-    sessions: int = 20
+    sessions: int = field(default=20, metadata={"most": SINK_SESSIONS})  # at a time
     size: int = 4096  # octets of one message
 
 

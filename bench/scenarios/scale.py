@@ -26,10 +26,11 @@ from typing import Final
 import trio
 
 from bench.drain import transport_maps
+from bench.harness.costs import peak_memory, session_cpu
 from bench.harness.scenario import Figure, LoadError, Scenario, Target
-from bench.load import destinations, peak_memory, session_cpu
+from bench.load import destinations
 from bench.postrio_instance import PostrioInstance, fill_queue
-from bench.sink_process import CountingSink, SinkProcess
+from bench.sink_process import SMTP_SINK, CountingSink, SinkProcess
 
 MEGABYTE: Final = 1e6
 POLL: Final = 0.05  # seconds between looks whether the queue is empty
@@ -59,6 +60,10 @@ def scenario(load: Load) -> Scenario:
         raise LoadError(f"scale: every queue must be longer than `fixed` ({load.fixed} messages)")
     queues = _Queues(load)
     shortest, longest = _name(min(load.queued)), _name(max(load.queued))
+    turns = {_name(count): partial(_turn, queues, count) for count in load.queued}
+    missing = {}
+    if not Path(SMTP_SINK).exists():
+        missing = dict.fromkeys(turns, "smtp-sink is missing: install the Debian package postfix")
     return Scenario(
         name="scale",
         about="Queues of different lengths are drained by postrio to a fast sink",
@@ -69,7 +74,8 @@ def scenario(load: Load) -> Scenario:
             Figure(name="start", unit="s until it takes submissions", more_is_better=False),
             Figure(name="rate", unit="messages/s"),
         ],
-        contenders={_name(count): partial(_turn, queues, count) for count in load.queued},
+        contenders={} if missing else turns,
+        missing=missing,
         targets=[
             Target(figure="cpu_ms", contender=longest, against=shortest, at_most=1.25),
             *(

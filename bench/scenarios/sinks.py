@@ -15,21 +15,22 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 from bench.harness.scenario import Figure, LoadError, Scenario, Target
 from bench.load import message
 from bench.sink.raw_client import ServerError, send_messages
+from bench.sink_process import SINK_SESSIONS
 
 SMTP_SINK: Final = Path("/usr/sbin/smtp-sink")
 SMTP_SOURCE: Final = Path("/usr/sbin/smtp-source")
 OURS: Final = "postrio sink"
 START_LIMIT: Final = 20.0  # seconds until a sink takes connections
 POLL: Final = 0.01  # seconds between two tries
-CLIENTS: Final = ("pipelined", "smtp-source")
+Client = Literal["pipelined", "smtp-source"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,9 +38,9 @@ class Load:
     """What is sent to each sink in a turn."""
 
     count: int = 20_000  # messages
-    sessions: int = 20
+    sessions: int = field(default=20, metadata={"most": SINK_SESSIONS})  # at a time
     size: int = 4096  # octets of one message
-    client: str = "pipelined"  # or "smtp-source"
+    client: Client = "pipelined"  # or smtp-source
 
 
 QUICK: Final = Load(count=500)
@@ -47,8 +48,6 @@ QUICK: Final = Load(count=500)
 
 def scenario(load: Load) -> Scenario:
     """Our sink beside Postfix's."""
-    if load.client not in CLIENTS:
-        raise LoadError(f"client {load.client!r} is unknown; known are {', '.join(CLIENTS)}")
     commands: dict[str, Callable[[int], Sequence[str]]] = {OURS: our_command}
     missing = {}
     if SMTP_SINK.exists():
@@ -81,7 +80,7 @@ def smtp_sink_command(port: int) -> Sequence[str]:
     """Debian's smtp-sink on a port of 127.0.0.1."""
     # As root it would refuse to run; as anybody else it must not be told who to be.
     rights = ["-u", "nobody"] if os.geteuid() == 0 else []
-    return [str(SMTP_SINK), *rights, "-4", "-m", "2000", f"127.0.0.1:{port}", "1024"]
+    return [str(SMTP_SINK), *rights, "-4", "-m", str(SINK_SESSIONS), f"127.0.0.1:{port}", "1024"]
 
 
 def turn(command: Callable[[int], Sequence[str]], load: Load) -> Mapping[str, float]:

@@ -28,8 +28,9 @@ from typing import Final, Self
 import trio
 
 from bench.drain import NO_QMGR, POSTFIX, POSTRIO, QMGR, QUIET, fill_postfix
+from bench.harness.costs import session_cpu
 from bench.harness.scenario import Figure, LoadError, Scenario, Target
-from bench.load import destinations, session_cpu
+from bench.load import destinations
 from bench.postfix_instance import PostfixInstance, missing_program
 from bench.postrio_instance import PostrioInstance, submit_concurrently
 from bench.server_process import ServerProcess

@@ -25,12 +25,11 @@ from typing import Final
 
 import trio
 
-from bench import load as parts
 from bench.drain import NO_QMGR, QUIET
+from bench.harness.costs import session_cpu
 from bench.harness.scenario import Figure, LoadError, Scenario, Target, Turn
-from bench.load import session_cpu
-from bench.postfix_instance import PostfixError, PostfixInstance, missing_program
-from bench.postrio_instance import PostrioError, PostrioInstance, submit_concurrently
+from bench.postfix_instance import PostfixInstance, missing_program
+from bench.postrio_instance import PostrioInstance, submit_concurrently
 from bench.source.load import Load as SourceLoad
 from bench.source.messages import Composer, Envelopes, Generated
 from bench.source.run import run
@@ -114,7 +113,7 @@ def _postrio(load: Load, clients: int) -> Mapping[str, float]:
                 return messages / rate
 
             return _figures(load, clients, submit, postrio.pid)
-    except (PostrioError, StoreError, SubmissionRefused, parts.LoadError) as exc:
+    except (StoreError, SubmissionRefused) as exc:
         raise LoadError(f"postrio: {exc}") from exc
 
 
@@ -132,20 +131,17 @@ def _held(nexthop: str) -> Mapping[str, str]:
 
 def _postfix(load: Load, clients: int) -> Mapping[str, float]:
     """One turn of Postfix. Raises LoadError."""
-    try:
-        with PostfixInstance(main_cf=QUIET, master_cf=[NO_QMGR]) as postfix:
-            server = Server(host=postfix.host, port=postfix.port)
+    with PostfixInstance(main_cf=QUIET, master_cf=[NO_QMGR]) as postfix:
+        server = Server(host=postfix.host, port=postfix.port)
 
-            def submit(messages: int, clients: int) -> float:
-                return submit_over_smtp(server, messages, clients, load.size)
+        def submit(messages: int, clients: int) -> float:
+            return submit_over_smtp(server, messages, clients, load.size)
 
-            figures = _figures(load, clients, submit, postfix.pid)
-            wanted = _count(load, clients) + WARM_UP * clients
-            if (queued := postfix.queued("incoming")) != wanted:
-                raise LoadError(f"Postfix has {queued} of {wanted} messages in its queue")
-            return figures
-    except (PostfixError, parts.LoadError) as exc:
-        raise LoadError(f"Postfix: {exc}") from exc
+        figures = _figures(load, clients, submit, postfix.pid)
+        wanted = _count(load, clients) + WARM_UP * clients
+        if (queued := postfix.queued("incoming")) != wanted:
+            raise LoadError(f"Postfix has {queued} of {wanted} messages in its queue")
+        return figures
 
 
 def _count(load: Load, clients: int) -> int:

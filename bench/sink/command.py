@@ -143,6 +143,11 @@ def main(
             "counted by one process: leave --processes away",
             os.EX_USAGE,
         )
+    if dump and record is None:
+        raise CommandError("--dump puts contents into the record: --record FILE", os.EX_USAGE)
+    for path in (record, None if json_path in {None, "-"} else Path(str(json_path))):
+        if path is not None:
+            _check_writable(path)
     try:
         final = serve(options)
         if json_path is not None:
@@ -153,6 +158,14 @@ def main(
         text = exc.strerror or str(exc)
         where = f"{exc.filename}: " if exc.filename else ""
         raise CommandError(f"{where}{text}", os.EX_OSERR) from exc
+
+
+def _check_writable(path: Path) -> None:
+    """Refuse at the beginning what could not be written at the end. Raises CommandError."""
+    try:
+        path.open("ab").close()
+    except OSError as exc:
+        raise CommandError(f"{path}: {exc.strerror}", os.EX_CANTCREAT) from exc
 
 
 def _options(addresses: Sequence[str], scenario_path: Path | None, words: Sequence[str]) -> Options:

@@ -1,5 +1,6 @@
 """Where a sink listens: addresses, ranges of them, and their sockets."""
 
+import errno
 import ipaddress
 import socket
 import stat
@@ -133,9 +134,9 @@ def _bind(sock: socket.socket, listen: Listen) -> None:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SLOW_BUFFER)
     if listen.path:
         with suppress(FileNotFoundError):
-            # What is no socket is somebody's file: bind() complains about it.
-            if stat.S_ISSOCK(Path(listen.path).lstat().st_mode):
-                Path(listen.path).unlink()
+            if not stat.S_ISSOCK(Path(listen.path).lstat().st_mode):
+                raise OSError(errno.EEXIST, "this is somebody's file, and no socket")
+            Path(listen.path).unlink()
         sock.bind(listen.path)
         return
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

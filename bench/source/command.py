@@ -27,14 +27,16 @@ from bench.source.messages import (
     Envelopes,
     Generated,
     MessageError,
+    UnreadableError,
     parse_sizes,
     read_contents,
 )
 from bench.source.run import run
 from bench.source.tally import Outcome, Tally, missing_library
-from bench.source.target import TargetError, dialler, parse_target
+from bench.source.target import TargetError, UnknownHostError, dialler, parse_target
 from protocol.command import Ehlo
 from protocol.errors import LocalProtocolError
+from worker.cli.exits import CommandError
 
 LOOK: Final = 0.2  # seconds between two looks at the tally, for the progress bar
 SPARE: Final = 32  # descriptors for everything but sessions
@@ -182,8 +184,7 @@ def main(
     phase, counts of replies.
     """
     if missing := missing_library():
-        click.echo(f"source: missing: {missing}", err=True)
-        sys.exit(os.EX_UNAVAILABLE)
+        raise CommandError(f"missing: {missing}", os.EX_UNAVAILABLE)
     load = Load(
         sessions=sessions,
         messages=1 if messages is None and duration is None else messages,
@@ -214,6 +215,10 @@ def main(
             if file is not None:
                 json.dump(report.as_json(tally), file, indent=1)
                 file.write("\n")
+    except UnknownHostError as exc:
+        raise CommandError(str(exc), os.EX_NOHOST) from exc
+    except UnreadableError as exc:
+        raise CommandError(str(exc), os.EX_NOINPUT) from exc
     except (MessageError, TargetError, LocalProtocolError) as exc:
         raise click.UsageError(str(exc)) from exc
     sys.exit(128 + caught if caught else exit_status(tally))
@@ -221,7 +226,7 @@ def main(
 
 @contextmanager
 def _json_file(path: str | None) -> Iterator[TextIO | None]:
-    """Where figures go; opened before a load that may take hours. Raises click.UsageError."""
+    """Where figures go; opened before a load that may take hours. Raises CommandError."""
     if path is None or path == "-":
         yield sys.stdout if path else None
         return
@@ -229,7 +234,7 @@ def _json_file(path: str | None) -> Iterator[TextIO | None]:
         try:
             file = stack.enter_context(Path(path).open("w", encoding="ascii"))
         except OSError as exc:
-            raise click.UsageError(f"--json {path}: {exc.strerror}") from exc
+            raise CommandError(f"--json {path}: {exc.strerror}", os.EX_CANTCREAT) from exc
         yield file
 
 

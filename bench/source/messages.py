@@ -34,6 +34,10 @@ class MessageError(Exception):
     """No message can be made of that: what, and why."""
 
 
+class UnreadableError(MessageError):
+    """A file that is not there, or that we may not read."""
+
+
 @dataclass(frozen=True, slots=True)
 class Content:
     """Octets between the 354 and the reply, in pieces that are sent one after the other."""
@@ -170,7 +174,7 @@ def read_contents(path: Path) -> FromFiles:
                 )
             contents.append(_content(octets))
     except OSError as exc:
-        raise MessageError(f"{path}: {exc.strerror or exc}") from exc
+        raise UnreadableError(f"{exc.filename or path}: {exc.strerror or exc}") from exc
     if not contents:
         raise MessageError(f"{path}: no message there")
     return FromFiles(contents)

@@ -22,6 +22,10 @@ class TargetError(Exception):
     """There is no such address: what was read, and what was expected."""
 
 
+class UnknownHostError(TargetError):
+    """No address is known of this name: the resolver's words."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
     """Either `path`, of a UNIX socket, or `host` and `port`."""
@@ -66,7 +70,7 @@ async def dialler(target: Target, sources: Sequence[str] = ()) -> Dial:
         try:
             found = await trio.socket.getaddrinfo(target.host, target.port, type=socket.SOCK_STREAM)
         except (OSError, UnicodeError) as exc:
-            raise TargetError(f"{target.host}: {exc}") from exc
+            raise UnknownHostError(f"{target.host}: {_words(exc)}") from exc
         family, _, _, _, address = found[0]
         for source in sources:
             _check_source(source, family)
@@ -94,4 +98,9 @@ def _check_source(source: str, family: int) -> None:
         with socket.socket(family) as probe:
             probe.bind((source, 0))
     except (OSError, UnicodeError) as exc:
-        raise TargetError(f"source address {source}: {exc}") from exc
+        raise TargetError(f"source address {source}: {_words(exc)}") from exc
+
+
+def _words(error: OSError | UnicodeError) -> str:
+    """The system's words without its number."""
+    return getattr(error, "strerror", None) or str(error)

@@ -12,7 +12,7 @@ from typing import Final
 
 import trio
 
-from bench.load import peak_memory
+from bench.harness.costs import peak_memory
 from protocol.outcome import Action, RecipientOutcome
 from protocol.request import Recipient
 from worker.queue.client import submit

@@ -8,7 +8,7 @@ from pathlib import Path
 import trio
 from trio.testing import trio_test
 
-from bench.load import peak_memory
+from bench.harness.costs import peak_memory
 from bench.sink.record import Received
 from tests.integration.corpus import HEADER
 from tests.integration.node import LIMIT, SENDER, Node, open_sink, port_of

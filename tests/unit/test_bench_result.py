@@ -122,11 +122,11 @@ def test_a_result_that_cannot_be_written_is_told(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [
-        ("", "no JSON"),
-        ("[" * 100_000, "no JSON"),
-        ('"\\ud800"', "no result of a scenario"),
-        ("[1]", "no result of a scenario"),
-        ('{"scenario": "x"}', "no result of a scenario"),
+        ("", "not JSON"),
+        ("[" * 100_000, "not JSON"),
+        ('"\\ud800"', "not the result of a scenario"),
+        ("[1]", "not the result of a scenario"),
+        ('{"scenario": "x"}', "not the result of a scenario"),
         ('{"scenario": "x", "turns": {}, "format": 0}', "not a result in format 1"),
         ('{"scenario": "x", "turns": {}, "format": 1}', "a damaged result: 'about'"),
     ],

@@ -191,6 +191,13 @@ def test_where_nothing_can_be_run_the_command_says_why(run_bench: Bench) -> None
     assert run_bench("big").status == os.EX_UNAVAILABLE
 
 
+def test_without_a_command_the_help_is_shown_as_it_is(run_bench: Bench) -> None:
+    ended = run_bench()
+    assert ended.status == os.EX_USAGE
+    assert ended.err.startswith("Usage: bench ")
+    assert "bench: " not in ended.err
+
+
 @pytest.mark.parametrize(
     ("arguments", "status", "complaint"),
     [
@@ -198,10 +205,12 @@ def test_where_nothing_can_be_run_the_command_says_why(run_bench: Bench) -> None
         (["--contender", "nobody"], os.EX_USAGE, "there are: postrio; peer; other peer"),
         (["--repeats", "0"], os.EX_USAGE, "'--repeats': 0 is not in the range"),
         (["--plot", "x.gif"], os.EX_USAGE, "x.gif: a plot ends in .svg or .png"),
-        (["--plot", "/none/x.svg"], os.EX_UNAVAILABLE, "/none/x.svg: there is no such directory"),
+        (["--plot", "/none/x.svg"], os.EX_CANTCREAT, "/none/x.svg: there is no such directory"),
         (["--json", "/none/x.json"], os.EX_CANTCREAT, "/none/x.json: there is no such directory"),
+        (["--json", "/proc/x.json"], os.EX_CANTCREAT, "/proc/x.json: cannot be written"),
         (["--json", "/"], os.EX_USAGE, "is a directory"),
-        (["--compare", "/none.json"], os.EX_USAGE, "/none.json: No such file"),
+        (["--compare", "/none.json"], os.EX_NOINPUT, "/none.json: No such file"),
+        (["--compare", "/dev/null"], os.EX_DATAERR, "/dev/null: not JSON"),
         (["--bogus"], os.EX_USAGE, "No such option '--bogus'"),
         (["x"], os.EX_USAGE, "unexpected extra argument"),
     ],
@@ -230,13 +239,17 @@ def test_a_result_of_another_scenario_is_not_compared(run_bench: Bench, tmp_path
     old = tmp_path / "old.json"
     run_bench("drain", "--json", old)
     ended = run_bench("engine", "--compare", old)
-    assert ended.status == os.EX_USAGE
+    assert ended.status == os.EX_DATAERR
     assert "a result of drain, not of engine" in ended.err
 
 
 def test_a_file_that_is_no_result_is_bad_data(run_bench: Bench, tmp_path: Path) -> None:
     (tmp_path / "x.json").write_text("{}")
     assert run_bench("show", tmp_path / "x.json").status == os.EX_DATAERR
+    assert run_bench("show", tmp_path / "none.json").status == os.EX_NOINPUT
+    run_bench("drain", "--json", tmp_path / "y.json")
+    ended = run_bench("show", tmp_path / "y.json", "--plot", "x.gif")
+    assert (ended.status, ended.out) == (os.EX_USAGE, "")  # before anything is shown
 
 
 def test_results_make_a_table_for_a_page(run_bench: Bench, tmp_path: Path) -> None:
@@ -358,3 +371,16 @@ def test_a_signal_that_was_ignored_stays_ignored() -> None:
             signal.raise_signal(signal.SIGHUP)
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+def test_sigterm_ends_a_run_that_was_started_with_sigint_ignored() -> None:
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as `postrio bench all &` in a script
+    try:
+        with ended_in_good_order():
+            signal.raise_signal(signal.SIGINT)  # still ignored
+        with pytest.raises(SystemExit) as caught, ended_in_good_order():
+            signal.raise_signal(signal.SIGTERM)
+        assert caught.value.args == (128 + signal.SIGTERM,)
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)

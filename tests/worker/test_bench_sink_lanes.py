@@ -389,7 +389,10 @@ def test_clients_beyond_the_descriptors_wait_for_their_turn() -> None:
         (["--scenario", "/nonexistent"], os.EX_NOINPUT, "/nonexistent: No such file"),
         (["--scenario", "/dev/null"], os.EX_USAGE, "nowhere to listen"),
         (["--scenario", "pyproject.toml"], os.EX_CONFIG, "pyproject.toml: 'build-system' is unk"),
-        (["--listen", "127.0.0.1:0", "--record", "/nonexistent/x"], os.EX_OSERR, "/nonexistent/x"),
+        (["--listen", "127.0.0.1:0", "--record", "/none/x"], os.EX_CANTCREAT, "/none/x: No such"),
+        (["--listen", "127.0.0.1:0", "--json", "/none/x"], os.EX_CANTCREAT, "/none/x: No such"),
+        (["--listen", "127.0.0.1:0", "--dump"], os.EX_USAGE, "--record FILE"),
+        (["--listen", "unix:/dev/null"], os.EX_OSERR, "/dev/null: this is somebody's file"),
         (["--listen", f"unix:/{'x' * 200}"], os.EX_OSERR, "path too long"),
     ],
 )

@@ -42,6 +42,7 @@ from bench.source.target import Target, TargetError, dialler, parse_target
 from tests.worker.memory_line import MemoryStream, memory_stream_pair
 from tests.worker.peer import Fault, Late, Peer, Script
 from tests.worker.peer import Phase as Act
+from worker.cli.exits import CommandError
 
 HUNG = 100_000.0  # virtual seconds: whoever waits so long waits for ever
 ACTS = {
@@ -620,11 +621,9 @@ def test_limits_are_for_all_phases_or_for_one() -> None:
         ["127.0.0.1:9", "--size", "0"],
         ["127.0.0.1:9", "--sender", "{q}@x"],
         ["127.0.0.1:9", "--helo", "two words"],
-        ["127.0.0.1:9", "--content", "/nonexistent"],
         ["127.0.0.1:9", "--content", "/dev/null"],
         ["127.0.0.1:9", "--time-limit", "soon"],
         ["127.0.0.1:9", "--sessions", "2000000000"],
-        ["127.0.0.1:9", "--json", "/nonexistent/file"],
         ["127.0.0.1:9", "--rate", "0"],
     ],
 )
@@ -632,6 +631,23 @@ def test_bad_options_are_usage_errors(arguments: list[str]) -> None:
     with pytest.raises(click.UsageError) as caught:
         main.main(arguments, standalone_mode=False)
     assert caught.value.format_message()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "complaint"),
+    [
+        (["127.0.0.1:9", "--content", "/none"], os.EX_NOINPUT, "/none: No such file"),
+        (["127.0.0.1:9", "--json", "/none/x"], os.EX_CANTCREAT, "--json /none/x: No such file"),
+        (["none.invalid:9"], os.EX_NOHOST, "none.invalid: "),
+    ],
+)
+def test_what_is_not_there_has_a_status_of_its_own(
+    arguments: list[str], status: int, complaint: str
+) -> None:
+    with pytest.raises(CommandError, match=complaint) as caught:
+        main.main(arguments, standalone_mode=False)
+    assert caught.value.status == status
+    assert "Errno" not in str(caught.value)
 
 
 # --- contents -------------------------------------------------------------------------------------

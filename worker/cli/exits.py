@@ -94,7 +94,11 @@ def first_leaf(error: BaseException) -> BaseException:
 
 
 def _report_usage(name: str, error: click.UsageError) -> None:
-    complain(name, error.format_message())
+    text = error.format_message()
+    if text.startswith("Usage: "):  # no command was given: all of the help, as it is
+        click.echo(text, err=True)
+        return
+    complain(name, text)
     if error.ctx is not None:
         complain(name, f"'{error.ctx.command_path} --help' says how it is used")
 
