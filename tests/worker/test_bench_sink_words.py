@@ -270,7 +270,7 @@ def test_a_file_says_what_words_say(tmp_path: Path) -> None:
         ("[default]\ncut = ['mail', {}]", r"cut = {}: expected a phase"),
         ("[default]\nlmtp = 'yes'", r"lmtp = 'yes': takes no value"),
         ("[default", r"Expected .\]. at the end"),
-        ("a = " + "[" * 5_000, r"recursion|nested|line"),
+        ("a = " + "[" * 5_000, r"recursion|nested|line|at end of document"),
         ("#" * (LARGEST + 1), rf"larger than {LARGEST}"),
     ],
 )
