@@ -16,9 +16,7 @@ import asyncio
 import json
 import os
 import random
-import smtplib
 import sys
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
@@ -28,6 +26,7 @@ from typing import Final
 
 import trio
 
+from bench.engine_loops import HOST, RECIPIENT, SENDER, LoopError, send_with_smtplib
 from bench.harness.costs import peak_memory
 from protocol.outcome import Action
 from protocol.request import DeliveryRequest, Protocol, Recipient
@@ -37,16 +36,9 @@ from worker.delivery.deliver import deliver
 from worker.delivery.slot import DeliverySlot
 from worker.environment import make_environment
 
-HOST: Final = "127.0.0.1"
-SENDER: Final = "load@source.example"
-RECIPIENT: Final = "user@d.example"
 BLOCK_SIZE: Final = 262_144  # octets that the bare loop reads and sends at a time
 
 Loop = Callable[[int, int, int, Path], None]  # port, messages, sessions, the content's file
-
-
-class LoopError(Exception):
-    """A message was not taken: why."""
 
 
 def postrio(port: int, count: int, sessions: int, path: Path) -> None:
@@ -117,22 +109,7 @@ def aiosmtplib(port: int, count: int, sessions: int, path: Path) -> None:
 
 def smtplib_threads(port: int, count: int, sessions: int, path: Path) -> None:
     """The standard library's client, a thread for each session."""
-    numbers = iter(range(count))
-    lock = threading.Lock()
-
-    def serve() -> None:
-        with smtplib.SMTP(HOST, port) as client:
-            while True:
-                with lock:
-                    if next(numbers, None) is None:
-                        return
-                client.sendmail(SENDER, [RECIPIENT], path.read_bytes())
-
-    threads = [threading.Thread(target=serve) for _ in range(sessions)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    send_with_smtplib(port, count, sessions, path.read_bytes)
 
 
 def bare(port: int, count: int, sessions: int, path: Path) -> None:

@@ -124,6 +124,11 @@ def aiosmtplib(port: int, count: int, sessions: int, content: bytes) -> None:
 
 def smtplib_threads(port: int, count: int, sessions: int, content: bytes) -> None:
     """The standard library's client, a thread for each session."""
+    send_with_smtplib(port, count, sessions, lambda: content)
+
+
+def send_with_smtplib(port: int, count: int, sessions: int, read: Callable[[], bytes]) -> None:
+    """As smtplib_threads(); `read` gives the content of each message."""
     numbers = iter(range(count))
     lock = threading.Lock()
 
@@ -133,7 +138,7 @@ def smtplib_threads(port: int, count: int, sessions: int, content: bytes) -> Non
                 with lock:
                     if next(numbers, None) is None:
                         return
-                client.sendmail(SENDER, [RECIPIENT], content)
+                client.sendmail(SENDER, [RECIPIENT], read())
 
     threads = [threading.Thread(target=serve) for _ in range(sessions)]
     for thread in threads:

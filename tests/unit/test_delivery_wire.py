@@ -2,6 +2,7 @@
 
 import math
 import struct
+import tracemalloc
 from contextlib import suppress
 from dataclasses import fields, replace
 
@@ -407,3 +408,15 @@ def test_the_largest_result_has_room() -> None:
         RESULT, outcomes=tuple(replace(outcome, recipient=recipient) for recipient in many)
     )
     assert len(decode_result(encode_result(result), request).outcomes) == MAX_RECIPIENTS
+
+
+def test_texts_that_nobody_asked_for_are_not_even_split() -> None:
+    wire = encode_request(REQUEST) + b"\0" * 2_000_000
+    tracemalloc.start()
+    try:
+        with pytest.raises(RemoteProtocolError, match="texts, not"):
+            decode_request(wire)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 3 * len(wire)
