@@ -372,8 +372,8 @@ def _decoded(data: bytes, start: int, count: int) -> list[str]:
     octets = data[start:]
     if len(octets.translate(None, _CONTROLS)) != len(octets):
         raise RemoteProtocolError("control character in a delivery message")
-    # Counted before it is split: a list of empty texts takes many times their octets. What is behind
-    # the last NUL must be nothing.
+    # Counted before it is split: a list of empty texts takes many times their octets.
+    # What is behind the last NUL must be nothing.
     if (found := octets.count(0)) != count or not octets.endswith(b"\0"):
         raise RemoteProtocolError(f"delivery message with {found} texts, not {count}")
     texts = octets.decode("utf-8", "surrogateescape").split("\0")[:-1]
