@@ -76,6 +76,17 @@ class Lhlo(_Introduction):
 
 
 @value()
+class StartTls(Command):
+    """STARTTLS (RFC 3207): after a positive reply the handshake begins, and all is forgotten."""
+
+    phrase: ClassVar[str] = "STARTTLS command"
+
+    def to_wire(self) -> bytes:
+        """The command line."""
+        return b"STARTTLS\r\n"
+
+
+@value()
 class Mail(Command):
     """MAIL: begins a mail transaction. `reverse_path`: internal form, empty for the null one.
 

@@ -22,6 +22,7 @@ from protocol.command import (
     Quit,
     Rcpt,
     Rset,
+    StartTls,
     Xforward,
 )
 from protocol.errors import LocalProtocolError, RemoteProtocolError
@@ -36,6 +37,8 @@ class State(Enum):
     UNWELCOME = "after a greeting that refused us"  # RFC 5321 section 3.1: only QUIT is left
     INTRODUCING = "introducing"  # EHLO, LHLO or HELO is unanswered
     INTRODUCED = "introduced"  # no transaction
+    TLS_ASKED = "waiting for permission to begin with TLS"
+    SECURING = "beginning with TLS"  # nothing more is said in this dialogue: a new one begins
     TRANSACTION = "in a mail transaction"  # MAIL was sent
     REFUSED = "after a refused MAIL"  # RCPT and DATA may still be under way, or MAIL again
     DATA_ASKED = "waiting for permission to send the content"
@@ -57,9 +60,9 @@ _NO_TRANSACTION: Final[Moves] = {
     Quit: State.ENDED,
 }
 
-# What may be sent in which state, and the state after sending it. EHLO and DATA end a pipelined
-# group (RFC 2920 section 3.1): behind them nothing may be sent but QUIT until they are answered.
-# Behind the final dot anything may: the next transaction, RSET, QUIT.
+# What may be sent in which state, and the state after sending it. EHLO, STARTTLS and DATA end a
+# pipelined group (RFC 2920 section 3.1): behind them nothing may be sent but QUIT until they are
+# answered. Behind the final dot anything may: the next transaction, RSET, QUIT.
 MOVES: Final[Mapping[State, Moves]] = MappingProxyType(
     {
         State.CONNECTED: {},
@@ -73,7 +76,9 @@ MOVES: Final[Mapping[State, Moves]] = MappingProxyType(
             Quit: State.ENDED,
         },
         State.INTRODUCING: {Quit: State.ENDED},
-        State.INTRODUCED: _NO_TRANSACTION,
+        State.INTRODUCED: {**_NO_TRANSACTION, StartTls: State.TLS_ASKED},
+        State.TLS_ASKED: {Quit: State.ENDED},
+        State.SECURING: {},
         State.TRANSACTION: {
             Rcpt: State.TRANSACTION,
             Data: State.DATA_ASKED,
@@ -104,6 +109,7 @@ _ANSWERED: Final[Mapping[tuple[State, type[Command]], tuple[State, State]]] = Ma
         (State.INTRODUCING, Ehlo): (State.INTRODUCED, State.GREETED),
         (State.INTRODUCING, Lhlo): (State.INTRODUCED, State.GREETED),
         (State.INTRODUCING, Helo): (State.INTRODUCED, State.GREETED),
+        (State.TLS_ASKED, StartTls): (State.SECURING, State.INTRODUCED),
         (State.TRANSACTION, Mail): (State.TRANSACTION, State.REFUSED),
         (State.DATA_ASKED, Mail): (State.DATA_ASKED, State.DATA_HOPELESS),
         (State.DATA_ASKED, Data): (State.CONTENT, State.TRANSACTION),

@@ -27,6 +27,7 @@ from worker.delivery.settings import DeliverySettings
 from worker.errors import SessionError
 from worker.network.address import Endpoint
 from worker.network.socket_stream import EagerStream
+from worker.tls.policy import TlsFacts
 
 # Octets of content between two looks at the clock. Small enough for a reader that takes 100 octets
 # a second to show progress within smtp_data_xfer_timeout; large enough not to cost anything.
@@ -86,6 +87,7 @@ class Session:
         self.replies = ReplyParser()
         self.dialogue = dialogue or Dialogue()
         self.capabilities = Capabilities()
+        self.tls: TlsFacts | None = None  # None: in the clear
         self.born = trio.current_time()  # seconds; reuse ends by age, not by count
         self.uses = 0  # requests it was used for
         self.idle_since = self.born  # parked then; seconds

@@ -1,0 +1,1 @@
+"""SASL: with which name and secret we log in at a server, by which mechanism, and who failed."""

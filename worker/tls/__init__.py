@@ -1,0 +1,1 @@
+"""TLS: which policy holds for a server, the handshake, what it proved, and connections lent out."""
