@@ -90,6 +90,14 @@ class MemoryStream(EagerStream):
         except trio.BrokenResourceError:
             return b""
 
+    def receive_nowait(self, max_bytes: int) -> bytes | None:
+        """Receive what has come; empty at any end."""
+        pipe = self._incoming
+        data = bytes(pipe.data[:max_bytes])
+        del pipe.data[: len(data)]
+        pipe.change()
+        return data or (b"" if self.closed or pipe.ended or pipe.dropped else None)
+
     def is_quiet(self) -> bool:
         """Nothing has come."""
         pipe = self._incoming

@@ -29,6 +29,10 @@ class EagerStream(trio.abc.Stream):
         """As receive_some(), for who knows that it has to wait; a broken connection is an end."""
 
     @abstractmethod
+    def receive_nowait(self, max_bytes: int) -> bytes | None:
+        """What is there to be received; none at any end; None: nothing is there yet."""
+
+    @abstractmethod
     def is_quiet(self) -> bool:
         """Nothing is there to be received, not even an end."""
 
@@ -97,6 +101,15 @@ class QuickStream(EagerStream):
                 continue
             except OSError:
                 return b""
+
+    def receive_nowait(self, max_bytes: int) -> bytes | None:
+        """See EagerStream.receive_nowait()."""
+        try:
+            return self.socket.recv(max_bytes)
+        except BlockingIOError:
+            return None
+        except OSError:
+            return b""
 
     def is_quiet(self) -> bool:
         """See EagerStream.is_quiet(). The socket must be open."""

@@ -1,0 +1,174 @@
+"""The handshake: from an open stream to a TLS stream and what is known of its peer.
+
+A session that was resumed proves only that the server is the one that an earlier handshake was
+with: no certificate is shown again, and OpenSSL says that all is well whatever it was. So the
+verdict of the handshake that made the session is kept with it, under a key that holds the whole
+policy: what was good enough for level `may` serves no other level.
+
+Of TLS 1.3 the tickets come after the handshake, so a session is kept when the server has said
+something. One that did not meet its policy is not kept: the next one may fare better.
+"""
+
+from contextlib import suppress
+from typing import Final, Protocol
+
+import trio
+from OpenSSL import SSL
+
+from worker.status.events import Emit
+from worker.tls.contexts import Contexts
+from worker.tls.policy import TlsFacts, TlsPolicy
+from worker.tls.stream import RECORD, TlsStream, in_words
+from worker.tls.verdict import Finding, judge, resumed
+
+try:
+    # pyOpenSSL does not tell whether a session was resumed; OpenSSL does.
+    from OpenSSL._util import lib
+
+    _session_reused = lib.SSL_session_reused
+except (ImportError, AttributeError):
+    _session_reused = None
+MAX_OUT: Final = 65_536  # octets of a flight of ours; a chain of certificates may be long
+
+
+class HandshakeError(Exception):
+    """No TLS connection came about. `reason`: one line."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+class Remembered(Protocol):
+    """A session that can be resumed, and the verdict of the handshake that made it."""
+
+    @property
+    def session(self) -> SSL.Session:
+        """As pyOpenSSL gave it; bound to its context."""
+
+    @property
+    def facts(self) -> TlsFacts:
+        """The verdict."""
+
+
+class Sessions(Protocol):
+    """Where sessions are kept, as `SessionStore` does."""
+
+    def find(self, key: str) -> Remembered | None:
+        """The session for `key`, if there is one."""
+
+    def save(self, key: str, session: SSL.Session, facts: TlsFacts) -> None:
+        """Keep it in the place of an older one."""
+
+    def forget(self, key: str) -> None:
+        """It is of no use."""
+
+
+class TlsEngine:
+    """Shakes hands with servers under policies."""
+
+    def __init__(self, contexts: Contexts, sessions: Sessions | None, emit: Emit) -> None:
+        """`sessions`: None: no session is resumed."""
+        self._contexts = contexts
+        self._sessions = sessions if _session_reused is not None else None
+        self._emit = emit
+
+    async def handshake(
+        self,
+        transport: trio.abc.Stream,
+        policy: TlsPolicy,
+        *,
+        host: str,
+        address: str,
+        port: int,
+        nexthop: str,
+    ) -> TlsStream:
+        """Agree with the server on TLS. The stream then owns `transport`; on failure nobody does.
+
+        The caller limits the time, and judges by `stream.facts` whether the policy's level is met.
+        Raises HandshakeError after the server was told why, and TlsFilesError for a policy whose
+        files cannot be read.
+        """
+        connection = SSL.Connection(self._contexts.context(policy))
+        connection.set_app_data(Finding())
+        connection.set_connect_state()
+        if policy.servername:
+            connection.set_tlsext_host_name(policy.servername.encode("ascii"))
+        key = f"{policy.fingerprint} {nexthop} {host} {address} {port}"
+        offered = self._offer(connection, key)
+        try:
+            await _shake(connection, transport)
+        except HandshakeError:
+            if offered is not None and self._sessions is not None:
+                self._sessions.forget(key)
+            raise
+        if offered is not None and _reused(connection):
+            facts = resumed(connection, offered.facts)
+        else:
+            facts = judge(connection, policy)
+            if offered is not None and self._sessions is not None:
+                self._sessions.forget(key)
+        stream = TlsStream(transport, connection, policy, facts)
+        if self._sessions is not None and facts.meets(policy.level):
+            stream.on_first_read = lambda: self._save(key, connection, facts)
+        return stream
+
+    def _offer(self, connection: SSL.Connection, key: str) -> Remembered | None:
+        """The session that the server is asked to resume, if there is one."""
+        remembered = self._sessions.find(key) if self._sessions is not None else None
+        if remembered is None:
+            return None
+        try:
+            connection.set_session(remembered.session)
+        except (ValueError, SSL.Error):  # of a context that we have let go
+            if self._sessions is not None:
+                self._sessions.forget(key)
+            return None
+        return remembered
+
+    def _save(self, key: str, connection: SSL.Connection, facts: TlsFacts) -> None:
+        session = connection.get_session()
+        if session is not None and self._sessions is not None:
+            self._sessions.save(key, session, facts)
+
+
+async def _shake(connection: SSL.Connection, transport: trio.abc.Stream) -> None:
+    """Raises HandshakeError."""
+    try:
+        while not _step(connection):
+            await _flush(connection, transport)
+            raw = await transport.receive_some(RECORD)
+            if raw:
+                connection.bio_write(raw)
+            else:
+                connection.bio_shutdown()
+        await _flush(connection, transport)
+    except SSL.SysCallError as exc:
+        raise HandshakeError("the server closed the connection") from exc
+    except SSL.Error as exc:
+        with suppress(trio.BrokenResourceError):
+            await _flush(connection, transport)  # it may want to know why
+        raise HandshakeError(in_words(exc)) from exc
+    except trio.BrokenResourceError as exc:
+        raise HandshakeError("the server closed the connection") from exc
+
+
+def _step(connection: SSL.Connection) -> bool:
+    """Whether the handshake is done."""
+    try:
+        connection.do_handshake()
+    except SSL.WantReadError:
+        return False
+    return True
+
+
+async def _flush(connection: SSL.Connection, transport: trio.abc.Stream) -> None:
+    try:
+        out = connection.bio_read(MAX_OUT)
+    except SSL.WantReadError:
+        return
+    await transport.send_all(out)
+
+
+def _reused(connection: SSL.Connection) -> bool:
+    return bool(_session_reused is not None and _session_reused(connection._ssl))  # noqa: SLF001
