@@ -15,6 +15,7 @@ from functools import partial
 import trio
 
 from tests.worker.memory_line import MemoryStream
+from tests.worker.tls_server import Seen, ServerStream, ServerTls
 
 
 class Phase(Enum):
@@ -24,6 +25,7 @@ class Phase(Enum):
     EHLO = "EHLO"
     HELO = "HELO"
     LHLO = "LHLO"
+    STARTTLS = "STARTTLS"
     XFORWARD = "XFORWARD"
     MAIL = "MAIL"
     RCPT = "RCPT"
@@ -38,7 +40,8 @@ class Fault(Enum):
     """What a server does instead of answering."""
 
     SILENCE = "reads on, and never answers again"
-    CUT = "closes the connection"
+    CUT = "closes the connection"  # inside TLS: without a word about it
+    FAREWELL = "ends TLS properly, then closes the connection"
     RESET = "drops the connection, and all that is under way on it"
     STOP_READING = "reads nothing more"
     ENDLESS = "begins a reply that does not end"
@@ -77,6 +80,7 @@ class Message:
     sender: str
     recipients: tuple[str, ...]
     content: bytes  # dots unstuffed
+    encrypted: bool = False  # it came by TLS
 
 
 @dataclass(slots=True)
@@ -90,6 +94,8 @@ class Link:
     contents: list[bytes] = field(default_factory=list)  # complete ones, accepted or not
     dots: int = 0  # ends of data that arrived
     ended: bool = False  # the client closed, or we did
+    tls: Seen | None = None
+    clear: list[str] = field(default_factory=list)  # the commands before TLS
 
     @property
     def verbs(self) -> list[str]:
@@ -113,10 +119,12 @@ class Peer:
         glued: bool = False,
         content_at: int = 1,
         real_sockets: bool = False,
+        tls: ServerTls | None = None,
     ) -> None:
         """`window`: octets that may be under way in each direction. `drip`: seconds between single
         octets of replies (`drip_in`: of that phase only). `glued`: as many replies as possible in
         one segment. `real_sockets`: a socket pair instead of memory.
+        `tls`: offers STARTTLS, or begins with TLS.
         """
         self.script = dict(script or {})
         self.lmtp = lmtp
@@ -128,6 +136,7 @@ class Peer:
         self.glued = glued
         self.content_at = content_at
         self.real_sockets = real_sockets
+        self.tls = tls
         self.reads_per_second = 0  # octets; 0: whatever comes
         self.read_size = 65_536  # octets taken at once
         self.links: list[Link] = []
@@ -237,6 +246,7 @@ class _Dialogue:
         self._peer = peer
         self._link = link
         self._stream = stream
+        self._line_below = stream  # TLS or not
         self._unread = bytearray()
         self._unsent = bytearray()
         self._drip = peer.drip
@@ -245,6 +255,8 @@ class _Dialogue:
 
     async def run(self) -> None:
         """Until the client is gone or the script says so."""
+        if self._peer.tls is not None and self._peer.tls.wrapper:
+            await self._secure(self._peer.tls)
         await self._do(Phase.GREETING, "", f"220 {self._peer.name} ESMTP")
         while (line := await self._line()) is not None:
             self._link.commands.append(line)
@@ -256,7 +268,7 @@ class _Dialogue:
         verb = line.split()[0].upper()
         match = _PATH.match(line)
         if verb in ("EHLO", "LHLO"):
-            *first, last = (f"{self._peer.name} hi", *self._peer.extensions)
+            *first, last = (f"{self._peer.name} hi", *self._extensions)
             lines = "\n".join([*(f"250-{word}" for word in first), f"250 {last}"])
             phase = Phase.LHLO if verb == "LHLO" else Phase.EHLO
             wrong = (verb == "LHLO") != self._peer.lmtp
@@ -278,11 +290,35 @@ class _Dialogue:
         elif verb == "QUIT":
             await self._do(Phase.QUIT, "", "221 2.0.0 bye")
             await self._flush()
+            if isinstance(self._stream, ServerStream):
+                await self._stream.farewell()
             raise _Hangup
+        elif verb == "STARTTLS":
+            refusal = "" if "STARTTLS" in self._extensions else "502 5.5.1 not here"
+            if refusal:
+                await self._act(refusal)
+            elif self._taken(await self._do(Phase.STARTTLS, "", "220 2.0.0 go ahead")):
+                await self._flush()
+                assert self._peer.tls is not None
+                await self._secure(self._peer.tls)
         elif verb in Phase.__members__:
             await self._do(Phase[verb], "", "250 2.0.0 ok")
         else:
             await self._act("500 5.5.2 what?")
+
+    @property
+    def _extensions(self) -> tuple[str, ...]:
+        """What EHLO tells."""
+        tls, words = self._peer.tls, self._peer.extensions
+        offers = tls is not None and (tls.again or self._link.tls is None)
+        return (*words, "STARTTLS") if offers else words
+
+    async def _secure(self, tls: ServerTls) -> None:
+        """Shake hands; whatever was said before is forgotten (RFC 3207 section 4.2)."""
+        self._link.clear = list(self._link.commands)
+        self._stream = await tls.accept(self._stream)
+        self._link.tls = tls.seen[-1]
+        self._sender, self._recipients = None, []
 
     async def _content(self) -> None:
         content = bytearray()
@@ -311,14 +347,15 @@ class _Dialogue:
     async def _after_dot(self, content: bytes) -> None:
         sender, recipients = self._sender or "", tuple(self._recipients)
         self._sender, self._recipients = None, []
+        encrypted = self._link.tls is not None
         default = "250 2.0.0 queued" if recipients else "554 5.5.1 no valid recipients"
         if not self._peer.lmtp:
             if self._taken(await self._do(Phase.DOT, "", default)):
-                self._peer.accepted.append(Message(sender, recipients, content))
+                self._peer.accepted.append(Message(sender, recipients, content, encrypted))
             return
         for recipient in recipients:
             if self._taken(await self._do(Phase.DOT, recipient, default)):
-                self._peer.accepted.append(Message(sender, (recipient,), content))
+                self._peer.accepted.append(Message(sender, (recipient,), content, encrypted))
 
     @staticmethod
     def _taken(said: str, first: str = "2") -> bool:
@@ -362,8 +399,10 @@ class _Dialogue:
         if fault is Fault.ENDLESS:
             while True:
                 await self._stream.send_all(b"250-and so on\r\n")
-        if fault is Fault.RESET and isinstance(self._stream, MemoryStream):
-            self._stream.reset()
+        if fault is Fault.FAREWELL and isinstance(self._stream, ServerStream):
+            await self._stream.farewell()
+        if fault is Fault.RESET and isinstance(self._line_below, MemoryStream):
+            self._line_below.reset()
         raise _Hangup
 
     async def _line(self) -> str | None:
