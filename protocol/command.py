@@ -12,12 +12,20 @@ from typing import ClassVar, Final
 from protocol import xtext
 from protocol.address import is_domain, quote
 from protocol.errors import LocalProtocolError
+from protocol.sasl.secret import Secret
 from protocol.value import value
 
 # Octets with CRLF. RFC 5321 section 4.5.3.1.4 has 512 and lets extensions add to it: DSN adds
 # 500 for ORCPT, and long local parts pass (address.LOCAL_PART_LIMIT).
 MAX_LINE: Final = 2048
 
+# With CRLF: a longer initial response has to wait for the first 334 (RFC 4954 section 4).
+AUTH_LINE: Final = 512
+
+RESPONSE_LIMIT: Final = 12_288  # octets of a response in base64, RFC 4954 section 4
+
+_BASE64 = re.compile(r"[A-Za-z0-9+/]*={0,2}", re.ASCII)
+_MECHANISM = re.compile(r"[A-Z0-9_-]{1,20}", re.ASCII)  # RFC 4422 section 3.1
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _WORD = re.compile(r"[^\x00-\x20\x7f-\xa0]+")
 # With smtp_quote_rfc821_envelope=no these are quoted all the same: unquoted they would end the
@@ -84,6 +92,41 @@ class StartTls(Command):
     def to_wire(self) -> bytes:
         """The command line."""
         return b"STARTTLS\r\n"
+
+
+@value()
+class Auth(Command):
+    """AUTH (RFC 4954 section 4): logs in; each reply 334 asks for an AuthResponse.
+
+    `initial`: the initial response in base64; None: to wait for the first 334.
+    """
+
+    mechanism: str
+    initial: Secret | None = None
+
+    phrase: ClassVar[str] = "AUTH command"
+
+    def to_wire(self) -> bytes:
+        """The command line. No error shows the response."""
+        if not _MECHANISM.fullmatch(self.mechanism):
+            raise LocalProtocolError(f"bad mechanism in {self.phrase}: {self.mechanism[:100]!r}")
+        if self.initial is None:
+            return b"AUTH %s\r\n" % self.mechanism.encode()
+        # An empty one needs a sign of its own here.
+        return b"AUTH %s %s\r\n" % (self.mechanism.encode(), _base64(self.initial) or b"=")
+
+
+@value()
+class AuthResponse(Command):
+    """A line in answer to a 334: a response in base64, or None, "*": we give up."""
+
+    response: Secret | None
+
+    phrase: ClassVar[str] = "AUTH command"
+
+    def to_wire(self) -> bytes:
+        """The line. No error shows the response."""
+        return b"*\r\n" if self.response is None else b"%s\r\n" % _base64(self.response)
 
 
 @value()
@@ -212,6 +255,14 @@ class Xforward(Command):
         except UnicodeEncodeError as exc:
             raise LocalProtocolError("XFORWARD value is not valid text") from exc
         return _line("XFORWARD", self.phrase, words)
+
+
+def _base64(response: Secret) -> bytes:
+    if not _BASE64.fullmatch(response.reveal()):
+        raise LocalProtocolError("a response of AUTH is not base64")
+    if len(response.reveal()) > RESPONSE_LIMIT:
+        raise LocalProtocolError(f"a response of AUTH is longer than {RESPONSE_LIMIT} octets")
+    return response.reveal().encode()
 
 
 @lru_cache(1024)  # the same senders, and often the same recipients, come again and again

@@ -11,6 +11,8 @@ from types import MappingProxyType
 from typing import Final
 
 from protocol.command import (
+    Auth,
+    AuthResponse,
     Command,
     Data,
     Ehlo,
@@ -39,6 +41,8 @@ class State(Enum):
     INTRODUCED = "introduced"  # no transaction
     TLS_ASKED = "waiting for permission to begin with TLS"
     SECURING = "beginning with TLS"  # nothing more is said in this dialogue: a new one begins
+    AUTHENTICATING = "logging in"  # AUTH, or a step of it, is unanswered
+    CHALLENGED = "asked for the next step of logging in"  # 334 was read
     TRANSACTION = "in a mail transaction"  # MAIL was sent
     REFUSED = "after a refused MAIL"  # RCPT and DATA may still be under way, or MAIL again
     DATA_ASKED = "waiting for permission to send the content"
@@ -60,7 +64,7 @@ _NO_TRANSACTION: Final[Moves] = {
     Quit: State.ENDED,
 }
 
-# What may be sent in which state, and the state after sending it. EHLO, STARTTLS and DATA end a
+# What may be sent in which state, and the state after sending it. EHLO, AUTH, STARTTLS, DATA end a
 # pipelined group (RFC 2920 section 3.1): behind them nothing may be sent but QUIT until they are
 # answered. Behind the final dot anything may: the next transaction, RSET, QUIT.
 MOVES: Final[Mapping[State, Moves]] = MappingProxyType(
@@ -76,9 +80,15 @@ MOVES: Final[Mapping[State, Moves]] = MappingProxyType(
             Quit: State.ENDED,
         },
         State.INTRODUCING: {Quit: State.ENDED},
-        State.INTRODUCED: {**_NO_TRANSACTION, StartTls: State.TLS_ASKED},
+        State.INTRODUCED: {
+            **_NO_TRANSACTION,
+            StartTls: State.TLS_ASKED,
+            Auth: State.AUTHENTICATING,
+        },
         State.TLS_ASKED: {Quit: State.ENDED},
         State.SECURING: {},
+        State.AUTHENTICATING: {Quit: State.ENDED},
+        State.CHALLENGED: {AuthResponse: State.AUTHENTICATING},  # any other would be taken for one
         State.TRANSACTION: {
             Rcpt: State.TRANSACTION,
             Data: State.DATA_ASKED,
@@ -102,14 +112,17 @@ MOVES: Final[Mapping[State, Moves]] = MappingProxyType(
 )
 
 # What a reply changes: (state, command) -> (state if it was accepted, state if it was refused).
-# Accepted: 2xx, for DATA 354. What is not listed changes nothing. A refused DATA leaves the
-# transaction open, if there was one: RSET ends it. A 354 after a refused MAIL wants its dot, too.
+# Accepted: 2xx, for DATA 354; for AUTH, 3xx means that it goes on, all else that it is over. What
+# is not listed changes nothing. A refused DATA leaves the transaction open, if there was one: RSET
+# ends it. A 354 after a refused MAIL wants its dot, too.
 _ANSWERED: Final[Mapping[tuple[State, type[Command]], tuple[State, State]]] = MappingProxyType(
     {
         (State.INTRODUCING, Ehlo): (State.INTRODUCED, State.GREETED),
         (State.INTRODUCING, Lhlo): (State.INTRODUCED, State.GREETED),
         (State.INTRODUCING, Helo): (State.INTRODUCED, State.GREETED),
         (State.TLS_ASKED, StartTls): (State.SECURING, State.INTRODUCED),
+        (State.AUTHENTICATING, Auth): (State.CHALLENGED, State.INTRODUCED),
+        (State.AUTHENTICATING, AuthResponse): (State.CHALLENGED, State.INTRODUCED),
         (State.TRANSACTION, Mail): (State.TRANSACTION, State.REFUSED),
         (State.DATA_ASKED, Mail): (State.DATA_ASKED, State.DATA_HOPELESS),
         (State.DATA_ASKED, Data): (State.CONTENT, State.TRANSACTION),
@@ -209,7 +222,13 @@ class Dialogue:
         self._answered = 0
         self._unanswered_octets -= octets
         if after := self._place.answered.get(type(command)):
-            accepted = reply.code == 354 if type(command) is Data else reply.positive
+            kind = type(command)
+            if kind is Data:
+                accepted = reply.code == 354
+            elif kind is Auth or kind is AuthResponse:
+                accepted = reply.intermediate
+            else:
+                accepted = reply.positive
             self._place = after[0] if accepted else after[1]
         return command, reply
 

@@ -79,20 +79,18 @@ undisclosed_recipients_header verp_delimiter_filter
 _CLIENT_BEGINNINGS = (
     "smtp_tls_",
     "lmtp_tls_",
-    "smtp_sasl_",
-    "lmtp_sasl_",
     "tls_",
 )
 
 _CLIENT_NAMES = """
 default_delivery_status_filter internal_mail_filter_classes max_idle max_use
-mime_boundary_length_limit mime_nesting_limit send_cyrus_sasl_authzid service_name
+mime_boundary_length_limit mime_nesting_limit service_name
 """
 
 _CLIENT_ENDINGS = """
 address_verify_target body_checks delivery_status_filter dns_reply_filter dns_resolver_options
 enforce_tls generic_maps header_checks mime_header_checks nested_header_checks reply_filter
-send_dummy_mail_auth sender_dependent_authentication use_tls
+use_tls
 """
 
 _OTHER = frozenset(_OTHER_NAMES.split())

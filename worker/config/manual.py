@@ -12,12 +12,14 @@ from worker.config.rows_cache import DAEMON, REUSE
 from worker.config.rows_client import DESTINATIONS, DIALOGUE, LIMITS
 from worker.config.rows_general import IDENTITY, LOGGING, PROCESSES
 from worker.config.rows_queue import NOTICES, RETRIES, ROUTING, SCHEDULER, STORE
+from worker.config.rows_sasl import SASL
 from worker.config.values import range_in_words
 
 SECTIONS: tuple[tuple[str, tuple[Parameter, ...]], ...] = (
     ("Finding a server", DESTINATIONS),
     ("Time and other limits of a session", LIMITS),
     ("The dialogue with the server", DIALOGUE),
+    ("Logging in at a server", SASL),
     ("Keeping connections", REUSE),
     ("The connection cache", DAEMON),
     ("The queue", STORE),

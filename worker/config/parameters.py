@@ -1,9 +1,8 @@
 """The table of all parameters: every name that is known, once, with everything known about it.
 
-The rows stand in `rows_client.py`, `rows_cache.py`, `rows_queue.py` and `rows_general.py`; the
-columns are explained in `parameter.py`. Here they become one mapping, the lmtp_ twins (requirements
-S172) are generated, and the names of the per-transport pattern `<transport>_destination_...` are
-understood.
+The rows stand in the modules `rows_*.py`; the columns are explained in `parameter.py`. Here they
+become one mapping, the lmtp_ twins (requirements S172) are generated, and the names of the
+per-transport pattern `<transport>_destination_...` are understood.
 """
 
 import re
@@ -17,6 +16,7 @@ from worker.config.rows_cache import CACHE
 from worker.config.rows_client import CLIENT
 from worker.config.rows_general import GENERAL
 from worker.config.rows_queue import QUEUE
+from worker.config.rows_sasl import SASL
 
 __all__ = ["PARAMETERS", "TRANSPORT_SUFFIXES", "Kind", "Parameter", "Twin", "find", "mirror_name"]
 
@@ -79,7 +79,7 @@ def _for_transport(table: Mapping[str, Parameter], transport: str, suffix: str) 
     )
 
 
-PARAMETERS: Mapping[str, Parameter] = _build((*CLIENT, *CACHE, *QUEUE, *GENERAL))
+PARAMETERS: Mapping[str, Parameter] = _build((*CLIENT, *SASL, *CACHE, *QUEUE, *GENERAL))
 
 
 def find(name: str) -> Parameter | None:

@@ -1,0 +1,5 @@
+"""SASL without I/O: what a client says to log in, mechanism by mechanism (RFC 4422, RFC 4954).
+
+Start at `mechanisms.py`, which knows all of them and chooses one. Base64 and the AUTH command are
+SMTP's own: `protocol/command.py`.
+"""
