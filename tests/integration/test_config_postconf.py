@@ -157,6 +157,17 @@ OUR_OWN = {
     "process_name",
     "queue_directory",
     "smtp_helo_name",
+    "smtp_tls_security_level",  # may, as since Postfix 3.11; lmtp_: the same as Postfix's
+    "smtp_tls_mandatory_protocols",  # TLS 1.2 and up (S107)
+    "lmtp_tls_mandatory_protocols",
+    "smtp_tls_fingerprint_digest",  # sha256 (S120)
+    "lmtp_tls_fingerprint_digest",
+    "smtp_tls_connection_reuse",  # the process that made it holds it: no tlsproxy(8) needed
+    "lmtp_tls_connection_reuse",
+    "tls_high_cipherlist",  # as since Postfix 3.8 (S111 to S114)
+    "tls_medium_cipherlist",
+    "tls_low_cipherlist",
+    "tls_export_cipherlist",
     "smtputf8_enable",  # as at the compatibility levels of today
 }
 
@@ -181,6 +192,10 @@ def test_every_name_from_postfix_is_one_that_postfix_knows(tmp_path: Path) -> No
     gone = {
         *("fallback_relay", "smtp_skip_4xx_greeting"),  # accepted for old configurations
         *("smtp_per_record_deadline", "lmtp_per_record_deadline", "lmtp_cache_connection"),
+        "smtp_tls_cipherlist",
+        # Younger than the Postfix that is here.
+        *("smtp_tls_enable_rpk", "lmtp_tls_enable_rpk"),
+        *("smtp_log_tls_feature_status", "lmtp_log_tls_feature_status"),
     }
     pattern = {name for name in PARAMETERS if name.startswith(("smtp_", "lmtp_"))} & {
         f"{transport}_{rest}"

@@ -216,9 +216,9 @@ def test_deprecated_names_work_and_say_what_to_use() -> None:
 
 def test_names_of_other_programs_share_a_warning_and_those_to_come_have_their_own() -> None:
     others = {f"smtpd_{n}": "x" for n in range(6)}
-    config = Config.from_mapping(others | {"smtp_tls_security_level": "encrypt"})
+    config = Config.from_mapping(others | {"smtp_tls_dane_insecure_mx_policy": "may"})
     assert config.warnings == (
-        "configuration: smtp_tls_security_level is not supported yet and has no effect",
+        "configuration: smtp_tls_dane_insecure_mx_policy is not supported yet and has no effect",
         "configuration: parameters of other Postfix programs have no effect: smtpd_0, smtpd_1,"
         " smtpd_2, smtpd_3, smtpd_4 and 1 more",
     )

@@ -39,7 +39,10 @@ def test_every_default_can_be_set_explicitly(row: Parameter) -> None:
 def test_every_smtp_parameter_has_a_twin_but_for_the_known_ones(row: Parameter) -> None:
     if not row.name.startswith("smtp_") or "destination" in row.name or "transport" in row.name:
         return
-    if row.name in {"smtp_always_send_ehlo", "smtp_never_send_ehlo", "smtp_skip_4xx_greeting"}:
+    if row.name in {
+        *("smtp_always_send_ehlo", "smtp_never_send_ehlo", "smtp_skip_4xx_greeting"),
+        "smtp_tls_cipherlist",
+    }:
         assert row.mirror is None
     else:
         assert row.mirror is not None
@@ -54,6 +57,9 @@ def test_every_smtp_parameter_has_a_twin_but_for_the_known_ones(row: Parameter) 
         ("lmtp_fallback_relay", ""),
         ("lmtp_tcp_port", "24"),
         ("lmtp_lhlo_name", "$myhostname"),
+        ("lmtp_tls_security_level", ""),
+        ("lmtp_tls_secure_cert_match", "nexthop"),
+        ("lmtp_tls_eckey_file", "$lmtp_tls_eccert_file"),
         ("lmtp_per_request_deadline", "$lmtp_per_record_deadline"),
         ("lmtp_destination_recipient_limit", "$default_destination_recipient_limit"),
     ],

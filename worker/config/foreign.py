@@ -23,6 +23,7 @@ _OTHER_BEGINNINGS = (
     "sender_",
     "smtpd_",
     "strict_",
+    "tls_random_",
     "tlsproxy_",
     "unknown_",
     "unverified_",
@@ -71,7 +72,8 @@ resolve_dequoted_address resolve_null_domain resolve_numeric_domain respectful_l
 rewrite_service_name sample_directory sendmail_fix_line_endings sendmail_path
 service_throttle_time setgid_group shlib_directory show_user_unknown_table_name
 showq_service_name smtputf8_autodetect_classes stale_lock_time stress sun_mailtool_compatibility
-swap_bangpath tcp_windowsize tlsmgr_service_name trace_service_name trigger_timeout
+swap_bangpath tcp_windowsize tls_preempt_cipherlist
+tls_server_sni_maps tls_session_ticket_cipher tlsmgr_service_name trace_service_name trigger_timeout
 undisclosed_recipients_header verp_delimiter_filter
 """
 
@@ -89,8 +91,7 @@ mime_boundary_length_limit mime_nesting_limit service_name
 
 _CLIENT_ENDINGS = """
 address_verify_target body_checks delivery_status_filter dns_reply_filter dns_resolver_options
-enforce_tls generic_maps header_checks mime_header_checks nested_header_checks reply_filter
-use_tls
+generic_maps header_checks mime_header_checks nested_header_checks reply_filter
 """
 
 _OTHER = frozenset(_OTHER_NAMES.split())

@@ -13,12 +13,18 @@ from worker.config.rows_client import DESTINATIONS, DIALOGUE, LIMITS
 from worker.config.rows_general import IDENTITY, LOGGING, PROCESSES
 from worker.config.rows_queue import NOTICES, RETRIES, ROUTING, SCHEDULER, STORE
 from worker.config.rows_sasl import SASL
+from worker.config.rows_tls import TLS_CIPHERS, TLS_FORMER, TLS_LEVEL, TLS_PROOF, TLS_SESSIONS
 from worker.config.values import range_in_words
 
 SECTIONS: tuple[tuple[str, tuple[Parameter, ...]], ...] = (
     ("Finding a server", DESTINATIONS),
     ("Time and other limits of a session", LIMITS),
     ("The dialogue with the server", DIALOGUE),
+    ("TLS: what a server must do", TLS_LEVEL),
+    ("TLS: whom to believe, and who we are", TLS_PROOF),
+    ("TLS: versions and ciphers", TLS_CIPHERS),
+    ("TLS: using sessions and connections again", TLS_SESSIONS),
+    ("TLS: parameters of former times", TLS_FORMER),
     ("Logging in at a server", SASL),
     ("Keeping connections", REUSE),
     ("The connection cache", DAEMON),

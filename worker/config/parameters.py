@@ -17,6 +17,7 @@ from worker.config.rows_client import CLIENT
 from worker.config.rows_general import GENERAL
 from worker.config.rows_queue import QUEUE
 from worker.config.rows_sasl import SASL
+from worker.config.rows_tls import TLS
 
 __all__ = ["PARAMETERS", "TRANSPORT_SUFFIXES", "Kind", "Parameter", "Twin", "find", "mirror_name"]
 
@@ -79,7 +80,7 @@ def _for_transport(table: Mapping[str, Parameter], transport: str, suffix: str) 
     )
 
 
-PARAMETERS: Mapping[str, Parameter] = _build((*CLIENT, *SASL, *CACHE, *QUEUE, *GENERAL))
+PARAMETERS: Mapping[str, Parameter] = _build((*CLIENT, *TLS, *SASL, *CACHE, *QUEUE, *GENERAL))
 
 
 def find(name: str) -> Parameter | None:
