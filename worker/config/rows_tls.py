@@ -224,6 +224,11 @@ TLS_SESSIONS: tuple[Parameter, ...] = (
         "",
         "Accepted; each process remembers TLS sessions in its memory, whatever stands here.",
     ),
+    text(
+        "data_directory",
+        "/var/lib/postfix",
+        "Without effect: where Postfix keeps its caches; for values that mention it.",
+    ),
     time(
         "smtp_tls_session_cache_timeout",
         "3600s",

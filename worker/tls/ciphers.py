@@ -13,12 +13,14 @@ from OpenSSL import SSL
 
 from worker.config.config import Config
 from worker.config.values import BadValueError
-from worker.tls.policy import Level, Version
+from worker.tls.policy import Level
 
 _SEPARATORS: Final = re.compile(r"[,:\s]+")
 _TOKEN: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*")
-# What may stand in a list besides: operators, and @STRENGTH, @SECLEVEL=1.
-_COMMAND: Final = re.compile(r"[!+-]?[A-Za-z0-9_][A-Za-z0-9_.+-]*|@STRENGTH|@SECLEVEL=[0-5]")
+# In a list also with operators, and with commands: HIGH, !aNULL, @STRENGTH, DEFAULT@SECLEVEL=1.
+_COMMAND: Final = re.compile(
+    r"(?!\Z)([!+-]?[A-Za-z0-9_][A-Za-z0-9_.+-]*)?(@STRENGTH|@SECLEVEL=[0-5])?"
+)
 
 
 class Grade(Enum):
@@ -79,19 +81,22 @@ class CipherLists:
             allow_null=config.boolean("postrio_tls_allow_null"),
         )
 
-    def suites(
-        self, grade: Grade, level: Level, exclude: tuple[str, ...], versions: frozenset[Version]
-    ) -> str:
+    def check(self, grade: Grade) -> Grade:
+        """The grade, if it is allowed here; else BadValueError."""
+        if grade is Grade.NULL and not self.allow_null:
+            raise BadValueError(
+                "with the cipher grade null mail is not encrypted",
+                "another grade, or postrio_tls_allow_null = yes",
+            )
+        return grade
+
+    def suites(self, grade: Grade, level: Level, exclude: tuple[str, ...]) -> str:
         """OpenSSL's list for a policy. Raises BadValueError if the library finds no suite in it.
 
         Anonymous suites: only where nothing must be proved. Suites without encryption: only in the
         grade null, and not where encryption is what was asked for.
         """
-        if grade is Grade.NULL and not self.allow_null:
-            raise BadValueError(
-                "the cipher grade null sends mail unencrypted",
-                "another grade, or postrio_tls_allow_null = yes",
-            )
+        self.check(grade)
         base = {Grade.HIGH: self.high, Grade.MEDIUM: self.medium, Grade.NULL: self.null}[grade]
         words = [word for word in _SEPARATORS.split(base) if word]
         words += [f"!{word}" for word in exclude]
@@ -99,8 +104,6 @@ class CipherLists:
             words.append("!aNULL")
         if grade is not Grade.NULL or level is Level.ENCRYPT:
             words.append("!eNULL")
-        if not any(word.startswith("@SECLEVEL") for word in words):
-            words.append(f"@SECLEVEL={_security_level(level, versions)}")
         text = ":".join(words)
         if not _has_suites(text):
             excluded = f" without {', '.join(exclude)}" if exclude else ""
@@ -118,26 +121,18 @@ def parse_list(text: str) -> str:
         # The library would stop reading there, and say nothing.
         if not _COMMAND.fullmatch(word):
             raise BadValueError(f'"{word[:100]}" is no cipher', "a list as of openssl-ciphers(1)")
-    if not _has_suites(":".join([*words, "@SECLEVEL=0"])):
+    if not _has_suites(":".join(words)):
         raise BadValueError(
             "OpenSSL knows no suite of this list", "a list as of openssl-ciphers(1)"
         )
     return text
 
 
-def _security_level(level: Level, versions: frozenset[Version]) -> int:
-    """OpenSSL's lower bound for keys and digests.
-
-    0 where nobody proves anything: a weak key is more than none, and anonymous suites need it; and
-    where TLS 1.1 or 1.0 may be spoken, whose handshake digests are forbidden above. Else 1.
-    """
-    if not level.authenticated or min(versions) < Version.TLSV1_2:
-        return 0
-    return 1
-
-
 @lru_cache(256)
 def _has_suites(text: str) -> bool:
+    # Without a word on OpenSSL's security level `contexts.py` chooses it; 0 shows all suites.
+    if "@SECLEVEL" not in text:
+        text += ":@SECLEVEL=0"
     try:
         SSL.Context(SSL.TLS_CLIENT_METHOD).set_cipher_list(text.encode("ascii", "replace"))
     except SSL.Error:

@@ -191,7 +191,7 @@ class TlsPolicies:
             level=level,
             wrapper=self._wrapper(entry),
             versions=versions,
-            ciphers=main.lists.suites(grade, level, exclude, versions),
+            ciphers=main.lists.suites(grade, level, exclude),
             digest=main.digest,
             anchors=anchors,
             identity=main.identity,

@@ -74,6 +74,7 @@ class TlsSettings:
         """Read the smtp_ or lmtp_ parameters. Raises ConfigError with all that is wrong."""
         reader = _Reader(config, protocol)
         entries = config.maps(reader.name("smtp_tls_policy_maps"))
+        lists = reader.cipher_lists()
         digest = reader.read("smtp_tls_fingerprint_digest", parse_digest_name, "sha256")
         settings = cls(
             protocol=protocol,
@@ -81,13 +82,13 @@ class TlsSettings:
             wrapper=reader.boolean("smtp_tls_wrappermode"),
             versions=reader.versions("smtp_tls_protocols"),
             mandatory_versions=reader.versions("smtp_tls_mandatory_protocols"),
-            grade=reader.read("smtp_tls_ciphers", parse_grade, Grade.MEDIUM),
-            mandatory_grade=reader.read("smtp_tls_mandatory_ciphers", parse_grade, Grade.MEDIUM),
+            grade=reader.grade("smtp_tls_ciphers", lists),
+            mandatory_grade=reader.grade("smtp_tls_mandatory_ciphers", lists),
             exclude=reader.read("smtp_tls_exclude_ciphers", parse_exclusions, ()),
             mandatory_exclude=reader.read(
                 "smtp_tls_mandatory_exclude_ciphers", parse_exclusions, ()
             ),
-            lists=reader.cipher_lists(),
+            lists=lists,
             verify_match=reader.match("smtp_tls_verify_cert_match"),
             secure_match=reader.match("smtp_tls_secure_cert_match"),
             digest=digest,
@@ -198,6 +199,9 @@ class _Reader:
             if self._config.is_set(name):
                 self.read(name, parse_list, "")
         return CipherLists.from_config(self._config)
+
+    def grade(self, parameter: str, lists: CipherLists) -> Grade:
+        return self.read(parameter, lambda text: lists.check(parse_grade(text)), Grade.MEDIUM)
 
     def identity(self) -> Identity:
         chains = _words(self.text("smtp_tls_chain_files"))
