@@ -20,7 +20,7 @@ from protocol.capabilities import Capabilities
 from protocol.errors import RemoteProtocolError
 
 OWNER: Final = "postrio"
-FORMAT: Final = "1"  # of the properties below; another one is not read
+FORMAT: Final = "2"  # of the properties below; another one is not read
 
 _NUMBER = re.compile(r"[0-9]{1,18}")
 _SECONDS = re.compile(r"-?[0-9]{1,18}(\.[0-9]{1,18})?")
@@ -78,11 +78,19 @@ class SessionProperty:
 
     uses: int  # requests it has served
     born: float  # seconds on the host's own clock (CLOCK_MONOTONIC): the start of its connect
+    # How its server had to be talked to, and as whom: it serves only who would have it the same.
+    security: str
+    tls: str  # what the server proved, in our worker's own words; empty: it is in the clear
     capabilities: Capabilities
 
     def encode(self) -> str:
         """The text for the cache."""
-        values = {"reuse_count": str(self.uses), "connect_time": f"{self.born:.6f}"}
+        values = {
+            "reuse_count": str(self.uses),
+            "connect_time": f"{self.born:.6f}",
+            "security": self.security,
+            "tls": self.tls,
+        }
         for item in fields(Capabilities):
             value = getattr(self.capabilities, item.name)
             if item.name in _WORDS:
@@ -98,6 +106,7 @@ class SessionProperty:
         born = _take(values, "connect_time")
         if not _SECONDS.fullmatch(born) or not math.isfinite(float(born)):
             raise RemoteProtocolError(f"bad connect_time {born[:40]!r}")
+        security, tls = _take(values, "security"), _take(values, "tls")
         found: dict[str, object] = {}
         for item in fields(Capabilities):
             value = _take(values, item.name)
@@ -111,7 +120,9 @@ class SessionProperty:
                 found[item.name] = bool(number) if item.type is bool else number
         _nothing_else(values)
         capabilities = Capabilities(**found)  # type: ignore[arg-type]  # by the fields' own types
-        return SessionProperty(uses=uses, born=float(born), capabilities=capabilities)
+        return SessionProperty(
+            uses=uses, born=float(born), security=security, tls=tls, capabilities=capabilities
+        )
 
 
 def _encode(values: Mapping[str, str]) -> str:

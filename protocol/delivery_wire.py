@@ -44,7 +44,7 @@ _RESULT: Final = struct.Struct("!BH")  # _KEPT | _STOPPED, outcomes
 _RESULT_TEXTS: Final = 2  # status and reason of a site failure, both empty if there is none
 # key, place in _ACTIONS, _ANNOUNCED | _DOUBT, use of the connection, four delays
 _OUTCOME: Final = struct.Struct("!qBBIdddd")
-_OUTCOME_TEXTS: Final = 5  # status, reason, reply, mta, relay
+_OUTCOME_TEXTS: Final = 6  # status, reason, reply, mta, relay, TLS
 
 _PROTOCOLS: Final = (Protocol.SMTP, Protocol.LMTP)
 _ENCODINGS: Final = ("", "7bit", "8bit")
@@ -236,7 +236,7 @@ def encode_result(result: DeliveryResult) -> bytes:
             )
         )
         texts.append(outcome.dsn)
-        texts += _fit(outcome.reason, outcome.reply, outcome.mta, outcome.relay)
+        texts += _fit(outcome.reason, outcome.reply, outcome.mta, outcome.relay, outcome.tls)
     parts.append(_encoded(texts))
     return _bounded(b"".join(parts), MAX_RESULT_SIZE)
 
@@ -280,7 +280,9 @@ def decode_result(data: bytes, request: DeliveryRequest) -> DeliveryResult:
         recipient = waiting.pop(numbers[0], None)
         if recipient is None:
             raise _bad("recipient", str(numbers[0]))
-        outcomes[recipient.key] = _outcome(recipient, numbers, texts[place : place + 5])
+        outcomes[recipient.key] = _outcome(
+            recipient, numbers, texts[place : place + _OUTCOME_TEXTS]
+        )
         place += _OUTCOME_TEXTS
     if waiting:
         raise RemoteProtocolError(f"no outcome for {len(waiting)} recipients")
@@ -298,7 +300,7 @@ def _outcome(
     texts: list[str],
 ) -> RecipientOutcome:
     _, place, bits, use, before_active, active, setup, transmission = numbers
-    dsn, reason, reply, mta, relay = texts
+    dsn, reason, reply, mta, relay, tls = texts
     if place >= len(_ACTIONS) or _class_of(dsn) != _CLASSES[place]:
         raise _bad("action and status", f"{place} {dsn}")
     if bits & ~(_ANNOUNCED | _DOUBT):
@@ -321,6 +323,7 @@ def _outcome(
         conn_use=use,
         delays=Delays(before_active, active, setup, transmission),
         dsn_announced=bits & _ANNOUNCED != 0,
+        tls=tls,
         in_doubt=bits & _DOUBT != 0,
     )
 

@@ -44,6 +44,9 @@ class RecipientOutcome:
     conn_use: int = 1  # which use of its connection this was
     delays: Delays = Delays()
     dsn_announced: bool = False  # the server takes over DSN duties (RFC 3461)
+    # The TLS level asked for ("encrypt"), ":none" behind it if it was in the clear all the same;
+    # empty: there was no session, or it is not to be logged (smtp_log_tls_feature_status).
+    tls: str = ""
     in_doubt: bool = False  # lost after the final dot: it may have been delivered all the same
 
     def with_delays(self, delays: Delays) -> "RecipientOutcome":

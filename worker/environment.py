@@ -4,12 +4,15 @@ import random
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Final
 
 from protocol.request import Protocol
 from worker.cache.client import CacheClient
 from worker.config.config import Config
+from worker.config.problems import ConfigError
 from worker.delivery.deliver import Environment
 from worker.delivery.reuse import CachedSessions, ReusePolicy
+from worker.delivery.security import SecurityRules
 from worker.delivery.settings import DeliverySettings
 from worker.network.network import (
     DnsSettings,
@@ -19,7 +22,14 @@ from worker.network.network import (
     make_dns,
     make_resolver,
 )
+from worker.sasl.client import SaslClient
 from worker.status.events import Emit
+from worker.tls.contexts import Contexts, TlsFilesError
+from worker.tls.handshake import TlsEngine
+from worker.tls.holder import Holder
+from worker.tls.policies import TlsPolicies, TlsPolicyError
+from worker.tls.sessions import SessionStore
+from worker.tls.settings import problem_of
 
 
 def make_environment(
@@ -30,12 +40,14 @@ def make_environment(
     *,
     resolver: str = "",
     cache_socket: Path | None = None,
+    holder: Holder | None = None,
 ) -> Environment:
     """Read everything once.
 
     `resolver`: "ADDR:PORT" that wins over postrio_dns_server. `cache_socket`: of a connection cache
-    (`cache_command.cache_socket`); None: sessions stay in their slots. May block (names in
-    inet_interfaces are looked up). Raises ConfigError.
+    (`cache_command.cache_socket`); None: sessions stay in their slots. `holder`: keeps TLS
+    connections that other processes use, in a worker. May block (names in inet_interfaces are
+    looked up). Raises ConfigError.
     """
     dns, native = make_dns(DnsSettings.from_config(config, resolver=resolver))
     networks = {}
@@ -48,7 +60,7 @@ def make_environment(
     if cache_socket is not None:
         timeout = config.seconds("connection_cache_protocol_timeout")
         cached = CachedSessions(
-            CacheClient(cache_socket, timeout=timeout, emit=emit), time.monotonic
+            CacheClient(cache_socket, timeout=timeout, emit=emit), time.monotonic, holder
         )
     return Environment(
         settings={
@@ -56,8 +68,44 @@ def make_environment(
         },
         networks=networks,
         reuse={protocol: ReusePolicy.from_config(config, protocol) for protocol in Protocol},
+        security={protocol: make_rules(config, protocol, emit) for protocol in Protocol},
+        downgrade_after=config.seconds("minimal_backoff_time"),
         cached=cached,
         emit=emit,
         wall=wall,
         time_limit=config.seconds("daemon_timeout"),
     )
+
+
+def make_rules(config: Config, protocol: Protocol, emit: Emit) -> SecurityRules:
+    """One protocol's TLS policies and log-ins; certificates are read. Raises ConfigError."""
+    policies = TlsPolicies.from_config(config, protocol)
+    contexts = Contexts()
+    try:
+        contexts.check(policies.main_policy())
+    except TlsPolicyError:
+        pass  # main.cf alone makes no policy, as was told already; tables do
+    except TlsFilesError as exc:
+        raise ConfigError(
+            [problem_of(config, _naming(config, protocol, exc.file), str(exc))]
+        ) from exc
+    sessions = SessionStore.opened(policies.session_timeout, policies.session_database, emit)
+    return SecurityRules(
+        policies=policies,
+        engine=TlsEngine(contexts, sessions, emit),
+        sasl=SaslClient.from_config(config, protocol),
+        emit=emit,
+    )
+
+
+_FILES: Final = (
+    *("smtp_tls_CAfile", "smtp_tls_CApath", "smtp_tls_trust_anchor_file", "smtp_tls_chain_files"),
+    *("smtp_tls_cert_file", "smtp_tls_key_file", "smtp_tls_eccert_file", "smtp_tls_eckey_file"),
+)
+
+
+def _naming(config: Config, protocol: Protocol, file: str) -> str:
+    """The parameter that names `file`, a set one if possible."""
+    names = [config.mirror(name, protocol) for name in _FILES]
+    named = [name for name in names if file in config.text(name)]
+    return min(named, key=lambda name: not config.is_set(name), default=names[0])

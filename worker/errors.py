@@ -32,6 +32,10 @@ class SiteError(DeliveryError):
     """This endpoint is of no use (connect, greeting, EHLO, TLS): try the next one."""
 
 
+class TlsFailed(SiteError):
+    """A TLS handshake came to nothing: where TLS is no must, it may go in the clear (S099)."""
+
+
 class ConnectError(SiteError):
     """No connection to the endpoint, or to none of several.
 

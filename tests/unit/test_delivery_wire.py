@@ -100,6 +100,7 @@ def outcomes(recipient: Recipient) -> st.SearchStrategy[RecipientOutcome]:
             conn_use=st.integers(1, 1000),
             delays=st.builds(Delays, TIMES, TIMES, TIMES, TIMES),
             dsn_announced=st.booleans(),
+            tls=CLEAN,
             in_doubt=st.booleans(),
         )
     )

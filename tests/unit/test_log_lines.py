@@ -26,10 +26,15 @@ from worker.status.events import (
     RecipientSettled,
     SessionOpened,
     SessionReused,
+    StartTlsOffered,
+    TlsEstablished,
+    TlsHandshakeFailed,
+    TlsNotVerified,
     UnexpectedError,
     Warned,
 )
 from worker.status.log import LINE_LIMIT, LogLine, Severity, render, to_json
+from worker.tls.policy import TlsFacts, Trust
 
 
 def settled(
@@ -41,6 +46,7 @@ def settled(
     reason: str = "250 2.0.0 Ok: queued as 4Zx",
     relay: str = "mx.example.com[192.0.2.1]:25",
     conn_use: int = 1,
+    tls: str = "",
 ) -> RecipientSettled:
     outcome = RecipientOutcome(
         recipient=Recipient(address=recipient, original=original),
@@ -49,6 +55,7 @@ def settled(
         reason=reason,
         relay=relay,
         conn_use=conn_use,
+        tls=tls,
         delays=Delays(0.126, 0.004, 1.26, 0.0),
     )
     return RecipientSettled("3kQ1", "smtp", outcome)
@@ -221,8 +228,44 @@ def test_the_json_twin_of_a_delivery_has_the_facts_of_its_line() -> None:
         "reason": "250 2.0.0 Ok: queued as 4Zx",
         "delays": [0.126, 0.004, 1.26, 0.0],
         "conn_use": 2,
+        "tls": None,
         "in_doubt": False,
     }
+
+
+def test_b14_a_delivery_line_says_what_tls_there_was() -> None:
+    text = render(settled(tls="may:none"))[0].text
+    assert ", delays=0.13/0/1.3/0, tls=may:none, dsn=2.0.0, status=sent (" in text
+    assert "tls=" not in render(settled())[0].text
+    assert to_json(settled(tls="encrypt"))["tls"] == "encrypt"
+
+
+FACTS = TlsFacts(
+    trust=Trust.UNTRUSTED,
+    protocol="TLSv1.3",
+    cipher="TLS_AES_256_GCM_SHA384",
+    bits=256,
+    why="untrusted issuer /CN=Somebody",
+    details=" key-exchange X25519",
+)
+
+
+def test_s102_the_words_of_a_handshake_are_postfix_own() -> None:
+    relay = "mx.example.com[192.0.2.1]:25"
+    assert [line.text for line in render(TlsEstablished(relay, FACTS))] == [
+        "Untrusted TLS connection established to mx.example.com[192.0.2.1]:25: TLSv1.3 with cipher"
+        " TLS_AES_256_GCM_SHA384 (256/256 bits) key-exchange X25519"
+    ]
+    assert [line.text for line in render(TlsNotVerified(relay, FACTS.why))] == [
+        "certificate verification failed for mx.example.com[192.0.2.1]:25:"
+        " untrusted issuer /CN=Somebody"
+    ]
+    assert [line.text for line in render(TlsHandshakeFailed(relay, "Connection timed out"))] == [
+        "SSL_connect error to mx.example.com[192.0.2.1]:25: Connection timed out"
+    ]
+    assert [line.text for line in render(StartTlsOffered("mx.example.com"))] == [
+        "Host offered STARTTLS: [mx.example.com]"
+    ]
 
 
 def test_the_json_twin_of_any_event_names_it_and_its_fields() -> None:
@@ -242,7 +285,13 @@ def test_json_keeps_no_unpaired_surrogate() -> None:
 
 
 def test_every_kind_of_event_has_a_json_form() -> None:
-    samples: dict[object, object] = {str: "x", int: 1, float: 1.0, tuple[str, ...]: ("x",)}
+    samples: dict[object, object] = {
+        str: "x",
+        int: 1,
+        float: 1.0,
+        tuple[str, ...]: ("x",),
+        TlsFacts: FACTS,
+    }
     # By name: a dataclass with slots is a second class beside the one that was written.
     kinds = {kind.__name__: kind for kind in Event.__subclasses__()}
     del kinds["RecipientSettled"]

@@ -24,6 +24,7 @@ from worker.config.parameters import PARAMETERS, Kind
 from worker.content import InlineContent
 from worker.delivery.deliver import deliver
 from worker.delivery.reuse import CachedSessions, ReusePolicy, destination_label, endpoint_label
+from worker.delivery.security import UNSECURED
 from worker.delivery.session import SessionKey
 from worker.delivery.settings import DeliverySettings
 from worker.delivery.slot import DeliverySlot
@@ -356,6 +357,7 @@ async def test_a_cached_session_counts_against_the_session_limit(
 
 KEY = SessionKey(transport="smtp", nexthop="example.com", settings=SETTINGS)
 ENDPOINT = Endpoint(host="mx1.example.com", address="192.0.2.1", port=25, family=2)  # type: ignore[arg-type]
+PLACE = endpoint_label(KEY, ENDPOINT, UNSECURED)
 
 
 @pytest.mark.parametrize(
@@ -363,6 +365,7 @@ ENDPOINT = Endpoint(host="mx1.example.com", address="192.0.2.1", port=25, family
     [
         {"transport": "relay"},
         {"smtputf8": True},
+        {"sender": "other@here.example"},
         {"settings": replace(SETTINGS, protocol=Protocol.LMTP)},
         {"settings": replace(SETTINGS, fingerprint="other")},
     ],
@@ -371,15 +374,15 @@ ENDPOINT = Endpoint(host="mx1.example.com", address="192.0.2.1", port=25, family
 def test_each_part_of_the_key_alone_makes_another_label(change: dict[str, object]) -> None:
     other = replace(KEY, **change)  # type: ignore[arg-type]  # names and types as above
     assert destination_label(other) != destination_label(KEY)
-    assert endpoint_label(other, ENDPOINT) != endpoint_label(KEY, ENDPOINT)
+    assert endpoint_label(other, ENDPOINT, UNSECURED) != PLACE
 
 
 def test_nexthop_address_and_port_are_in_their_labels() -> None:
     assert destination_label(replace(KEY, nexthop="[example.com]")) != destination_label(KEY)
     assert destination_label(replace(KEY, nexthop="EXAMPLE.com")) == destination_label(KEY)
     for changed in (replace(ENDPOINT, address="192.0.2.2"), replace(ENDPOINT, port=26)):
-        assert endpoint_label(KEY, changed) != endpoint_label(KEY, ENDPOINT)
-    assert endpoint_label(KEY, replace(ENDPOINT, host="alias")) == endpoint_label(KEY, ENDPOINT)
+        assert endpoint_label(KEY, changed, UNSECURED) != PLACE
+    assert endpoint_label(KEY, replace(ENDPOINT, host="alias"), UNSECURED) == PLACE
 
 
 OTHER_VALUES = {

@@ -24,6 +24,7 @@ SETTINGS: dict[str, tuple[str, str | None, str, object]] = {
         "DSN, silent-discard",
         ("dsn", "silent-discard"),
     ),
+    "log_tls": ("smtp_log_tls_feature_status", "lmtp_log_tls_feature_status", "no", False),
     "send_xforward": ("smtp_send_xforward_command", "lmtp_send_xforward_command", "yes", True),
     "reuse_time_limit": (
         "smtp_connection_reuse_time_limit",
@@ -40,6 +41,7 @@ SETTINGS: dict[str, tuple[str, str | None, str, object]] = {
 }
 LIMITS: dict[str, tuple[str, str | None, str, object]] = {
     "helo": ("smtp_helo_timeout", "lmtp_lhlo_timeout", "11s", 11.0),
+    "starttls": ("smtp_starttls_timeout", "lmtp_starttls_timeout", "11s", 11.0),
     "xforward": ("smtp_xforward_timeout", "lmtp_xforward_timeout", "12s", 12.0),
     "mail": ("smtp_mail_timeout", "lmtp_mail_timeout", "13s", 13.0),
     "rcpt": ("smtp_rcpt_timeout", "lmtp_rcpt_timeout", "14s", 14.0),
@@ -105,8 +107,21 @@ def test_the_keyword_table_is_read_by_protocol(protocol: Protocol) -> None:
     assert not read({name: "static:dsn"}, other).discard_maps
 
 
+def test_s093_the_sender_counts_only_where_there_is_a_log_in() -> None:
+    by_sender = {"smtp_sender_dependent_authentication": "yes"}
+    assert not read(by_sender, Protocol.SMTP).by_sender
+    login = by_sender | {
+        "smtp_sasl_auth_enable": "yes",
+        "smtp_sasl_password_maps": "static:a:b",
+        "lmtp_sasl_auth_enable": "yes",
+        "lmtp_sasl_password_maps": "static:a:b",
+    }
+    assert read(login, Protocol.SMTP).by_sender
+    assert not read(login, Protocol.LMTP).by_sender
+
+
 def test_no_setting_is_forgotten_here() -> None:
-    known = {*SETTINGS, "protocol", "limits", "discard_maps", "fingerprint"}
+    known = {*SETTINGS, "protocol", "limits", "discard_maps", "by_sender", "fingerprint"}
     assert {field.name for field in fields(DeliverySettings)} == known
     assert {field.name for field in fields(Limits)} == set(LIMITS)
 

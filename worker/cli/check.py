@@ -18,6 +18,7 @@ from worker.cli.options import config_choice, configured
 from worker.config.config import Config
 from worker.config.problems import ConfigError
 from worker.delivery.settings import DeliverySettings
+from worker.environment import make_rules
 from worker.network.network import DnsSettings, NetworkSettings
 from worker.pool.cache_process import own_socket
 from worker.queue.routing import Router
@@ -84,6 +85,7 @@ def _parts(config: Config) -> Iterator[Finding]:
     for protocol in Protocol:
         parts.append(partial(DeliverySettings.from_config, config, protocol))
         parts.append(partial(NetworkSettings.from_config, config, protocol))
+        parts.append(partial(make_rules, config, protocol, lambda event: None))
     said = set()
     for part in parts:
         try:

@@ -47,7 +47,7 @@ from worker.status.writer import LogWriter
 _USE_CACHE: Final = RequestFlags.CACHE_LOAD | RequestFlags.CACHE_SAVE
 QUEUE_ID: Final = "NOQUEUE"  # as Postfix logs what has no queue file
 PARALLEL: Final = 20  # nexthops served at a time
-JSON_KEYS: Final = ("recipient", "status", "dsn", "relay", "reply", "delays", "conn_use")
+JSON_KEYS: Final = ("recipient", "status", "dsn", "relay", "reply", "delays", "conn_use", "tls")
 EPILOG = """\b
 Examples:
   postrio deliver --sender a@here.example --recipient b@there.example mail.eml

@@ -29,6 +29,7 @@ from worker.pool.watchdog import Watchdog
 from worker.pool.worker import inherited_listener, run_worker
 from worker.status.events import Noted
 from worker.status.sinks import LogFormat
+from worker.tls.holder import Holder
 
 EPILOG = """\b
 The queue process listens on a UNIX socket and passes it; every connection to it
@@ -112,11 +113,14 @@ class _Process:
         self._config = config
         self.log = ProcessLog(config, log_format, syslog=syslog)
         self._watchdog = Watchdog(config.seconds("daemon_timeout"), self.log.writer.write_through)
+        self._holder = Holder(self.log.writer.emit)
         self._environment: Environment | None = self._make(config)
 
     def _make(self, config: Config) -> Environment:
         emit, cache = self.log.writer.emit, cache_socket(config)
-        return make_environment(config, emit, time.time, random.Random(), cache_socket=cache)
+        return make_environment(
+            config, emit, time.time, random.Random(), cache_socket=cache, holder=self._holder
+        )
 
     def _load(self) -> Environment:
         """The environment that was made at the start; later ones are read anew."""
@@ -136,6 +140,6 @@ class _Process:
             await nursery.start(self.log.writer.run)
             nursery.start_soon(self._watchdog.run)
             stop_limit = self._config.seconds("postrio_shutdown_timeout")
-            await run_worker(listener, self._load, emit, stop_limit=stop_limit)
+            await run_worker(listener, self._load, emit, stop_limit=stop_limit, holder=self._holder)
             emit(Noted(f"worker process: {self._watchdog.lateness}"))
             nursery.cancel_scope.cancel()

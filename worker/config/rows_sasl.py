@@ -23,8 +23,8 @@ SASL: tuple[Parameter, ...] = (
     tables(
         "smtp_sasl_password_maps",
         "",
-        "Texts user:password by sender address (with smtp_sender_dependent_authentication), by server"
-        " name, or by nexthop as it is written; who has no entry is not logged in at.",
+        "Texts user:password by sender address (with smtp_sender_dependent_authentication), by"
+        " server name, or by nexthop as it is written; who has no entry is not logged in at.",
     ),
     text(
         "smtp_sasl_password_result_delimiter",

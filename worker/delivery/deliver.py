@@ -29,6 +29,7 @@ from worker.delivery.introduction import introduce
 from worker.delivery.outcomes import Outcomes, SessionFacts
 from worker.delivery.plain_peers import PlainPeers
 from worker.delivery.reuse import NO_REUSE, CachedSessions, ReusePolicy, Wishes
+from worker.delivery.security import NO_RULES, Security, SecurityRules
 from worker.delivery.session import Session, SessionKey
 from worker.delivery.settings import DeliverySettings
 from worker.delivery.slot import DeliverySlot, Save
@@ -39,7 +40,14 @@ from worker.delivery.transaction import (
     StaleSession,
     transfer,
 )
-from worker.errors import ConnectError, DeliveryError, ResolveError, SessionError, SiteError
+from worker.errors import (
+    ConnectError,
+    DeliveryError,
+    ResolveError,
+    SessionError,
+    SiteError,
+    TlsFailed,
+)
 from worker.network.address import Endpoint
 from worker.network.network import Network
 from worker.status.events import (
@@ -51,6 +59,7 @@ from worker.status.events import (
     UnexpectedError,
     Warned,
 )
+from worker.tls.policy import Level
 
 NOT_TRIED = DeliveryError("4.3.0", "no server could be tried")
 STOPPED = DeliveryError("4.3.2", "the delivery agent is shutting down")
@@ -68,6 +77,12 @@ class Environment:
     reuse: Mapping[Protocol, ReusePolicy]
     cached: CachedSessions | None = None  # None: there is no connection cache
     plain: PlainPeers = field(default_factory=PlainPeers)
+    security: Mapping[Protocol, SecurityRules] = field(
+        default_factory=lambda: dict.fromkeys(Protocol, NO_RULES)
+    )
+    # minimal_backoff_time (300s): how long a message must have waited before it may go in the
+    # clear to a server whose TLS is broken
+    downgrade_after: float = 300.0
     time_limit: float = inf  # daemon_timeout (18000s): seconds that one request may take
 
     def saving(self, key: SessionKey, wishes: Wishes, *, first: bool) -> Save | None:
@@ -136,6 +151,7 @@ class _Delivery:
         self._settings = environment.settings[request.protocol]
         self._network = environment.networks[request.protocol]
         self._key = SessionKey.of(request, self._settings)
+        self._rules = environment.security[request.protocol]
         self._policy = environment.reuse[request.protocol] if slot else None
         self._wishes = NO_REUSE
         self._started = begun.started if begun else trio.current_time()
@@ -199,15 +215,33 @@ class _Delivery:
     async def _try_parked(self) -> None:
         """The session that the request before left in the slot, if it is still good."""
         session = await self.slot.take(self._key, self._request)
-        if session is not None:
-            await self._reuse(session)
+        if session is None:
+            return
+        # An envelope that is under way was found to fit when it was sent.
+        if session.ahead is None:
+            try:
+                security = await self._security_at(session.endpoint)
+            except BaseException:
+                await session.aclose()
+                raise
+            if security is None or security.key != session.security.key:
+                await session.quit()
+                return
+        await self._reuse(session)
+
+    async def _security_at(self, endpoint: Endpoint) -> Security | None:
+        """What must hold for a session that is there already; None: it cannot be said."""
+        try:
+            return await self._rules.security(self._request, endpoint)
+        except SiteError:
+            return None  # whoever opens a session meets it again
 
     async def _try_cached_destination(self) -> None:
         """A session to this nexthop from the cache, whichever endpoint it is with."""
         cached = self._environment.cached
         if cached is None or not self._wishes.load:
             return
-        session = await cached.find_destination(self._key)
+        session = await cached.find_destination(self._key, self._security_at)
         if session is not None:
             await self._reuse(session)
 
@@ -222,7 +256,10 @@ class _Delivery:
                 return
             if (endpoint.address, endpoint.port) in self._asked:
                 continue
-            session = await cached.find_endpoint(self._key, endpoint)
+            security = await self._security_at(endpoint)
+            if security is None:
+                continue
+            session = await cached.find_endpoint(self._key, endpoint, security)
             if session is not None:
                 self._log_passed_over()
                 await self._reuse(session)
@@ -264,16 +301,72 @@ class _Delivery:
         self, endpoint: Endpoint, stream: trio.abc.Stream, connected_since: float
     ) -> None:
         """From a fresh connection to outcomes; takes over `stream`."""
-        emit = self._environment.emit
         try:
-            session = await introduce(endpoint, stream, self._settings, emit, self._request)
-        except (SiteError, SessionError) as exc:
-            facts = self._facts(endpoint.relay)
-            self._failed(exc, facts)
-            self.outcomes.failed(self.outcomes.undecided, exc, facts, trio.current_time())
+            security = await self._rules.security(self._request, endpoint)
+        except BaseException as exc:
+            await trio.aclose_forcefully(stream)
+            if not isinstance(exc, SiteError):
+                raise
+            self._endpoint_failed(endpoint, exc)
             return
+        broken = await self._try_secured(endpoint, stream, connected_since, security)
+        if not (broken and self._may_downgrade(security)):
+            return
+        # The same server once more, in the clear (S099).
+        setup = trio.current_time()
+        try:
+            _, stream = await self._network.connect([endpoint])
+        except ConnectError as exc:
+            self._connect_failed(exc)
+            return
+        await self._try_secured(endpoint, stream, setup, security.in_the_clear())
+
+    async def _try_secured(
+        self,
+        endpoint: Endpoint,
+        stream: trio.abc.Stream,
+        connected_since: float,
+        security: Security,
+    ) -> bool:
+        """As _try_endpoint(). True: TLS broke, and so far nothing has come of the connection."""
+        emit, undecided = self._environment.emit, len(self.outcomes.undecided)
+        try:
+            session = await introduce(
+                *(endpoint, stream, self._settings, emit, self._request, security, self._rules)
+            )
+        except (SiteError, SessionError) as exc:
+            self._endpoint_failed(endpoint, exc, security)
+            return isinstance(exc, TlsFailed)
         session.born = connected_since
-        await self._use(session, SessionOpened(endpoint.relay))
+        secured = session.tls is not None
+        ended = await self._use(session, SessionOpened(endpoint.relay))
+        return secured and not ended and len(self.outcomes.undecided) == undecided
+
+    def _may_downgrade(self, security: Security) -> bool:
+        """TLS is wished for, not asked for, and the message has waited long enough (S099).
+
+        Never where a name and a secret would go out in the clear.
+        """
+        request = self._request
+        waited = request.active - request.arrival
+        return (
+            security.policy.level is Level.MAY
+            and not security.policy.wrapper
+            and security.credentials is None
+            and waited >= self._environment.downgrade_after
+            and bool(self.outcomes.undecided)
+        )
+
+    def _endpoint_failed(
+        self, endpoint: Endpoint, error: DeliveryError, security: Security | None = None
+    ) -> None:
+        """The endpoint was of no use. Undecided recipients go on to the next one."""
+        facts = self._facts(endpoint.relay)
+        before = self._site_failure
+        self._failed(error, facts)
+        if isinstance(error, TlsFailed) and security and not security.policy.level.mandatory:
+            self._site_failure = before  # the site works: only its TLS does not (S125)
+        self.outcomes.failed(self.outcomes.undecided, error, facts, trio.current_time())
 
     # --- one session -------------------------------------------------------------------------
 
@@ -293,6 +386,7 @@ class _Delivery:
             relay=session.endpoint.relay,
             conn_use=use,
             dsn_announced=session.capabilities.dsn,
+            tls=session.tls_status if session.settings.log_tls else "",
             setup=0.0 if begun else trio.current_time() - self._started,
         )
         ahead = session.ahead is not None and session.ahead.behind_dot

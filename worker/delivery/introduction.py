@@ -1,23 +1,42 @@
-"""Greeting and EHLO/HELO/LHLO: from an open stream to a session that can take mail.
+"""From an open stream to a session that can take mail: greeting, EHLO, STARTTLS, AUTH.
 
-S036 (order), S040, S041, S056 to S061, S065. STARTTLS and AUTH join here.
+S036 (order), S040, S041, S056 to S061, S065, S099, S124, S125. In this order, and mail goes out
+only from the end of it: TLS as the policy wants it, EHLO again (nothing that was learnt before TLS
+is used), what the server proved judged, and only then a name and a secret.
 """
 
+from math import inf
 from typing import Final
 
 import trio
 
 from protocol import phrases
 from protocol.capabilities import Capabilities
-from protocol.command import Ehlo, Helo, Lhlo
+from protocol.command import Ehlo, Helo, Lhlo, StartTls
+from protocol.errors import RemoteProtocolError
 from protocol.reply import Reply
 from protocol.request import DeliveryRequest, Protocol
 from worker.config.tables import TableError
+from worker.delivery.authentication import authenticate
+from worker.delivery.security import NO_RULES, UNSECURED, Security, SecurityRules
 from worker.delivery.session import Conversation, Session
 from worker.delivery.settings import DeliverySettings
-from worker.errors import SiteError
+from worker.errors import SiteError, TlsFailed
 from worker.network.address import Endpoint
-from worker.status.events import EhloKeywordsDiscarded, Emit, Warned
+from worker.status.events import (
+    EhloKeywordsDiscarded,
+    Emit,
+    StartTlsOffered,
+    TlsEstablished,
+    TlsHandshakeFailed,
+    TlsNotVerified,
+    Warned,
+)
+from worker.tls.contexts import TlsFilesError
+from worker.tls.handshake import HandshakeError, TlsEngine
+from worker.tls.policies import TlsPolicyError
+from worker.tls.policy import Level, Trust
+from worker.tls.stream import TlsStream
 
 SERVICE_CLOSING: Final = 421  # RFC 5321 section 3.8: whatever was asked, the session is over
 SILENT_DISCARD: Final = "silent-discard"
@@ -30,27 +49,22 @@ async def introduce(
     settings: DeliverySettings,
     emit: Emit,
     request: DeliveryRequest,
+    security: Security = UNSECURED,
+    rules: SecurityRules = NO_RULES,
 ) -> Session:
     """Read the greeting, say who we are, and return the session, which then owns `stream`.
 
-    `request`: the one that the session is opened for, named in events and reasons. Raises
-    SessionError (lost, timed out) or SiteError (refused); the stream is closed then.
+    `request`: the one that the session is opened for, named in events and reasons. `security` was
+    evaluated by `rules`. Raises SessionError (lost, timed out) or SiteError (refused, TLS not as it
+    must be; TlsFailed if a handshake came to nothing); the stream is closed then.
     """
-    session = Session(endpoint, stream, settings)
+    session = Session(endpoint, stream, settings, security=security)
     try:
         with session.conversation() as talk:
-            talk.phase(phrases.GREETING, settings.limits.helo)
-            greeting = await talk.reply()
-            session.dialogue.receive_greeting(greeting)
-            _check_greeting(session, greeting, emit)
-            discard = await _unwanted_keywords(endpoint, settings)
-            reply = await _introduce(session, talk, greeting)
-        if reply is not None:
-            session.capabilities = Capabilities.from_reply(reply, discard)
-            dropped = session.capabilities.discarded
-            if dropped and SILENT_DISCARD not in discard:
-                emit(EhloKeywordsDiscarded(request.queue_id, dropped, request.protocol.value))
-            _check_loop(session, request.nexthop)
+            await _Introduction(session, talk, emit, request, rules).run()
+    except TlsFailed:
+        await session.aclose()
+        raise
     except SiteError:
         await _leave(session)
         raise
@@ -67,6 +81,173 @@ async def _leave(session: Session) -> None:
     await session.aclose()
 
 
+class _Introduction:
+    """One session on its way to taking mail."""
+
+    def __init__(
+        self,
+        session: Session,
+        talk: Conversation,
+        emit: Emit,
+        request: DeliveryRequest,
+        rules: SecurityRules,
+    ) -> None:
+        self._session = session
+        self._talk = talk
+        self._emit = emit
+        self._request = request
+        self._rules = rules
+        self._security = session.security
+        self._settings = session.settings
+        self._discard: tuple[str, ...] = ()  # keywords to overlook
+
+    async def run(self) -> None:
+        """The whole introduction. Raises SiteError."""
+        session, talk = self._session, self._talk
+        policy = self._security.policy
+        if policy.wrapper and policy.level is not Level.NONE:
+            await self._secure()
+        talk.phase(phrases.GREETING, self._settings.limits.helo)
+        greeting = await talk.reply()
+        session.dialogue.receive_greeting(greeting)
+        _check_greeting(session, greeting, self._emit)
+        self._discard = await _unwanted_keywords(session.endpoint, self._settings)
+        extended = self._settings.protocol is Protocol.LMTP or (
+            not self._settings.never_send_ehlo
+            and (self._settings.always_send_ehlo or "ESMTP" in greeting.text.upper().split())
+        )
+        await self._say_hello(extended=extended)
+        if session.tls is None and await self._start_tls():
+            await self._say_hello(extended=True)
+        self._check_level()
+        if self._security.credentials is not None and self._rules.sasl is not None:
+            await authenticate(session, talk, self._rules.sasl, self._security.credentials)
+
+    # --- who we are ----------------------------------------------------------------------------
+
+    async def _say_hello(self, *, extended: bool) -> None:
+        """EHLO, LHLO or HELO, and what the server says that it can do. Raises SiteError."""
+        session, request = self._session, self._request
+        reply = await self._introduce(extended=extended)
+        if reply is None:
+            return
+        session.capabilities = Capabilities.from_reply(reply, self._discard)
+        dropped = session.capabilities.discarded
+        if dropped and SILENT_DISCARD not in self._discard:
+            self._emit(EhloKeywordsDiscarded(request.queue_id, dropped, request.protocol.value))
+        _check_loop(session, request.nexthop)
+
+    async def _introduce(self, *, extended: bool) -> Reply | None:
+        """Say who we are; the reply that lists extensions, None after HELO. Raises SiteError."""
+        session, talk = self._session, self._talk
+        name, limit = self._settings.helo_name, self._settings.limits.helo
+        if self._settings.protocol is Protocol.LMTP:
+            reply = await talk.ask(Lhlo(name), phrases.LHLO, limit)
+            _must_accept(session, reply)
+            return reply
+        if extended:
+            reply = await talk.ask(Ehlo(name), phrases.EHLO, limit)
+            if reply.positive:
+                return reply
+            if reply.code == SERVICE_CLOSING or session.tls is not None:
+                _must_accept(session, reply)
+        _must_accept(session, await talk.ask(Helo(name), phrases.HELO, limit))
+        return None
+
+    # --- TLS -----------------------------------------------------------------------------------
+
+    async def _start_tls(self) -> bool:
+        """STARTTLS, if it is offered and wanted; True: all is said over TLS from now on.
+
+        Raises SiteError if it is a must and cannot be had.
+        """
+        session, talk = self._session, self._talk
+        level, peer = self._security.policy.level, session.peer
+        if self._security.clear:
+            return False
+        offered = session.capabilities.starttls
+        if level is Level.NONE:
+            if offered and self._rules.policies is not None and self._rules.policies.note_offer:
+                self._emit(StartTlsOffered(session.endpoint.host, self._request.protocol.value))
+            return False
+        if not offered:
+            if level.mandatory:
+                reason = f"TLS is required, but was not offered by host {peer}"
+                raise SiteError("4.7.4", reason)
+            return False
+        reply = await talk.ask(StartTls(), phrases.STARTTLS, self._settings.limits.starttls)
+        if reply.positive:
+            if session.replies.unread:
+                # Somebody else may have put it there, to be taken for the server's own (S124).
+                raise RemoteProtocolError("more was said behind the reply to STARTTLS")
+            await self._secure()
+            return True
+        if level.mandatory or reply.code == SERVICE_CLOSING:
+            session.unwanted = reply.code == SERVICE_CLOSING
+            reason = f"TLS is required, but host {peer} refused to start TLS: {reply.text}"
+            raise SiteError("4.7.5", reason, reply, peer)
+        return False
+
+    async def _secure(self) -> None:
+        """The handshake. Raises TlsFailed."""
+        session, talk = self._session, self._talk
+        endpoint, limit = session.endpoint, self._settings.limits.starttls
+        engine = self._rules.engine
+        assert engine is not None  # who has policies has it
+        talk.phase(phrases.TLS, limit)
+        talk.scope.deadline = inf  # the handshake has its own limit, and failure
+        why = "Connection timed out"
+        try:
+            with trio.move_on_after(limit):
+                stream = await self._handshake(engine)
+                talk.secured(stream)
+                self._tell(stream)
+                return
+        except TlsFilesError as exc:
+            self._emit(Warned(f"TLS policy: {exc}", self._request.queue_id))
+            raise SiteError(TlsPolicyError.dsn, TlsPolicyError.reason) from exc
+        except HandshakeError as exc:
+            why = exc.reason
+        self._emit(TlsHandshakeFailed(endpoint.relay, why, self._request.protocol.value))
+        raise TlsFailed("4.7.5", "Cannot start TLS: handshake failure")
+
+    async def _handshake(self, engine: TlsEngine) -> TlsStream:
+        endpoint = self._session.endpoint
+        return await engine.handshake(
+            self._session.stream,
+            self._security.policy,
+            host=endpoint.host,
+            address=endpoint.address,
+            port=endpoint.port,
+            nexthop=self._request.nexthop,
+        )
+
+    def _tell(self, stream: TlsStream) -> None:
+        """What came of the handshake (smtp_tls_loglevel)."""
+        policies = self._rules.policies
+        if policies is None or policies.loglevel < 1:
+            return
+        relay, protocol = self._session.endpoint.relay, self._request.protocol.value
+        facts = stream.facts
+        if self._security.policy.level.authenticated and facts.trust is not Trust.VERIFIED:
+            self._emit(TlsNotVerified(relay, facts.why, protocol))
+        self._emit(TlsEstablished(relay, facts, protocol))
+
+    def _check_level(self) -> None:
+        """The server must have proved what the policy asks for. Raises SiteError."""
+        level, tls = self._security.policy.level, self._session.tls
+        if tls is None:
+            if level.mandatory:  # STARTTLS has seen to it: this must never be reached
+                raise SiteError("4.7.4", "TLS is required, but was not started")
+            return
+        if tls.meets(level):
+            return
+        word = "verified" if tls.trust is Trust.TRUSTED else "trusted"
+        if level is Level.FINGERPRINT:
+            word = "verified"
+        raise SiteError("4.7.5", f"Server certificate not {word}")
+
+
 def _check_greeting(session: Session, greeting: Reply, emit: Emit) -> None:
     if greeting.positive:
         name = greeting.lines[0].split(maxsplit=1)[:1]
@@ -79,27 +260,6 @@ def _check_greeting(session: Session, greeting: Reply, emit: Emit) -> None:
     if not (greeting.permanent and not session.settings.skip_5xx_greeting):
         dsn = f"4{dsn[1:]}"
     raise SiteError(dsn, phrases.refused_to_talk(session.peer, greeting), greeting, session.peer)
-
-
-async def _introduce(session: Session, talk: Conversation, greeting: Reply) -> Reply | None:
-    """Say who we are; the reply that lists extensions, None after HELO. Raises SiteError."""
-    settings = session.settings
-    name, limit = settings.helo_name, settings.limits.helo
-    if settings.protocol is Protocol.LMTP:
-        reply = await talk.ask(Lhlo(name), phrases.LHLO, limit)
-        _must_accept(session, reply)
-        return reply
-    extended = not settings.never_send_ehlo and (
-        settings.always_send_ehlo or "ESMTP" in greeting.text.upper().split()
-    )
-    if extended:
-        reply = await talk.ask(Ehlo(name), phrases.EHLO, limit)
-        if reply.positive:
-            return reply
-        if reply.code == SERVICE_CLOSING:
-            _must_accept(session, reply)
-    _must_accept(session, await talk.ask(Helo(name), phrases.HELO, limit))
-    return None
 
 
 def _must_accept(session: Session, reply: Reply) -> None:

@@ -20,6 +20,7 @@ class SessionFacts:
     relay: str = ""  # empty: there was none
     conn_use: int = 1
     dsn_announced: bool = False
+    tls: str = ""  # as in RecipientOutcome
     setup: float = 0.0  # seconds since the request came until the session was ready
 
 
@@ -56,6 +57,7 @@ class Outcomes:
                 relay=facts.relay,
                 conn_use=facts.conn_use,
                 dsn_announced=facts.dsn_announced,
+                tls=facts.tls,
                 delays=self._delays(facts, now),
             )
         )
@@ -134,6 +136,7 @@ class Outcomes:
             relay=facts.relay,
             conn_use=facts.conn_use,
             dsn_announced=facts.dsn_announced,
+            tls=facts.tls,
             delays=self._delays(facts, now),
             in_doubt=in_doubt,
         )

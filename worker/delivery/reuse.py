@@ -10,7 +10,8 @@ who is talked to and as whom.
 
 import ipaddress
 import socket
-from collections.abc import Callable
+import typing
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Final
 
@@ -25,11 +26,15 @@ from worker.cache.client import Found, Saving, SessionCache
 from worker.config.config import Config
 from worker.config.match_list import StringList
 from worker.config.tables import TableError
+from worker.delivery.security import Security
 from worker.delivery.session import Session, SessionKey
 from worker.delivery.transaction import CleanSession
 from worker.network.address import Endpoint
-from worker.network.socket_stream import QuickStream
+from worker.network.socket_stream import EagerStream, QuickStream
 from worker.status.events import Emit, Warned
+from worker.tls.holder import LendError
+from worker.tls.policy import TlsFacts
+from worker.tls.stream import TlsStream
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +96,20 @@ def _bare(request: DeliveryRequest) -> str:
     return parse_destination(first, request.protocol).name
 
 
+# What must hold for a session with an endpoint that the cache has named.
+Wanted = Callable[[Endpoint], Awaitable[Security | None]]
+
+
+class Lender(typing.Protocol):
+    """Keeps a TLS connection, and has a pipe to it for whoever uses it next."""
+
+    def lend(self, stream: TlsStream, peer: str) -> socket.socket:
+        """The end of the pipe; `stream` is the lender's from now on. Raises LendError."""
+
+    async def reclaim(self, end: socket.socket) -> EagerStream | None:
+        """What was lent as `end`, the caller's again; None: it is not ours, or busy."""
+
+
 class CachedSessions:
     """Saves sessions in the cache and finds them there. Any number of tasks may use it.
 
@@ -98,9 +117,16 @@ class CachedSessions:
     (`time.monotonic`); the age of a session goes by it.
     """
 
-    def __init__(self, cache: SessionCache, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        cache: SessionCache,
+        clock: Callable[[], float],
+        lender: Lender | None = None,
+    ) -> None:
+        """`lender`: keeps TLS connections for others; None: they stay in their slots."""
         self._cache = cache
         self._clock = clock
+        self._lender = lender
 
     def close(self) -> None:
         """Nothing is found or saved from now on; sessions end with QUIT instead."""
@@ -128,10 +154,19 @@ class CachedSessions:
     async def _saved(
         self, key: SessionKey, session: Session, ttl: int, *, for_destination: bool
     ) -> Saving:
+        if isinstance(session.stream, TlsStream):
+            if self._lender is None or not session.security.policy.shared:
+                return Saving.REFUSED
+            # The connection stays here; what travels is the end of a pipe to it (S149).
+            try:
+                end = self._lender.lend(session.stream, session.endpoint.relay)
+            except LendError:
+                return Saving.REFUSED
+            session.stream = QuickStream(end)
         if not isinstance(session.stream, QuickStream):
             return Saving.REFUSED  # there is no descriptor that another process could use
         endpoint = session.endpoint
-        place = endpoint_label(key, endpoint)
+        place = endpoint_label(key, endpoint, session.security)
         if for_destination:
             whole = DestinationProperty(
                 host=endpoint.host,
@@ -142,13 +177,20 @@ class CachedSessions:
             await self._cache.save_destination(ttl, destination_label(key), whole.encode(), place)
         age = trio.current_time() - session.born
         known = SessionProperty(
-            uses=session.uses, born=self._clock() - age, capabilities=session.capabilities
+            uses=session.uses,
+            born=self._clock() - age,
+            security=session.security.key,
+            tls=session.tls.encode() if session.tls is not None else "",
+            capabilities=session.capabilities,
         )
         fd = session.stream.socket.fileno()
         return await self._cache.save_endpoint(ttl, place, known.encode(), fd)
 
-    async def find_destination(self, key: SessionKey) -> Session | None:
-        """A session that serves `key`, the caller's to close; None: there is none."""
+    async def find_destination(self, key: SessionKey, wanted: Wanted) -> Session | None:
+        """A session that serves `key`, the caller's to close; None: there is none.
+
+        `wanted` tells what must hold for the endpoint that it is with; None: nothing serves.
+        """
         found = await self._cache.find_destination(destination_label(key))
         if found is None:
             return None
@@ -157,29 +199,50 @@ class CachedSessions:
         except (RemoteProtocolError, ValueError):
             found.sock.close()
             return None
-        return await self._session(found, key, endpoint)
-
-    async def find_endpoint(self, key: SessionKey, endpoint: Endpoint) -> Session | None:
-        """A session with `endpoint` that serves `key`, the caller's to close; None: none."""
-        found = await self._cache.find_endpoint(endpoint_label(key, endpoint))
-        return None if found is None else await self._session(found, key, endpoint)
-
-    async def _session(self, found: Found, key: SessionKey, endpoint: Endpoint) -> Session | None:
-        """The session that a descriptor and its property are; an unusable one ends here."""
         session = Session(
             endpoint, QuickStream(found.sock), key.settings, Dialogue(State.INTRODUCED)
         )
         try:
+            security = await wanted(endpoint)
+        except BaseException:
+            await session.aclose()
+            raise
+        return await self._usable(session, found, security)
+
+    async def find_endpoint(
+        self, key: SessionKey, endpoint: Endpoint, security: Security
+    ) -> Session | None:
+        """A session with `endpoint` that serves `key`, the caller's to close; None: none."""
+        found = await self._cache.find_endpoint(endpoint_label(key, endpoint, security))
+        if found is None:
+            return None
+        session = Session(
+            endpoint, QuickStream(found.sock), key.settings, Dialogue(State.INTRODUCED)
+        )
+        return await self._usable(session, found, security)
+
+    async def _usable(
+        self, session: Session, found: Found, security: Security | None
+    ) -> Session | None:
+        """The session with what its property says of it; an unusable one ends here."""
+        try:
             known = SessionProperty.decode(found.endpoint)
-        except RemoteProtocolError:
+            session.tls = TlsFacts.decode(known.tls) if known.tls else None
+        except (RemoteProtocolError, ValueError):
             await session.aclose()
             return None
+        if self._lender is not None and session.tls is not None:
+            # One that this process has lent: without the pipe it costs a third.
+            session.stream = await self._lender.reclaim(found.sock) or session.stream
+        if security is not None:
+            session.security = security
         session.uses = known.uses
         session.capabilities = known.capabilities
         session.born = trio.current_time() - (self._clock() - known.born)
         # Is the peer still there? RSET asks, in the same flight as MAIL.
         session.needs_reset = True
-        if session.reusable and session.is_silent():
+        serves = security is not None and known.security == security.key
+        if serves and session.reusable and session.is_silent():
             return session
         try:
             await session.quit()
@@ -193,20 +256,21 @@ def destination_label(key: SessionKey) -> str:
     nexthop = key.nexthop if key.nexthop.startswith("unix:") else key.nexthop.lower()
     settings = key.settings
     return label(
-        *("destination", key.transport, settings.protocol.value, nexthop),
+        *("destination", key.transport, settings.protocol.value, nexthop, key.sender),
         *(int(key.smtputf8), settings.fingerprint),
     )
 
 
-def endpoint_label(key: SessionKey, endpoint: Endpoint) -> str:
+def endpoint_label(key: SessionKey, endpoint: Endpoint, security: Security) -> str:
     """Under which sessions of `key` with one endpoint are kept, whatever the nexthop was.
 
-    TLS and SASL will bring nexthop and host name back in: with them it matters whom we meant.
+    Whom we meant, where TLS has to prove it, and as whom we log in, are part of `security`.
     """
     settings = key.settings
     return label(
         *("endpoint", key.transport, settings.protocol.value, endpoint.address, endpoint.port),
-        *(int(key.smtputf8), settings.fingerprint),
+        key.sender,
+        *(int(key.smtputf8), settings.fingerprint, security.key),
     )
 
 

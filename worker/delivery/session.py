@@ -18,16 +18,18 @@ import trio
 from protocol import phrases
 from protocol.capabilities import Capabilities
 from protocol.command import Command, Quit
-from protocol.dialogue import Dialogue
+from protocol.dialogue import Dialogue, State
 from protocol.errors import RemoteProtocolError
 from protocol.reply import NEED_DATA, Reply, ReplyParser
 from protocol.request import DeliveryRequest
 from worker.delivery.envelope import Envelope
+from worker.delivery.security import UNSECURED, Security
 from worker.delivery.settings import DeliverySettings
 from worker.errors import SessionError
 from worker.network.address import Endpoint
 from worker.network.socket_stream import EagerStream
-from worker.tls.policy import TlsFacts
+from worker.tls.policy import Level, TlsFacts
+from worker.tls.stream import TlsStream
 
 # Octets of content between two looks at the clock. Small enough for a reader that takes 100 octets
 # a second to show progress within smtp_data_xfer_timeout; large enough not to cost anything.
@@ -48,7 +50,8 @@ class SessionKey:
     # process compares their fingerprint.
     settings: DeliverySettings
     smtputf8: bool = False  # the request needs it: a server may be chosen for it (S137)
-    # TLS level and verdict, SASL identity: they join the key together with TLS and SASL.
+    sender: str = ""  # where it decides as whom we log in (S093)
+    # TLS policy and SASL identity depend on the server, too: see Session.security.
 
     @classmethod
     def of(cls, request: DeliveryRequest, settings: DeliverySettings) -> "SessionKey":
@@ -58,6 +61,7 @@ class SessionKey:
             nexthop=request.nexthop,
             settings=settings,
             smtputf8=request.options.requires_smtputf8,
+            sender=request.sender if settings.by_sender else "",
         )
 
     def serves(self, request: DeliveryRequest) -> bool:
@@ -67,6 +71,7 @@ class SessionKey:
             and self.transport == request.transport
             and self.settings.protocol is request.protocol
             and self.smtputf8 == request.options.requires_smtputf8
+            and (not self.settings.by_sender or self.sender == request.sender)
         )
 
 
@@ -79,14 +84,19 @@ class Session:
         stream: trio.abc.Stream,
         settings: DeliverySettings,
         dialogue: Dialogue | None = None,
+        security: Security = UNSECURED,
     ) -> None:
-        """Own `stream`. `dialogue`: where the conversation stands; None: before the greeting."""
+        """Own `stream`. `dialogue`: where the conversation stands; None: before the greeting.
+
+        `security`: what held when it was opened, and so for whom it may be used.
+        """
         self.endpoint = endpoint
         self.stream = stream
         self.settings = settings
         self.replies = ReplyParser()
         self.dialogue = dialogue or Dialogue()
         self.capabilities = Capabilities()
+        self.security = security
         self.tls: TlsFacts | None = None  # None: in the clear
         self.born = trio.current_time()  # seconds; reuse ends by age, not by count
         self.uses = 0  # requests it was used for
@@ -102,6 +112,13 @@ class Session:
     def peer(self) -> str:
         """`host[address]`, as in every text about this session."""
         return self.endpoint.name_and_address
+
+    @property
+    def tls_status(self) -> str:
+        """What `tls=` in the log says: level, ":none" if it is in the clear all the same."""
+        level = self.security.policy.level
+        downgraded = self.tls is None and level is not Level.NONE
+        return f"{level.word}:none" if downgraded else level.word
 
     @property
     def sound(self) -> bool:
@@ -170,6 +187,14 @@ class Session:
             self.broken = True
             raise SessionError("4.4.2", phrases.timed_out(self.peer, talk.doing))
 
+    def secured(self, stream: TlsStream) -> None:
+        """From here on all is said over `stream`; what was learnt before counts no more (S124)."""
+        self.stream = stream
+        self.tls = stream.facts
+        self.replies = ReplyParser()
+        self.dialogue = Dialogue(State.GREETED)
+        self.capabilities = Capabilities()
+
     async def quit(self) -> None:
         """Say QUIT and close; wait for its reply only if the configuration wants it (S042, S055).
 
@@ -185,6 +210,9 @@ class Session:
                 await talk.say(Quit())
                 if wait:
                     await talk.answer()
+            if self.tls is not None:
+                with trio.move_on_after(1.0):
+                    await self.stream.aclose()  # tells the peer that this was all
         except SessionError:
             pass
         finally:
@@ -218,6 +246,11 @@ class Conversation:
         self.doing = doing
         self._limit = limit
         self._until = trio.current_time() + limit if self._whole else 0.0
+
+    def secured(self, stream: TlsStream) -> None:
+        """Go on over `stream`; see Session.secured()."""
+        self._session.secured(stream)
+        self._stream = stream
 
     async def send(self, octets: bytes | bytearray | memoryview) -> None:
         """Send, in pieces, so that a slow reader is told from one that has stopped reading."""

@@ -18,6 +18,7 @@ class Limits:
     """Time limits of the phases, in seconds (S045 to S055). 0 never means "no limit" here."""
 
     helo: float = 300.0  # smtp_helo_timeout, lmtp_lhlo_timeout: greeting and EHLO
+    starttls: float = 300.0  # smtp_starttls_timeout: the reply to STARTTLS, and the handshake
     xforward: float = 300.0  # smtp_xforward_timeout
     mail: float = 300.0  # smtp_mail_timeout
     rcpt: float = 300.0  # smtp_rcpt_timeout
@@ -47,6 +48,8 @@ class DeliverySettings:
     discard_keywords: tuple[str, ...] = ()  # smtp_discard_ehlo_keywords, lower case
     discard_maps: Maps = NO_TABLES  # smtp_discard_ehlo_keyword_address_maps, by server address
     send_xforward: bool = False  # smtp_send_xforward_command
+    by_sender: bool = False  # smtp_sender_dependent_authentication, if there is any
+    log_tls: bool = True  # smtp_log_tls_feature_status: `tls=` in the log
     reuse_time_limit: float = 300.0  # smtp_connection_reuse_time_limit, seconds
     reuse_count_limit: int = 0  # smtp_connection_reuse_count_limit; 0: no limit
     fingerprint: str = ""  # of all parameters that shape a session: equal in processes that agree
@@ -63,6 +66,7 @@ class DeliverySettings:
 
         limits = Limits(
             helo=seconds("smtp_helo_timeout"),
+            starttls=seconds("smtp_starttls_timeout"),
             xforward=seconds("smtp_xforward_timeout"),
             mail=seconds("smtp_mail_timeout"),
             rcpt=seconds("smtp_rcpt_timeout"),
@@ -90,6 +94,10 @@ class DeliverySettings:
             ),
             discard_maps=config.maps(name("smtp_discard_ehlo_keyword_address_maps")) or NO_TABLES,
             send_xforward=config.boolean(name("smtp_send_xforward_command")),
+            by_sender=protocol is Protocol.SMTP
+            and config.boolean(name("smtp_sasl_auth_enable"))
+            and config.boolean("smtp_sender_dependent_authentication"),
+            log_tls=config.boolean(name("smtp_log_tls_feature_status")),
             reuse_time_limit=seconds("smtp_connection_reuse_time_limit"),
             reuse_count_limit=config.integer(name("smtp_connection_reuse_count_limit")),
             fingerprint=_fingerprint(config, protocol),
@@ -97,7 +105,7 @@ class DeliverySettings:
 
 
 # Besides those of the client itself: who we are, and from where we connect.
-_SHAPING: Final = ("myhostname", "inet_interfaces", "inet_protocols")
+_SHAPING: Final = ("myhostname", "inet_interfaces", "inet_protocols", "send_cyrus_sasl_authzid")
 
 
 def _fingerprint(config: Config, protocol: Protocol) -> str:
@@ -108,6 +116,6 @@ def _fingerprint(config: Config, protocol: Protocol) -> str:
     """
     digest = hashlib.sha256()
     for parameter in PARAMETERS:
-        if parameter in _SHAPING or parameter.startswith(f"{protocol.value}_"):
+        if parameter in _SHAPING or parameter.startswith((f"{protocol.value}_", "tls_")):
             digest.update(f"{parameter}={config.text(parameter)}\0".encode("utf-8", "replace"))
     return digest.hexdigest()[:32]

@@ -132,6 +132,7 @@ class _Run:
         self._stream = stream
         self._save = save  # what was to be done with the session when it was found
         self._relay = session.endpoint.relay
+        self._tls = session.tls_status if session.settings.log_tls else ""
         self._now = trio.lowlevel.current_clock().current_time
         limits = key.settings.limits
         self._lmtp = key.settings.protocol is Protocol.LMTP
@@ -317,6 +318,7 @@ class _Run:
                         relay=self._relay,
                         conn_use=session.uses,
                         dsn_announced=session.capabilities.dsn,
+                        tls=self._tls,
                         delays=delays,
                     )
                     for recipient in request.recipients

@@ -30,6 +30,7 @@ from worker.delivery.slot import DeliverySlot
 from worker.pool.child import READY, STOPPING
 from worker.pool.slots import FrameStream, RequestStream
 from worker.status.events import Emit, Noted, UnexpectedError, Warned
+from worker.tls.holder import Holder
 
 LIFELINE_READ: Final = 64  # octets: any number of reloads asked for together is one
 ACCEPT_PAUSE: Final = 0.1  # seconds to wait when no descriptor is left for another slot
@@ -39,8 +40,12 @@ STOP_PAUSE: Final = 1.0  # seconds in which a request that was on its way may st
 class Worker:
     """The slots of one process. `load` reads the configuration anew and may raise."""
 
-    def __init__(self, load: Callable[[], Environment], emit: Emit) -> None:
+    def __init__(
+        self, load: Callable[[], Environment], emit: Emit, holder: Holder | None = None
+    ) -> None:
+        """`holder`: has the TLS connections that other processes use; it runs with the slots."""
         self._load = load
+        self._holder = holder
         self._environment = load()
         self._emit = emit
         self._slots: dict[DeliverySlot, _Intake] = {}
@@ -53,9 +58,13 @@ class Worker:
         Closes `listener`.
         """
         async with trio.open_nursery() as nursery:
+            if self._holder is not None:
+                await nursery.start(self._holder.run)
             with listener, self._accepting:
                 await self._accept(listener, nursery)
             nursery.cancel_scope.deadline = trio.current_time() + stop_limit
+            if self._holder is not None:
+                self._holder.retire()
             for slot, stream in self._slots.items():
                 slot.stop()
                 stream.stop()
@@ -140,10 +149,15 @@ class _Intake(RequestStream):
 
 
 async def run_worker(
-    listener: socket.socket, load: Callable[[], Environment], emit: Emit, *, stop_limit: float
+    listener: socket.socket,
+    load: Callable[[], Environment],
+    emit: Emit,
+    *,
+    stop_limit: float,
+    holder: Holder | None = None,
 ) -> None:
     """Serve slots on `listener`, which this closes, until SIGTERM or the end of standard input."""
-    worker = Worker(load, emit)
+    worker = Worker(load, emit, holder)
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGHUP, signal.SIGINT) as signals:
         async with trio.open_nursery() as nursery:
 

@@ -68,6 +68,7 @@ def outcome_to_json(outcome: RecipientOutcome) -> str:
             "conn_use": outcome.conn_use,
             "delays": [delays.before_active, delays.active, delays.setup, delays.transmission],
             "dsn_announced": outcome.dsn_announced,
+            "tls": outcome.tls,
             "in_doubt": outcome.in_doubt,
         }
     )
@@ -87,6 +88,7 @@ def outcome_from_json(text: str, recipient: Recipient) -> RecipientOutcome:
         conn_use=fields["conn_use"],
         delays=Delays(*fields["delays"]),
         dsn_announced=fields["dsn_announced"],
+        tls=fields.get("tls", ""),  # rows written by 0.1.0 have none
         in_doubt=fields["in_doubt"],
     )
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 from protocol.outcome import RecipientOutcome
 from protocol.value import value
+from worker.tls.policy import TlsFacts
 
 
 @value()
@@ -128,6 +129,41 @@ class SessionReused(Event):
 
     relay: str
     use: int
+
+
+@value()
+class StartTlsOffered(Event):
+    """`Host offered STARTTLS: [host]`, where we do not want it (smtp_tls_note_starttls_offer)."""
+
+    host: str
+    protocol: str = "smtp"
+
+
+@value()
+class TlsEstablished(Event):
+    """`Verified TLS connection established to host[addr]:port: ...` (smtp_tls_loglevel 1)."""
+
+    relay: str
+    facts: TlsFacts
+    protocol: str = "smtp"
+
+
+@value()
+class TlsNotVerified(Event):
+    """`certificate verification failed for host[addr]:port: why` (smtp_tls_loglevel 1)."""
+
+    relay: str
+    why: str
+    protocol: str = "smtp"
+
+
+@value()
+class TlsHandshakeFailed(Event):
+    """`SSL_connect error to host[addr]:port: why`."""
+
+    relay: str
+    why: str
+    protocol: str = "smtp"
 
 
 @value()

@@ -31,6 +31,10 @@ from worker.status.events import (
     Noted,
     NoticeQueued,
     RecipientSettled,
+    StartTlsOffered,
+    TlsEstablished,
+    TlsHandshakeFailed,
+    TlsNotVerified,
     UnexpectedError,
     Warned,
 )
@@ -102,6 +106,7 @@ def delivery_text(event: RecipientSettled, resolution: int = DEFAULT_RESOLUTION)
     else:
         orig_to = ""
     conn_use = f" conn_use={outcome.conn_use}," if outcome.conn_use > 1 else ""
+    tls = f" tls={outcome.tls}," if outcome.tls else ""
     head = (
         f"{event.queue_id}: to=<{_address(recipient.address)}>,{orig_to}"
         f" relay={outcome.relay or 'none'},{conn_use}"
@@ -110,7 +115,7 @@ def delivery_text(event: RecipientSettled, resolution: int = DEFAULT_RESOLUTION)
         f"/{format_delay(delays.active, resolution)}"
         f"/{format_delay(delays.setup, resolution)}"
         f"/{format_delay(delays.transmission, resolution)},"
-        f" dsn={outcome.dsn}, status={outcome.action.value} ("
+        f"{tls} dsn={outcome.dsn}, status={outcome.action.value} ("
     )
     return bounded(escape(head), escape(outcome.reason), ")")
 
@@ -145,7 +150,7 @@ def to_json(event: Event) -> dict[str, JsonValue]:
 
 
 def outcome_to_json(outcome: RecipientOutcome) -> dict[str, JsonValue]:
-    """One recipient's outcome. "relay" is null when no session existed; delays in seconds."""
+    """One recipient's outcome. "relay" and "tls" are null without a session; delays in seconds."""
     delays = outcome.delays
     parts = (delays.before_active, delays.active, delays.setup, delays.transmission)
     return {
@@ -157,6 +162,7 @@ def outcome_to_json(outcome: RecipientOutcome) -> dict[str, JsonValue]:
         "reason": _json(outcome.reason),
         "delays": [round(max(part, 0.0), 6) for part in parts],
         "conn_use": outcome.conn_use,
+        "tls": _json(outcome.tls) if outcome.tls else None,
         "in_doubt": outcome.in_doubt,
     }
 
@@ -233,6 +239,31 @@ def _keywords(event: EhloKeywordsDiscarded) -> list[LogLine]:
     return _info(event.protocol, f"{event.queue_id}: discarding EHLO keywords: {words}")
 
 
+def _offered(event: StartTlsOffered) -> list[LogLine]:
+    return _info(event.protocol, f"Host offered STARTTLS: [{escape(event.host)}]")
+
+
+def _established(event: TlsEstablished) -> list[LogLine]:
+    facts = event.facts
+    return _info(
+        event.protocol,
+        f"{facts.trust.value} TLS connection established to {escape(event.relay)}: "
+        f"{escape(facts.protocol)} with cipher {escape(facts.cipher)} "
+        f"({facts.bits}/{facts.bits} bits){escape(facts.details)}",
+    )
+
+
+def _not_verified(event: TlsNotVerified) -> list[LogLine]:
+    where = escape(event.relay)
+    return _info(
+        event.protocol, f"certificate verification failed for {where}: {escape(event.why)}"
+    )
+
+
+def _handshake_failed(event: TlsHandshakeFailed) -> list[LogLine]:
+    return _info(event.protocol, f"SSL_connect error to {escape(event.relay)}: {escape(event.why)}")
+
+
 def _about(queue_id: str) -> str:
     return f"{queue_id}: " if queue_id else ""
 
@@ -281,6 +312,10 @@ _RENDERERS: Final[Mapping[type[Event], _Renderer]] = {
     EhloKeywordsDiscarded: _for(EhloKeywordsDiscarded, _keywords),
     Warned: _for(Warned, _warned),
     Noted: _for(Noted, _noted),
+    StartTlsOffered: _for(StartTlsOffered, _offered),
+    TlsEstablished: _for(TlsEstablished, _established),
+    TlsNotVerified: _for(TlsNotVerified, _not_verified),
+    TlsHandshakeFailed: _for(TlsHandshakeFailed, _handshake_failed),
     UnexpectedError: _for(UnexpectedError, _unexpected),
 }
 

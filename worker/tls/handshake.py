@@ -43,12 +43,11 @@ class Remembered(Protocol):
     """A session that can be resumed, and the verdict of the handshake that made it."""
 
     @property
-    def session(self) -> SSL.Session:
-        """As pyOpenSSL gave it; bound to its context."""
-
-    @property
     def facts(self) -> TlsFacts:
         """The verdict."""
+
+    def offer(self, connection: SSL.Connection) -> bool:
+        """Have the handshake offer it; False: it cannot be, and none is."""
 
 
 class Sessions(Protocol):
@@ -115,16 +114,12 @@ class TlsEngine:
 
     def _offer(self, connection: SSL.Connection, key: str) -> Remembered | None:
         """The session that the server is asked to resume, if there is one."""
-        remembered = self._sessions.find(key) if self._sessions is not None else None
-        if remembered is None:
+        if self._sessions is None or (remembered := self._sessions.find(key)) is None:
             return None
-        try:
-            connection.set_session(remembered.session)
-        except (ValueError, SSL.Error):  # of a context that we have let go
-            if self._sessions is not None:
-                self._sessions.forget(key)
-            return None
-        return remembered
+        if remembered.offer(connection):
+            return remembered
+        self._sessions.forget(key)  # of a context that we have let go
+        return None
 
     def _save(self, key: str, connection: SSL.Connection, facts: TlsFacts) -> None:
         session = connection.get_session()

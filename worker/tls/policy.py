@@ -6,7 +6,8 @@ about is in `policies.py`; whether a server meets it, `verdict.py` says.
 """
 
 import hashlib
-from dataclasses import dataclass, fields
+import json
+from dataclasses import asdict, dataclass, fields
 from enum import Enum, IntEnum
 from functools import lru_cache
 from typing import Final
@@ -139,6 +140,26 @@ class TlsFacts:
     # In the log behind the cipher, " key-exchange X25519 ..."; empty where it is not known.
     details: str = ""
     resumed: bool = False  # an earlier session was; the verdict is the stored one
+
+    def encode(self) -> str:
+        """One line of JSON, for whoever gets the connection or resumes the session."""
+        return json.dumps({**asdict(self), "trust": self.trust.value})
+
+    @staticmethod
+    def decode(text: str) -> "TlsFacts":
+        """What encode() was given. Raises ValueError."""
+        values = json.loads(text)
+        if not isinstance(values, dict):
+            raise ValueError("facts about TLS are no JSON object")  # noqa: TRY004  # bad data
+        kinds = {item.name: item.type for item in fields(TlsFacts)}
+        for name, value in values.items():
+            kind = kinds.get(name)
+            if kind is not Trust and (kind is None or type(value) is not kind):
+                raise ValueError(f"facts about TLS with a bad {name[:40]}")
+        try:
+            return TlsFacts(**{**values, "trust": Trust(values.get("trust"))})
+        except TypeError as exc:  # something is missing
+            raise ValueError(str(exc)) from exc
 
     def meets(self, level: Level) -> bool:
         """Whether mail may go out at this level."""
