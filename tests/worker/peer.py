@@ -26,6 +26,7 @@ class Phase(Enum):
     HELO = "HELO"
     LHLO = "LHLO"
     STARTTLS = "STARTTLS"
+    AUTH = "AUTH"
     XFORWARD = "XFORWARD"
     MAIL = "MAIL"
     RCPT = "RCPT"
@@ -301,6 +302,8 @@ class _Dialogue:
                 await self._flush()
                 assert self._peer.tls is not None
                 await self._secure(self._peer.tls)
+        elif verb == "AUTH":
+            await self._do(Phase.AUTH, "", "235 2.7.0 welcome")
         elif verb in Phase.__members__:
             await self._do(Phase[verb], "", "250 2.0.0 ok")
         else:

@@ -21,6 +21,7 @@ from worker.cache.client import SessionCache
 from worker.content import Content, InlineContent
 from worker.delivery.deliver import Environment, deliver
 from worker.delivery.reuse import CachedSessions, ReusePolicy
+from worker.delivery.security import NO_RULES, SecurityRules
 from worker.delivery.serve import serve
 from worker.delivery.settings import DeliverySettings
 from worker.delivery.slot import DeliverySlot
@@ -29,6 +30,7 @@ from worker.network.endpoints import EndpointSettings
 from worker.network.network import Network, NetworkSettings
 from worker.network.socket_stream import QuickStream
 from worker.status.events import Event
+from worker.tls.holder import Holder
 
 # What dialling an address comes to: a server, a failure, or no answer for ever.
 Site = Peer | Exception | None
@@ -109,6 +111,7 @@ class World:
         session_limit: int | None = None,
         policy: ReusePolicy | None = None,
         cache: SessionCache | None = None,
+        rules: SecurityRules = NO_RULES,
     ) -> None:
         settings = settings or DeliverySettings(hostname="client.example", helo_name="helo.example")
         if session_limit is not None:
@@ -120,6 +123,7 @@ class World:
         hosts = {**HOSTS, "lmtp.example.com": addresses}
         self.resolver = FakeResolver(mx=mx, hosts=hosts)
         self.events: list[Event] = []
+        self.holder = Holder(self.events.append)
         self.results: list[DeliveryResult] = []
         self.took: list[float] = []  # virtual seconds of each delivery
         self.slot = DeliverySlot()
@@ -147,13 +151,15 @@ class World:
             emit=self.events.append,
             wall=lambda: 1_000.0,
             reuse=dict.fromkeys(Protocol, policy or ReusePolicy()),
-            cached=CachedSessions(cache, trio.current_time) if cache else None,
+            cached=CachedSessions(cache, trio.current_time, self.holder) if cache else None,
+            security=dict.fromkeys(Protocol, rules),
         )
 
     async def play(self, scenario: Callable[[], Awaitable[object]]) -> None:
         """Run `scenario` while the servers live; what is parked at the end is ended."""
         async with trio.open_nursery() as nursery:
             self.dialer.nursery = nursery
+            await nursery.start(self.holder.run)
             try:
                 await scenario()
             finally:
