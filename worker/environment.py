@@ -23,7 +23,7 @@ from worker.network.network import (
     make_resolver,
 )
 from worker.sasl.client import SaslClient
-from worker.status.events import Emit
+from worker.status.events import Emit, Warned
 from worker.tls.contexts import Contexts, TlsFilesError
 from worker.tls.handshake import TlsEngine
 from worker.tls.holder import Holder
@@ -78,7 +78,10 @@ def make_environment(
 
 
 def make_rules(config: Config, protocol: Protocol, emit: Emit) -> SecurityRules:
-    """One protocol's TLS policies and log-ins; certificates are read. Raises ConfigError."""
+    """One protocol's TLS policies and log-ins; certificates are read. Raises ConfigError.
+
+    `emit` is told of what is odd.
+    """
     policies = TlsPolicies.from_config(config, protocol)
     contexts = Contexts()
     try:
@@ -90,12 +93,15 @@ def make_rules(config: Config, protocol: Protocol, emit: Emit) -> SecurityRules:
             [problem_of(config, _naming(config, protocol, exc.file), str(exc))]
         ) from exc
     sessions = SessionStore.opened(policies.session_timeout, policies.session_database, emit)
-    return SecurityRules(
+    rules = SecurityRules(
         policies=policies,
         engine=TlsEngine(contexts, sessions, emit),
         sasl=SaslClient.from_config(config, protocol),
         emit=emit,
     )
+    for warning in rules.warnings:
+        emit(Warned(warning))
+    return rules
 
 
 _FILES: Final = (

@@ -52,19 +52,27 @@ def session_memory(leader: int) -> int:
     """Octets of memory of all processes of one session now: the sum of their shares (Pss).
 
     A page that several processes use is divided among them: a sum of resident memory would count
-    Postfix's libraries a hundred times. Raises LoadError when the kernel does not let us look.
+    Postfix's libraries a hundred times.
     """
-    total = 0
-    for pid, _ in _session(leader):
-        try:
-            text = Path(f"/proc/{pid}/smaps_rollup").read_text()
-        except PermissionError as exc:
-            raise LoadError(f"memory of process {pid}: {exc.strerror}") from exc
-        except OSError:  # it ended meanwhile
-            continue
-        if found := re.search(r"^Pss:\s+(\d+) kB", text, re.MULTILINE):
-            total += int(found[1]) * 1024
-    return total
+    return sum(share_of_memory(pid) for pid, _ in _session(leader))
+
+
+def share_of_memory(pid: int) -> int:
+    """Octets of a process, shared pages divided among those that use them (Pss); 0: it is gone.
+
+    Of one that only root may look into (a worker, whose memory holds keys of TLS connections), what
+    it has for itself (RssAnon).
+    """
+    try:
+        text = Path(f"/proc/{pid}/smaps_rollup").read_text()
+    except PermissionError:
+        with suppress(LoadError):
+            return _status(pid, "RssAnon")
+        return 0
+    except OSError:
+        return 0
+    found = re.search(r"^Pss:\s+(\d+) kB", text, re.MULTILINE)
+    return int(found[1]) * 1024 if found else 0
 
 
 class PeakMemory:

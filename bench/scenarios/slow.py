@@ -28,7 +28,7 @@ from typing import Final, Self
 import trio
 
 from bench.drain import NO_QMGR, POSTFIX, POSTRIO, QMGR, QUIET, fill_postfix
-from bench.harness.costs import session_cpu
+from bench.harness.costs import session_cpu, share_of_memory
 from bench.harness.scenario import Figure, LoadError, Scenario, Target
 from bench.load import destinations
 from bench.postfix_instance import PostfixInstance, missing_program
@@ -118,16 +118,6 @@ def scenario(load: Load) -> Scenario:
 
 
 # --- what is seen from outside ------------------------------------------------------------------
-
-
-def share_of_memory(pid: int) -> int:
-    """Octets of a process, shared pages divided among those that use them (Pss); 0: it is gone."""
-    try:
-        text = Path(f"/proc/{pid}/smaps_rollup").read_text()
-    except OSError:
-        return 0
-    found = re.search(r"^Pss:\s+(\d+) kB", text, re.MULTILINE)
-    return int(found[1]) * 1024 if found else 0
 
 
 def connections(table: str, ports: set[int]) -> int:

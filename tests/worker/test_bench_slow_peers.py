@@ -109,8 +109,8 @@ def test_established_connections_to_the_sinks_are_counted_at_the_clients_end() -
 
 
 def test_memory_is_that_of_a_process_and_nothing_when_it_is_gone() -> None:
-    assert slow.share_of_memory(2**22 + 1) == 0
-    assert slow.share_of_memory(os.getpid()) > 1_000_000
+    assert share_of_memory(2**22 + 1) == 0
+    assert share_of_memory(os.getpid()) > 1_000_000
 
 
 def test_a_load_of_nothing_is_refused() -> None:

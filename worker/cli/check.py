@@ -25,6 +25,7 @@ from worker.queue.routing import Router
 from worker.queue.schema import DATABASE, check_database
 from worker.queue.settings import QueueSettings
 from worker.queue.store import StoreError
+from worker.status.events import Event, Warned
 
 RESOLV_CONF: Final = Path("/etc/resolv.conf")
 DESCRIPTORS_PER_SLOT: Final = 2  # the session, and the content of a large message
@@ -76,6 +77,7 @@ def findings(config: Config) -> Iterator[Finding]:
 
 def _parts(config: Config) -> Iterator[Finding]:
     """What only shows when the parts read their parameters: names that do not resolve, ports."""
+    odd: list[Event] = []
     parts: list[Callable[[], object]] = [
         partial(DnsSettings.from_config, config),
         partial(QueueSettings.from_config, config),
@@ -85,7 +87,7 @@ def _parts(config: Config) -> Iterator[Finding]:
     for protocol in Protocol:
         parts.append(partial(DeliverySettings.from_config, config, protocol))
         parts.append(partial(NetworkSettings.from_config, config, protocol))
-        parts.append(partial(make_rules, config, protocol, lambda event: None))
+        parts.append(partial(make_rules, config, protocol, odd.append))
     said = set()
     for part in parts:
         try:
@@ -94,6 +96,8 @@ def _parts(config: Config) -> Iterator[Finding]:
             if str(exc) not in said:  # both protocols trip over the same line
                 said.add(str(exc))
                 yield Finding(str(exc), fatal=True)
+    for text in dict.fromkeys(event.text for event in odd if isinstance(event, Warned)):
+        yield Finding(text, fatal=False)
 
 
 def _queue(directory: Path, config: Config) -> Iterator[Finding]:

@@ -25,6 +25,7 @@ from worker.config.config import Config
 from worker.delivery.deliver import Environment
 from worker.environment import make_environment
 from worker.pool.cache_command import cache_socket
+from worker.pool.privacy import keep_memory_private
 from worker.pool.watchdog import Watchdog
 from worker.pool.worker import inherited_listener, run_worker
 from worker.status.events import Noted
@@ -135,6 +136,7 @@ class _Process:
 
     async def run(self, listener: socket.socket) -> None:
         """Serve slots until told to stop."""
+        keep_memory_private()  # keys of TLS connections will be in it
         emit = self.log.writer.emit
         async with trio.open_nursery() as nursery:
             await nursery.start(self.log.writer.run)

@@ -54,6 +54,12 @@ class SecurityRules:
     sasl: SaslClient | None = None  # None: no log-in anywhere (smtp_sasl_auth_enable = no)
     emit: Emit = lambda event: None
 
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What is odd in the configuration; a line each."""
+        policies = self.policies.warnings if self.policies is not None else ()
+        return (*policies, *(self.sasl.warnings if self.sasl is not None else ()))
+
     async def security(self, request: DeliveryRequest, endpoint: Endpoint) -> Security:
         """What holds for `request` at `endpoint`. Raises SiteError: it cannot be said, so wait.
 
