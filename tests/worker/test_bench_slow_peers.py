@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from bench.dns_zone import Zone
+from bench.harness.costs import share_of_memory
 from bench.harness.scenario import LoadError
 from bench.postfix_instance import free_port
 from bench.scenarios import dead_mx, slow
