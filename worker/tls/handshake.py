@@ -9,25 +9,25 @@ Of TLS 1.3 the tickets come after the handshake, so a session is kept when the s
 something. One that did not meet its policy is not kept: the next one may fare better.
 """
 
+import traceback
 from contextlib import suppress
-from typing import Final, Protocol
+from ipaddress import ip_address
+from typing import Any, Final
 
 import trio
+from cryptography.hazmat.bindings.openssl.binding import Binding
 from OpenSSL import SSL
 
-from worker.status.events import Emit
+from worker.status.events import Emit, UnexpectedError
 from worker.tls.contexts import Contexts
 from worker.tls.policy import TlsFacts, TlsPolicy
+from worker.tls.sessions import Remembered, SessionStore
 from worker.tls.stream import RECORD, TlsStream, in_words
 from worker.tls.verdict import Finding, judge, resumed
 
-try:
-    # pyOpenSSL does not tell whether a session was resumed; OpenSSL does.
-    from OpenSSL._util import lib
-
-    _session_reused = lib.SSL_session_reused
-except (ImportError, AttributeError):
-    _session_reused = None
+# pyOpenSSL does not tell whether a session was resumed; OpenSSL does. Where its binding does not
+# (it is promised to nobody), none is.
+_session_reused: Any = getattr(Binding.lib, "SSL_session_reused", None)
 MAX_OUT: Final = 65_536  # octets of a flight of ours; a chain of certificates may be long
 
 
@@ -39,34 +39,10 @@ class HandshakeError(Exception):
         self.reason = reason
 
 
-class Remembered(Protocol):
-    """A session that can be resumed, and the verdict of the handshake that made it."""
-
-    @property
-    def facts(self) -> TlsFacts:
-        """The verdict."""
-
-    def offer(self, connection: SSL.Connection) -> bool:
-        """Have the handshake offer it; False: it cannot be, and none is."""
-
-
-class Sessions(Protocol):
-    """Where sessions are kept, as `SessionStore` does."""
-
-    def find(self, key: str) -> Remembered | None:
-        """The session for `key`, if there is one."""
-
-    def save(self, key: str, session: SSL.Session, facts: TlsFacts) -> None:
-        """Keep it in the place of an older one."""
-
-    def forget(self, key: str) -> None:
-        """It is of no use."""
-
-
 class TlsEngine:
     """Shakes hands with servers under policies."""
 
-    def __init__(self, contexts: Contexts, sessions: Sessions | None, emit: Emit) -> None:
+    def __init__(self, contexts: Contexts, sessions: SessionStore | None, emit: Emit) -> None:
         """`sessions`: None: no session is resumed."""
         self._contexts = contexts
         self._sessions = sessions if _session_reused is not None else None
@@ -91,22 +67,22 @@ class TlsEngine:
         connection = SSL.Connection(self._contexts.context(policy))
         connection.set_app_data(Finding())
         connection.set_connect_state()
-        if policy.servername:
-            connection.set_tlsext_host_name(policy.servername.encode("ascii"))
+        if name := _server_name(policy.servername):
+            connection.set_tlsext_host_name(name)
         key = f"{policy.fingerprint} {nexthop} {host} {address} {port}"
         offered = self._offer(connection, key)
         try:
-            await _shake(connection, transport)
+            await shake(connection, transport)
         except HandshakeError:
-            if offered is not None and self._sessions is not None:
-                self._sessions.forget(key)
+            if offered is not None:
+                self._forget(key)  # it may have been the session that the server did not like
             raise
-        if offered is not None and _reused(connection):
+        if offered is not None and _session_reused(connection._ssl):  # noqa: SLF001
             facts = resumed(connection, offered.facts)
         else:
+            if offered is not None:
+                self._forget(key)
             facts = judge(connection, policy)
-            if offered is not None and self._sessions is not None:
-                self._sessions.forget(key)
         stream = TlsStream(transport, connection, policy, facts)
         if self._sessions is not None and facts.meets(policy.level):
             stream.on_first_read = lambda: self._save(key, connection, facts)
@@ -114,24 +90,44 @@ class TlsEngine:
 
     def _offer(self, connection: SSL.Connection, key: str) -> Remembered | None:
         """The session that the server is asked to resume, if there is one."""
-        if self._sessions is None or (remembered := self._sessions.find(key)) is None:
-            return None
-        if remembered.offer(connection):
-            return remembered
-        self._sessions.forget(key)  # of a context that we have let go
-        return None
+        remembered = self._sessions.find(key) if self._sessions is not None else None
+        return remembered if remembered is not None and remembered.offer(connection) else None
+
+    def _forget(self, key: str) -> None:
+        if self._sessions is not None:
+            self._sessions.forget(key)
 
     def _save(self, key: str, connection: SSL.Connection, facts: TlsFacts) -> None:
-        session = connection.get_session()
-        if session is not None and self._sessions is not None:
-            self._sessions.save(key, session, facts)
+        """Called in the middle of a receive, which must not suffer from it."""
+        try:
+            session = connection.get_session()
+            if session is not None and self._sessions is not None:
+                self._sessions.save(key, session, facts)
+        except Exception as exc:  # noqa: BLE001  # the next handshake will be a full one
+            trace = "".join(traceback.format_exception(exc))
+            self._emit(UnexpectedError("remembering a TLS session", trace))
 
 
-async def _shake(connection: SSL.Connection, transport: trio.abc.Stream) -> None:
-    """Raises HandshakeError."""
+def _server_name(name: str) -> bytes:
+    """As it is sent: an address is no server name (RFC 6066 section 3). Raises HandshakeError."""
+    try:
+        ip_address(name.strip("[]"))
+    except ValueError:
+        pass
+    else:
+        return b""
+    if not name.isascii() or not name.isprintable():
+        raise HandshakeError(f"{name!a} cannot be sent as a server name: it is not in ASCII")
+    return name.encode()
+
+
+async def shake(connection: SSL.Connection, transport: trio.abc.Stream) -> None:
+    """Do the handshake of `connection`, of either side, over `transport`. Raises HandshakeError."""
     try:
         while not _step(connection):
             await _flush(connection, transport)
+            # A server that always has something to say must not keep us from looking at the clock.
+            await trio.lowlevel.checkpoint()
             raw = await transport.receive_some(RECORD)
             if raw:
                 connection.bio_write(raw)
@@ -163,7 +159,3 @@ async def _flush(connection: SSL.Connection, transport: trio.abc.Stream) -> None
     except SSL.WantReadError:
         return
     await transport.send_all(out)
-
-
-def _reused(connection: SSL.Connection) -> bool:
-    return bool(_session_reused is not None and _session_reused(connection._ssl))  # noqa: SLF001

@@ -8,6 +8,7 @@ A stream that failed, or whose send was cancelled, is broken for good: half a re
 wire, and not even a close_notify may follow it.
 """
 
+import re
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Final
@@ -24,7 +25,9 @@ PIECE: Final = 16_384
 # A record and what it adds (RFC 5246 section 6.2.3: up to 2048 octets, and its header).
 RECORD: Final = PIECE + 2_048 + 5
 HEADER: Final = 5
+WORDLESS: Final = 16  # reads that may bring no word, as tickets do, before others have their turn
 GONE: Final = (trio.BrokenResourceError, trio.ClosedResourceError, trio.BusyResourceError)
+ALERT: Final = re.compile(r"^(?:sslv3|tlsv1|tlsv13|ssl/tls) alert ")  # in OpenSSL's words
 CLOSE_LIMIT: Final = 1.0  # seconds for close_notify, where it cannot go out at once
 
 
@@ -139,8 +142,11 @@ class TlsStream(EagerStream):
 
     def _encrypt(self, data: bytes | bytearray | memoryview) -> None:
         """Raises trio.BrokenResourceError; renegotiation being off, it never has to read first."""
+        if not data:
+            return
         try:
-            self._connection.sendall(data)
+            # All of it: what fits into a record is never taken in parts.
+            self._connection.send(data)
         except SSL.Error as exc:
             raise self._failure(exc) from exc
 
@@ -198,38 +204,45 @@ class TlsStream(EagerStream):
         """
         self._claim_receive(max_bytes)
         try:
-            while (plain := self._decrypt(max_bytes)) is None:
+            if (plain := self._decrypt(max_bytes)) is not None:
+                return plain
+            while True:
                 if self._unsent or self._has_answers:
                     await self._flush_first()
                 self._feed(await self.transport.receive_some(RECORD))
+                if (plain := self._decrypt(max_bytes)) is not None:
+                    return plain
+                # A peer that sends records without a word must not keep others from their turn.
+                await trio.lowlevel.checkpoint()
         except trio.BrokenResourceError:
             self._broken = True
             raise
         finally:
             self._receiving = False
-        return plain
 
     async def wait_and_receive(self, max_bytes: int) -> bytes:
         """See EagerStream.wait_and_receive()."""
+        eager = self._eager
         try:
+            if eager is None:
+                return await self.receive_some(max_bytes)
             self._claim_receive(max_bytes)
         except trio.BrokenResourceError:
             return b""
-        eager = self._eager
         try:
-            while (plain := self._decrypt(max_bytes)) is None:
+            if (plain := self._decrypt(max_bytes)) is not None:
+                return plain
+            while True:
                 if self._unsent or self._has_answers:
                     await self._flush_first()
-                if eager is None:
-                    self._feed(await self.transport.receive_some(RECORD))
-                else:
-                    self._feed(await eager.wait_and_receive(RECORD))
+                self._feed(await eager.wait_and_receive(RECORD))
+                if (plain := self._decrypt(max_bytes)) is not None:
+                    return plain
         except trio.BrokenResourceError:
             self._broken = True
             return b""
         finally:
             self._receiving = False
-        return plain
 
     def receive_nowait(self, max_bytes: int) -> bytes | None:
         """See EagerStream.receive_nowait()."""
@@ -237,17 +250,19 @@ class TlsStream(EagerStream):
             return None  # it is somebody else's
         try:
             self._check()
-            while (plain := self._decrypt(max_bytes)) is None:
-                if self._eager is None:
-                    return None
+            if (plain := self._decrypt(max_bytes)) is not None or self._eager is None:
+                return plain
+            for _ in range(WORDLESS):
                 raw = self._eager.receive_nowait(RECORD)
                 if raw is None:
                     return None
                 self._feed(raw)
+                if (plain := self._decrypt(max_bytes)) is not None:
+                    return plain
         except trio.BrokenResourceError:
             self._broken = True
             return b""
-        return plain
+        return None
 
     def is_quiet(self) -> bool:
         """See EagerStream.is_quiet(). Records that say nothing, as tickets, are no speech."""
@@ -353,7 +368,7 @@ class TlsStream(EagerStream):
 
 
 def in_words(error: SSL.Error) -> str:
-    """OpenSSL's reasons in one line, the innermost first."""
+    """OpenSSL's reasons in one line."""
     errors = error.args[0] if error.args and isinstance(error.args[0], list) else []
-    reasons = [entry[-1] for entry in errors if entry[-1]]
+    reasons = [ALERT.sub("alert from the peer: ", entry[-1]) for entry in errors if entry[-1]]
     return "; ".join(dict.fromkeys(reasons)) or "unknown error"

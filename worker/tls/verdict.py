@@ -13,6 +13,7 @@ from typing import Final
 
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.bindings.openssl.binding import Binding
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import dsa, ec, rsa
 from cryptography.hazmat.primitives.asymmetric.types import CertificateIssuerPublicKeyTypes
@@ -260,9 +261,15 @@ def _chain_to_key(
                 try:
                     context.verify_certificate()
                 except crypto.X509StoreContextError:
+                    _clear_errors()
                     continue
                 return [*chain[:end], anchor]
     return []
+
+
+def _clear_errors() -> None:
+    """Of OpenSSL in this thread: pyOpenSSL would take them for those of the next call."""
+    Binding.lib.ERR_clear_error()
 
 
 def _same(certificate: x509.Certificate, key: CertificateIssuerPublicKeyTypes) -> bool:
