@@ -52,19 +52,24 @@ def test_what_is_not_base64_of_a_mechanism_is_not_sent(command: Command) -> None
     assert "canar" not in str(caught.value)
 
 
+def where(dialogue: Dialogue) -> State:
+    """Its state; asked for by a call, the type checker does not take it for settled."""
+    return dialogue.state
+
+
 def test_auth_goes_on_with_334_and_ends_with_anything_else() -> None:
     for last in (OK, NO, Reply(454, ("later",)), Reply(150, ("?",))):
         dialogue = Dialogue(State.INTRODUCED)
         dialogue.send(Auth("LOGIN"))
-        assert dialogue.state is State.AUTHENTICATING
+        assert where(dialogue) is State.AUTHENTICATING
         for _ in range(2):
             assert dialogue.receive_reply(GO_ON)[1] is GO_ON
-            assert dialogue.state is State.CHALLENGED
+            assert where(dialogue) is State.CHALLENGED
             dialogue.send(AuthResponse(Secret("YQ==")))
         command, reply = dialogue.receive_reply(last)
         assert command.phrase == "AUTH command"
         assert reply is last
-        assert dialogue.state is State.INTRODUCED
+        assert where(dialogue) is State.INTRODUCED
         assert dialogue.in_step
 
 
@@ -96,4 +101,4 @@ def test_any_3xx_to_auth_is_a_challenge_as_in_postfix() -> None:
     dialogue = Dialogue(State.INTRODUCED)
     dialogue.send(Auth("PLAIN"))
     dialogue.receive_reply(Reply(354, ("go",)))
-    assert dialogue.state is State.CHALLENGED
+    assert where(dialogue) is State.CHALLENGED
