@@ -4,6 +4,7 @@ Postfix's log says by which mechanism and as whom.
 """
 
 import json
+import re
 import socket
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+import trio
 from trio.testing import trio_test
 
 from bench.postfix_instance import PostfixInstance
@@ -37,6 +39,8 @@ pytestmark = pytest.mark.peer("root", "postfix", "master", "smtpd", "dovecot")
 
 PASSWORD = "p:\u00e4 ss%word"  # what tables, Dovecot and SCRAM might stumble over
 USERS = ["bob", "by.sender", "by.host", "by.nexthop"]
+LIMIT = 20.0  # seconds for a line of the log
+ACCEPTED = re.compile(r"client=.*\n")
 SCRAM = ["SCRAM-SHA-1", "SCRAM-SHA-256"]
 TOKEN = "canary.token-1"
 CONFIG = """\
@@ -153,7 +157,7 @@ class Relay:
     tls: TlsFacts | None = None  # pretended: there are no certificates here
 
     async def log_in(self) -> str:
-        """The new lines of Postfix's log after login, MAIL and RCPT. Raises SiteError."""
+        """What Postfix's log says of who sent MAIL and RCPT. Raises SiteError."""
         config = Config.from_mapping({"smtp_sasl_auth_enable": "yes", **self.settings})
         sasl = SaslClient.from_config(config, Protocol.SMTP)
         assert sasl is not None
@@ -180,8 +184,11 @@ class Relay:
                     assert (await talk.ask(command, phrases.RSET, 30.0)).positive
         finally:
             await session.quit()
-        # It writes its log before it answers.
-        return self.postfix.log()[before:]
+        # Another process writes the log, some time after the answer.
+        with trio.fail_after(LIMIT):
+            while not (match := ACCEPTED.search(self.postfix.log(), before)):
+                await trio.sleep(0.02)
+        return match[0]
 
     def helped_by(self, path: Path) -> "Relay":
         """The same, with tokens from a command that is made here."""
