@@ -84,7 +84,9 @@ class DovecotError(Exception):
 class DovecotInstance:
     """One Dovecot, from entering the context to leaving it."""
 
-    def __init__(self) -> None:
+    def __init__(self, config: str = CONFIG) -> None:
+        """`config`: a template of dovecot.conf, with the fields that CONFIG has."""
+        self._config = config
         # Not pytest's tmp_path: nobody may enter that, and a socket's name there is too long.
         self.directory = Path(tempfile.mkdtemp(prefix="dovecot-"))
         self.port = free_port()
@@ -134,7 +136,7 @@ class DovecotInstance:
         if os.geteuid() == 0:
             os.chown(mail, account.pw_uid, account.pw_gid)
         config.write_text(
-            CONFIG.format(
+            self._config.format(
                 directory=self.directory,
                 port=self.port,
                 user=account.pw_name,

@@ -17,7 +17,7 @@ from typing import Final
 import trio
 
 from protocol import phrases
-from protocol.command import AUTH_LINE, Auth, AuthResponse, Command
+from protocol.command import AUTH_LINE, RESPONSE_LIMIT, Auth, AuthResponse, Command
 from protocol.reply import Reply
 from protocol.request import Protocol
 from protocol.sasl.mechanism import ChannelBinding, Login, Mechanism, SaslError
@@ -175,9 +175,7 @@ class _Exchange:
         doing, limit = phrases.LHLO if lmtp else phrases.EHLO, self._session.settings.limits.helo
         self._talk.phase(doing, limit)
         try:
-            first = mechanism.begin()
-            initial = None if first is None else self._wrap(first)
-            del first
+            initial = self._kept(_encoded(mechanism.begin()))
         except SaslError as exc:
             raise _failed(self._session, str(exc)) from None
         command: Command = Auth(mechanism.name, initial)
@@ -205,6 +203,7 @@ class _Exchange:
             raise SiteError("4.3.0", f"SASL authentication failed; {what}", reply, peer)
         held, self._held = self._held, None
         if held is not None:
+            reply = self._without_secrets(reply)
             if any(line.strip() for line in reply.lines):
                 # Postfix shows its own response at the end, which is secret.
                 what = f"non-empty initial {mechanism.name} challenge from server {peer}"
@@ -212,19 +211,25 @@ class _Exchange:
                 raise SiteError("4.7.0", reason, reply, peer)
             return held
         try:
-            return self._wrap(await _respond(mechanism, _challenge(reply)))
+            response = self._kept(_encoded(await _respond(mechanism, _challenge(reply))))
         except SaslError as exc:
             raise _failed(self._session, str(exc)) from None
+        assert response is not None
+        return response
 
     async def _ask(self, command: Command) -> Reply:
-        """Say `command`; the reply, with whatever is secret taken out."""
+        """Say `command`; the reply, which, if it is the last, has no secrets of ours."""
         await self._talk.send(memoryview(self._session.dialogue.send(command)))
-        return self._without_secrets(await self._talk.answer())
+        reply = await self._talk.answer()
+        return reply if reply.intermediate else self._without_secrets(reply)
 
-    def _wrap(self, octets: bytes) -> Secret:
-        """As it is sent, in base64."""
-        self._hidden.append(Secret(binascii.b2a_base64(octets, newline=False).decode()))
-        return self._hidden[-1]
+    def _kept(self, response: Secret | None) -> Secret | None:
+        """The same response, which is looked for in replies from now on. Raises SaslError."""
+        if response is not None:
+            if len(response.reveal()) > RESPONSE_LIMIT:
+                raise SaslError(f"the response is longer than {RESPONSE_LIMIT} octets")
+            self._hidden.append(response)
+        return response
 
     def _without_secrets(self, reply: Reply) -> Reply:
         """The same reply; there are servers that repeat what they do not understand."""
@@ -233,6 +238,13 @@ class _Exchange:
                 lines = tuple(line.replace(secret.reveal(), GONE) for line in reply.lines)
                 reply = replace(reply, lines=lines)
         return reply
+
+
+def _encoded(octets: bytes | None) -> Secret | None:
+    """A response as it is sent, in base64. Raises nothing."""
+    if octets is None:
+        return None
+    return Secret(binascii.b2a_base64(octets, newline=False).decode())
 
 
 def _challenge(reply: Reply) -> bytes:

@@ -104,22 +104,29 @@ class Tokens:
 
 def read_output(output: bytes) -> tuple[Secret, float]:
     """The token and its lifetime (seconds) in what a command printed. Raises TokenError."""
+    found = _read(output)
+    del output  # a traceback shall not show it
+    if isinstance(found, str):
+        expected = 'JSON with "access_token" and "expires_in", or a token'
+        raise TokenError(f"{found}; expected {expected}")
+    return found
+
+
+def _read(output: bytes) -> tuple[Secret, float] | str:
+    """Token and lifetime, or what is wrong."""
     lifetime: object = BARE_LIFETIME
     try:
-        text = output.decode("ascii").strip()
-        if text.startswith("{"):
-            answer = json.loads(text)
+        text: object = output.decode("ascii").strip()
+        if output.lstrip().startswith(b"{"):
+            answer = json.loads(output)
             text, lifetime = answer.get("access_token"), answer.get("expires_in", BARE_LIFETIME)
-    except (ValueError, RecursionError):  # theirs would show what was printed
-        text = None
+    except (ValueError, RecursionError):
+        return "what it printed is neither"
     if not isinstance(text, str) or len(text) > TOKEN_LIMIT or not TOKEN.fullmatch(text):
-        problem = "it printed no token"
-    elif isinstance(lifetime, bool) or not isinstance(lifetime, int | float) or not lifetime > 0:
-        problem = 'its "expires_in" is not a number of seconds'
-    else:
-        return Secret(text), float(min(lifetime, LONGEST))
-    del output, text  # a traceback shall not show them
-    raise TokenError(f'{problem}; expected JSON with "access_token" and "expires_in", or a token')
+        return "it printed no token"
+    if isinstance(lifetime, bool) or not isinstance(lifetime, int | float) or not lifetime > 0:
+        return 'its "expires_in" is not a number of seconds'
+    return Secret(text), float(min(lifetime, LONGEST))
 
 
 async def _run(command: Sequence[str], user: str, host: str) -> bytes:
