@@ -550,3 +550,17 @@ def test_processes_that_start_together_all_get_the_file(host: World) -> None:
         process.stdin.flush()
     said = [process.communicate(timeout=60)[0] for process in processes]
     assert said == ["done\n"] * 4
+
+
+def test_who_opens_the_file_twice_keeps_what_sqlite_locks(host: World) -> None:
+    """To close a descriptor of a file gives up all locks that its process has on it."""
+    first, second = host.process(), host.process()
+    script = "import sqlite3, sys; sqlite3.connect(sys.argv[1], 0).execute(sys.argv[2])"
+    # Nobody may do this while others use the file.
+    arguments = [str(host.file), "PRAGMA journal_mode = DELETE"]
+    done = subprocess.run(
+        [sys.executable, "-c", script, *arguments], capture_output=True, text=True, check=False
+    )
+    assert "database is locked" in done.stderr
+    first.close()
+    second.close()
