@@ -265,8 +265,7 @@ class Holder:
             turns = await _yield_sometimes(turns)
 
     def _failed(self, lent: _Lent, error: Exception) -> None:
-        if lent.end is None:
-            self._emit(Noted(f"lent connection {lent.name} to {lent.peer}: {error}"))
+        self._emit(Noted(f"lent connection {lent.name} to {lent.peer}: {error}"))
         lent.stop(End.BROKEN)
 
 
