@@ -308,7 +308,7 @@ async def test_who_lent_an_end_gets_the_connection_back_without_a_word() -> None
             await wait_all_tasks_blocked()
             cached, found = end.dup(), end.dup()  # as it travels to the cache, and back
             end.close()
-            assert await it.holder.reclaim(found) is it.made
+            assert it.holder.reclaim(found) is it.made
             assert found.fileno() < 0
             assert it.holder.lent == 0
             cached.close()
@@ -322,7 +322,7 @@ async def test_who_lent_an_end_gets_the_connection_back_without_a_word() -> None
 async def test_a_connection_can_be_reclaimed_in_the_moment_it_was_lent() -> None:
     async with scene() as it:
         end = it.holder.lend(it.made, PEER)
-        assert await it.holder.reclaim(end) is it.made
+        assert it.holder.reclaim(end) is it.made
         await it.made.aclose()
 
 
@@ -334,7 +334,7 @@ async def test_a_connection_that_was_used_stays_where_it_is_and_works() -> None:
         assert await it.server.receive_some() == b"RSET\r\n"
         await it.server.send_all(b"250 ok\r\n")
         assert await user.receive_some() == b"250 ok\r\n"
-        assert await it.holder.reclaim(user.socket) is None
+        assert it.holder.reclaim(user.socket) is None
         await user.send_all(b"RSET\r\n")
         assert await it.server.receive_some() == b"RSET\r\n"
         await user.aclose()
@@ -348,7 +348,7 @@ async def test_a_stream_that_has_no_socket_is_lent_all_the_same() -> None:
         await nursery.start(lambda task_status: holder.run(task_status=task_status))
         it = Scene(holder, events)
         end = holder.lend(Wrapped(it.made), PEER)
-        assert await holder.reclaim(end) is None
+        assert holder.reclaim(end) is None
         user = QuickStream(end)
         await user.send_all(b"RSET\r\n")
         assert await it.server.receive_some() == b"RSET\r\n"
@@ -367,10 +367,10 @@ async def test_what_another_process_lent_is_not_ours() -> None:
         user = it.lend()
         near, far = socket.socketpair()
         with near, far:
-            assert await it.holder.reclaim(far) is None
+            assert it.holder.reclaim(far) is None
             assert far.fileno() >= 0
         other = Holder(it.events.append)
-        assert await other.reclaim(user.socket) is None
+        assert other.reclaim(user.socket) is None
         assert not it.closed
         await user.aclose()
 
@@ -392,7 +392,7 @@ async def test_what_is_under_way_is_not_reclaimed(where: str, waited: bool) -> N
             end.shutdown(socket.SHUT_RDWR)
         if waited:
             await wait_all_tasks_blocked()
-        assert await it.holder.reclaim(end) is None
+        assert it.holder.reclaim(end) is None
         assert end.fileno() >= 0
         end.close()
         if where == "from the user":
@@ -408,7 +408,7 @@ async def test_what_the_server_said_a_moment_ago_is_there_for_who_reclaims() -> 
         end = it.holder.lend(it.made, PEER)
         await wait_all_tasks_blocked()
         await it.server.send_all(b"421 bye\r\n")
-        assert await it.holder.reclaim(end) is it.made
+        assert it.holder.reclaim(end) is it.made
         assert not it.made.is_quiet()
         assert await it.made.receive_some() == b"421 bye\r\n"
         await it.made.aclose()

@@ -143,7 +143,7 @@ class Holder:
             self._pump(lent)
         return far
 
-    async def reclaim(self, end: socket.socket) -> EagerStream | None:
+    def reclaim(self, end: socket.socket) -> EagerStream | None:
         """The stream that was lent as `end`; it is the caller's, and `end` is closed.
 
         None: `end` is not ours, or somebody has said something on it, and the caller goes on with
