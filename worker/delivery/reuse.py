@@ -106,7 +106,7 @@ class Lender(typing.Protocol):
     def lend(self, stream: TlsStream, peer: str) -> socket.socket:
         """The end of the pipe; `stream` is the lender's from now on. Raises LendError."""
 
-    async def reclaim(self, end: socket.socket) -> EagerStream | None:
+    def reclaim(self, end: socket.socket) -> EagerStream | None:
         """What was lent as `end`, the caller's again; None: it is not ours, or busy."""
 
 
@@ -233,7 +233,7 @@ class CachedSessions:
             return None
         if self._lender is not None and session.tls is not None:
             # One that this process has lent: without the pipe it costs a third.
-            session.stream = await self._lender.reclaim(found.sock) or session.stream
+            session.stream = self._lender.reclaim(found.sock) or session.stream
         if security is not None:
             session.security = security
         session.uses = known.uses

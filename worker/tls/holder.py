@@ -1,38 +1,41 @@
 """TLS connections that other processes use: the process that made one keeps it, and lends an end.
 
 A TLS connection cannot change hands: its state lives in this process, and its keys stay here. So
-when it goes to the connection cache, `Holder.lend()` makes a pair of sockets, pumps octets between
-one of them and the TLS connection, and gives the other one away. To the cache and to whoever finds
-it there, that end is a connection in the clear like any other; it may be given back and found
-again, and nobody ever pumps into a pump. When the process that lent a connection finds it itself,
-`reclaim()` takes the pump out again.
+when it goes to the connection cache, `Holder.lend()` makes a pair of sockets and gives one of them
+away. To the cache and to whoever finds it there, that end is a connection in the clear like any
+other; it may be given back and found again. As soon as anybody says something on it, two tasks pump
+octets between the other socket of the pair and the TLS connection; they stay until it ends, and
+nobody ever pumps into a pump. Until then the connection only rests, one epoll object watches all
+that do, and `reclaim()` gives it back to the process that lent it, if that is who finds it.
 
 Who holds the end may send and read mail, just as with a connection in the clear, and for the same
 users. What was said before stays unreadable to them.
 
-| what happens                     | what comes of it                                            |
-|----------------------------------|----------------------------------------------------------------|
-| the user closes its end, or dies | close_notify, and the connection is closed                  |
-| the server closes, or fails      | what it said is passed on, then the end closes; the user    |
-|                                  | treats that as it treats any connection that was lost       |
-| one side does not read           | the other one is read no further than one buffer            |
-| this process dies                | its ends close; so does the server's connection             |
+| what happens                     | what comes of it                                              |
+|----------------------------------|---------------------------------------------------------------|
+| the user closes its end, or dies | close_notify, and the connection is closed                    |
+| the server closes, or fails      | what it said is passed on, then the end closes; the user      |
+|                                  | treats that as it treats any connection that was lost         |
+| one side does not read           | the other one is read no further than one buffer              |
+| this process dies                | its ends close; so does the server's connection               |
 
-Start at `_pump`.
+Start at `Holder.lend`.
 """
 
 import select
 import socket
 import struct
 import traceback
+from collections.abc import Awaitable, Callable
 from enum import Enum
 from os import getpid
 from typing import Final
 
 import trio
 
-from worker.network.socket_stream import EagerStream
+from worker.network.socket_stream import EagerStream, QuickStream
 from worker.status.events import Emit, Noted, UnexpectedError
+from worker.tls.stream import TlsStream
 
 BUFFER_SIZE: Final = 65_536  # octets under way in one direction of one connection
 GOODBYE_LIMIT: Final = 1.0  # seconds for QUIT and close_notify, which nobody waits for an answer to
@@ -46,39 +49,34 @@ class LendError(Exception):
 
 
 class End(Enum):
-    """Why a pump stopped."""
+    """Why nobody can use a lent connection any more."""
 
     USER = "the user closed its end"
-    PEER = "the server closed the connection"
+    SERVER = "the server closed the connection"
     BROKEN = "the connection failed"
     RETIRED = "nobody had used it when we retired"
-    RECLAIMED = "we found it ourselves"
 
 
 class _Lent:
     """A connection that is lent, and the state of its pump."""
 
-    def __init__(self, number: int, stream: EagerStream, peer: str, near: socket.socket) -> None:
+    def __init__(
+        self, number: int, cookie: int, near: socket.socket, stream: EagerStream, peer: str
+    ) -> None:
         self.name = f"{getpid()}.{number}"  # in the log
+        self.cookie = cookie  # of the end that travels
+        self.near = near  # our end
         self.stream = stream
         self.peer = peer
-        self.near = near  # our end of the pair, non-blocking
-        self.scope = trio.CancelScope()  # of the pump
-        self.end: End | None = None  # None: it runs
-        self.stopped = trio.Event()
         self.used = False  # the user has said something
-        self.replies = 0  # buffers that came from the server
-        self.sending = 0  # directions, of two, that hold octets which their reader has not taken
-
-    @property
-    def at_rest(self) -> bool:
-        """Nothing is under way, in the pump or to it from the user; nobody has closed."""
-        return self.end is None and not self.sending and not _readable(self.near)
+        self.end: End | None = None  # None: it can be used
+        self.pumping: list[trio.CancelScope] = []  # of the directions that run
 
     def stop(self, why: End) -> None:
         """End the pump where it waits. The first reason stands."""
         self.end = self.end or why
-        self.scope.cancel()
+        for scope in self.pumping:
+            scope.cancel()
 
 
 class Holder:
@@ -87,8 +85,9 @@ class Holder:
     def __init__(self, emit: Emit) -> None:
         self._emit = emit
         self._nursery: trio.Nursery | None = None  # None: not running
-        self._retired = trio.Event()
+        self._lending = trio.CancelScope()  # cancelled: we lend no more
         self._lent: dict[int, _Lent] = {}  # by the cookie of the end that travels
+        self._resting = _Resting()
         self._count = 0
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -98,11 +97,20 @@ class Holder:
         end of one must not end what it has lent.
         """
         try:
-            async with trio.open_nursery() as self._nursery:
-                task_status.started()
-                await self._retired.wait()
+            with self._resting:
+                async with trio.open_nursery() as self._nursery:
+                    task_status.started()
+                    with self._lending:
+                        while True:
+                            for lent in await self._resting.disturbed():
+                                self._pump(lent)
         finally:
             self._nursery = None
+            with trio.CancelScope(shield=True):  # to close by force takes no time
+                for lent in self._lent.values():
+                    lent.near.close()
+                    await trio.aclose_forcefully(lent.stream)
+                self._lent.clear()
 
     @property
     def lent(self) -> int:
@@ -120,73 +128,95 @@ class Holder:
         `stream` is the holder's from now on. The caller has seen that the server owes no reply and
         that the stream is quiet. `peer`: `host[address]`, for the log. Raises LendError.
         """
-        if self._nursery is None or self._retired.is_set():
+        if self._nursery is None or self._lending.cancel_called:
             raise LendError("this process takes no more connections to hold")
+        self._count += 1
         try:
             near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         except OSError as exc:
             raise LendError(f"cannot make a pair of sockets: {exc.strerror}") from exc
         near.setblocking(False)  # noqa: FBT003  # its parameter has no name
-        self._count += 1
-        lent = _Lent(self._count, stream, peer, near)
         cookie = _cookie(far) or -self._count  # without one it cannot be reclaimed
+        lent = _Lent(self._count, cookie, near, stream, peer)
         self._lent[cookie] = lent
-        self._nursery.start_soon(self._pump, cookie, lent)
+        if not self._resting.add(lent):
+            self._pump(lent)
         return far
 
-    async def reclaim(self, end: socket.socket) -> EagerStream | None:
-        """The stream that was lent as `end`, without its pump; it is the caller's, `end` is closed.
+    def reclaim(self, end: socket.socket) -> EagerStream | None:
+        """The stream that was lent as `end`; it is the caller's, and `end` is closed.
 
-        None: `end` is not ours, or something is under way between the two, and the caller goes on
-        with `end` as anybody else would. Not more than a task switch or two.
+        None: `end` is not ours, or somebody has said something on it, and the caller goes on with
+        it as anybody else would.
         """
         lent = self._lent.get(_cookie(end))
-        # While our end of the pair is quiet the other end lives, so it is this one.
-        if lent is None or not lent.at_rest or _readable(end):
+        if lent is None or not self._resting.remove(lent):
             return None
-        replies = lent.replies
-        lent.stop(End.RECLAIMED)
-        with trio.CancelScope(shield=True):  # it waits for nothing but its turn
-            await lent.stopped.wait()
-        if lent.end is not End.RECLAIMED:
+        if _readable(lent.near) or _readable(end):  # in this moment
+            self._pump(lent)
             return None
+        del self._lent[lent.cookie]
+        lent.near.close()
         end.close()
-        if lent.replies != replies:
-            # The server spoke, or closed, in that very moment; what it said has gone with the pair.
-            await trio.aclose_forcefully(lent.stream)
         return lent.stream
 
     def retire(self) -> None:
-        """Lend nothing more; say QUIT to whom nobody talks; run() ends when all are closed.
+        """Lend nothing more; say QUIT where nobody else does; run() ends when all are closed.
 
-        Connections in use stay: the deadline of run()'s caller bounds them.
+        Connections that were used stay: the deadline of run()'s caller bounds them. One that was
+        given back is not told from one in use; its time in the cache is short, and ends it.
         """
-        self._retired.set()
-        for lent in self._lent.values():
-            # One that was used and given back is not told from one in use. Its time in the cache
-            # is short, and ends it.
-            if not lent.used and lent.at_rest:
-                lent.stop(End.RETIRED)
+        self._lending.cancel()
+        for lent in list(self._lent.values()):
+            if not self._resting.remove(lent):
+                continue
+            if _readable(lent.near):
+                self._pump(lent)  # somebody speaks in this moment
+            else:
+                assert self._nursery is not None  # who rests was lent by us while we ran
+                lent.end = End.RETIRED
+                self._nursery.start_soon(self._finish, lent)
+
+    async def _finish(self, lent: _Lent) -> None:
+        """Close it at both ends, politely where that is still possible."""
+        del self._lent[lent.cookie]
+        # The user first: he shall not take the time of our goodbye for the server's.
+        lent.near.close()
+        stream = lent.stream
+        try:
+            with trio.move_on_after(GOODBYE_LIMIT):
+                if lent.end is End.RETIRED:
+                    await stream.send_all(QUIT)
+                await stream.aclose()
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            pass
+        finally:
+            await trio.aclose_forcefully(stream)
 
     # --- the pump -------------------------------------------------------------------------------
 
-    async def _pump(self, cookie: int, lent: _Lent) -> None:
-        """Pass octets on in both directions until one side ends, then end the other one."""
+    def _pump(self, lent: _Lent) -> None:
+        """Pass octets on in both directions until either of them ends."""
+        assert self._nursery is not None
+        lent.pumping = [trio.CancelScope(), trio.CancelScope()]
+        for scope, way in zip(lent.pumping, (self._commands, self._replies), strict=True):
+            self._nursery.start_soon(self._one_way, lent, scope, way)
+
+    async def _one_way(
+        self, lent: _Lent, scope: trio.CancelScope, way: Callable[[_Lent], Awaitable[None]]
+    ) -> None:
+        """One direction of it; the second one to end clears up."""
         try:
-            with lent.scope:
-                async with trio.open_nursery() as nursery:
-                    nursery.start_soon(self._replies, lent)
-                    await self._commands(lent)
+            with scope:
+                await way(lent)
         except Exception as exc:  # noqa: BLE001  # a bug costs this connection, not all of them
-            lent.end = End.BROKEN
             text = "".join(traceback.format_exception(exc))
             self._emit(UnexpectedError(f"lending a connection to {lent.peer}", text))
+            lent.stop(End.BROKEN)
         finally:
-            del self._lent[cookie]
-            lent.near.close()
-            lent.stopped.set()
-            if lent.end is not End.RECLAIMED:
-                await _close(lent)
+            lent.pumping.remove(scope)
+            if not lent.pumping:
+                await self._finish(lent)
 
     async def _commands(self, lent: _Lent) -> None:
         """From the user to the server."""
@@ -194,29 +224,25 @@ class Holder:
         turns = 0
         while True:
             await trio.lowlevel.wait_readable(near)
-            while lent.end is None:
+            size = BUFFER_SIZE
+            while size == BUFFER_SIZE:  # less was all there is: the rest is a reply away
                 try:
                     data = near.recv(BUFFER_SIZE)
                 except BlockingIOError:
                     break
                 except OSError:  # it was closed, and what we had sent there not read
                     data = b""
-                if not data:
+                size = len(data)
+                if not size:
                     lent.stop(End.USER)
                     return
                 lent.used = True
-                lent.sending += 1
                 try:
                     await stream.send_all(data)
                 except (trio.BrokenResourceError, trio.ClosedResourceError) as exc:
                     self._failed(lent, exc)
                     return
-                lent.sending -= 1
-                turns = (turns + 1) % TURNS
-                if not turns:
-                    await trio.lowlevel.checkpoint()
-                if len(data) < BUFFER_SIZE:
-                    break  # that was all: the rest, if any, is a reply away
+                turns = await _yield_sometimes(turns)
 
     async def _replies(self, lent: _Lent) -> None:
         """From the server to the user."""
@@ -228,25 +254,71 @@ class Holder:
             except (trio.BrokenResourceError, trio.ClosedResourceError) as exc:
                 self._failed(lent, exc)
                 return
-            lent.replies += 1
             if not data:
-                lent.stop(End.PEER)
+                lent.stop(End.SERVER)
                 return
-            lent.sending += 1
             try:
                 await _send(near, data)
             except OSError:
                 lent.stop(End.USER)
                 return
-            lent.sending -= 1
-            turns = (turns + 1) % TURNS
-            if not turns:
-                await trio.lowlevel.checkpoint()
+            turns = await _yield_sometimes(turns)
 
     def _failed(self, lent: _Lent, error: Exception) -> None:
-        if lent.end is None:
-            self._emit(Noted(f"lent connection {lent.name} to {lent.peer}: {error}"))
+        self._emit(Noted(f"lent connection {lent.name} to {lent.peer}: {error}"))
         lent.stop(End.BROKEN)
+
+
+class _Resting:
+    """Connections on which nobody has said anything, and which of them somebody does."""
+
+    def __init__(self) -> None:
+        self._epoll: select.epoll | None = None
+        self._lent: dict[int, _Lent] = {}  # by both descriptors of each
+
+    def __enter__(self) -> None:
+        self._epoll = select.epoll()
+
+    def __exit__(self, *_: object) -> None:
+        assert self._epoll is not None
+        self._epoll.close()
+        self._lent.clear()
+
+    def add(self, lent: _Lent) -> bool:
+        """Watch it; False: that cannot be done, as there is no socket to watch."""
+        server = _socket_of(lent.stream)
+        if self._epoll is None or server is None:
+            return False
+        for sock in (lent.near, server):
+            self._epoll.register(sock, select.EPOLLIN)
+            self._lent[sock.fileno()] = lent
+        return True
+
+    def remove(self, lent: _Lent) -> bool:
+        """Watch it no more; False: it was not watched."""
+        server = _socket_of(lent.stream)
+        if self._epoll is None or server is None or lent.near.fileno() not in self._lent:
+            return False
+        for sock in (lent.near, server):
+            self._epoll.unregister(sock)
+            del self._lent[sock.fileno()]
+        return True
+
+    async def disturbed(self) -> list[_Lent]:
+        """Wait until there are some that have to be read, or have ended; they are removed."""
+        assert self._epoll is not None
+        await trio.lowlevel.wait_readable(self._epoll.fileno())
+        found = {self._lent[fd] for fd, _ in self._epoll.poll(0)}
+        for lent in found:
+            self.remove(lent)
+        return list(found)
+
+
+def _socket_of(stream: trio.abc.Stream) -> socket.socket | None:
+    """The socket that the peer's octets come from, if there is one."""
+    if isinstance(stream, TlsStream):
+        stream = stream.transport
+    return stream.socket if isinstance(stream, QuickStream) else None
 
 
 async def _send(sock: socket.socket, data: bytes | bytearray) -> None:
@@ -263,18 +335,12 @@ async def _send(sock: socket.socket, data: bytes | bytearray) -> None:
             unsent = memoryview(unsent)[sent:]
 
 
-async def _close(lent: _Lent) -> None:
-    """End the connection with the server, politely where that is still possible."""
-    stream = lent.stream
-    try:
-        with trio.move_on_after(GOODBYE_LIMIT):
-            if lent.end is End.RETIRED:
-                await stream.send_all(QUIT)
-            await stream.aclose()
-    except (trio.BrokenResourceError, trio.ClosedResourceError):
-        pass
-    finally:
-        await trio.aclose_forcefully(stream)
+async def _yield_sometimes(turns: int) -> int:
+    """Let others run once in TURNS buffers, as nothing else does while all are ready."""
+    if turns + 1 < TURNS:
+        return turns + 1
+    await trio.lowlevel.checkpoint()
+    return 0
 
 
 def _readable(sock: socket.socket) -> bool:

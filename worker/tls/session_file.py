@@ -173,21 +173,22 @@ class SessionFile:
 
 
 def _claim(path: Path) -> None:
-    """Make sure that the file is there, and that it is ours alone. Raises OSError."""
+    """Make sure that the file is there, and that it is ours alone. Raises OSError.
+
+    A file that is there is never opened here: SQLite may have it open in this process, and to close
+    any other descriptor of it would give up SQLite's locks on it (fcntl(2)).
+    """
     folder = path.parent.stat()
     if folder.st_uid not in {0, os.geteuid()} or folder.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         raise PermissionError(f"other users may write to the directory {path.parent}")
-    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-    fd = os.open(path, flags, 0o600)
-    try:
-        found = os.fstat(fd)
-        if not stat.S_ISREG(found.st_mode) or found.st_nlink != 1:
-            raise PermissionError("not a plain file of its own")
-        if found.st_uid != os.geteuid():
-            raise PermissionError("it belongs to another user")
-        os.fchmod(fd, 0o600)  # the files that SQLite puts beside it get the same
-    finally:
-        os.close(fd)
+    with suppress(FileExistsError):
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+    found = path.lstat()
+    if not stat.S_ISREG(found.st_mode) or found.st_nlink != 1:
+        raise PermissionError("not a plain file of its own")
+    if found.st_uid != os.geteuid():
+        raise PermissionError("it belongs to another user")
+    path.chmod(0o600)  # the files that SQLite puts beside it get the same
 
 
 def _remove(path: Path) -> None:
