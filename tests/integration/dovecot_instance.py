@@ -84,13 +84,15 @@ class DovecotError(Exception):
 class DovecotInstance:
     """One Dovecot, from entering the context to leaving it."""
 
-    def __init__(self) -> None:
+    def __init__(self, extra: str = "") -> None:
+        """`extra`: configuration on top of ours; {directory} and {user} are filled in."""
         # Not pytest's tmp_path: nobody may enter that, and a socket's name there is too long.
         self.directory = Path(tempfile.mkdtemp(prefix="dovecot-"))
         self.port = free_port()
         self.socket = self.directory / "lmtp"
         self.log: list[str] = []  # what it said so far
         self._spoke = threading.Event()
+        self._extra = extra
         self._process: subprocess.Popen[bytes] | None = None
         self._reader: threading.Thread | None = None
 
@@ -134,7 +136,7 @@ class DovecotInstance:
         if os.geteuid() == 0:
             os.chown(mail, account.pw_uid, account.pw_gid)
         config.write_text(
-            CONFIG.format(
+            (CONFIG + self._extra).format(
                 directory=self.directory,
                 port=self.port,
                 user=account.pw_name,
