@@ -15,19 +15,18 @@ from itertools import product
 import pytest
 import trio
 from trio.testing import MockClock, trio_test
+from worker.delivery.security import SecurityRules
 
 from protocol.outcome import Action, DeliveryResult
 from protocol.request import Protocol
 from tests.cancel_everywhere import cancel_everywhere
 from tests.integration.pki import HOST, Pki
-from tests.worker.memory_line import MemoryStream
 from tests.worker.peer import Fault, Peer, Phase
 from tests.worker.test_deliver_faults import BrokenPeer, Damage
 from tests.worker.tls_server import Break, Harm, ServerTls, server_context
 from tests.worker.world import World, make_request
 from worker.config.config import Config
 from worker.content import InlineContent
-from worker.delivery.security import SecurityRules
 from worker.environment import make_rules
 from worker.status.events import Event, UnexpectedError
 
@@ -218,7 +217,7 @@ async def test_a_session_that_breaks_inside_tls_is_a_lost_connection(
     (outcome,) = (await deliver(make_world(rules, "verify", peer))).outcomes
     assert (outcome.action, outcome.dsn) == (Action.DEFERRED, "4.4.2")
     said = "timed out" if fault is Fault.SILENCE else "lost connection"
-    assert f"with mx1.example.com[192.0.2.1] " in outcome.reason
+    assert "with mx1.example.com[192.0.2.1] " in outcome.reason
     assert said in outcome.reason
     assert not outcome.in_doubt
     assert SECRET not in peer.heard
