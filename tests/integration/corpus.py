@@ -82,7 +82,7 @@ def write_corpus(directory: Path) -> dict[str, Path]:
     return files
 
 
-def deliver_corpus(files: Mapping[str, Path], nexthop: str, protocol: str) -> None:
+def deliver_corpus(files: Mapping[str, Path], nexthop: str, protocol: str, *options: str) -> None:
     """Each message with `postrio deliver`, to its name at RECIPIENT_DOMAIN. All must be sent.
 
     In this process: the command's own, but for the start of an interpreter for each message.
@@ -90,12 +90,20 @@ def deliver_corpus(files: Mapping[str, Path], nexthop: str, protocol: str) -> No
     for name, file in files.items():
         arguments = ["deliver", str(file), "--sender", SENDER, "--nexthop", nexthop]
         arguments += ["--recipient", f"{name}@{RECIPIENT_DOMAIN}", "--protocol", protocol]
+        arguments += options
         assert invoke(arguments) == 0, name
 
 
-async def queue_corpus(files: Mapping[str, Path], directory: Path, transport: str) -> None:
+async def queue_corpus(
+    files: Mapping[str, Path],
+    directory: Path,
+    transport: str,
+    main_cf: Mapping[str, str] | None = None,
+) -> None:
     """Each message with `postrio send`, through one node; returns when all have left its queue."""
-    async with Node(directory, {**SIZE_LIMIT, "default_transport": transport}) as node:
+    async with Node(
+        directory, {**SIZE_LIMIT, "default_transport": transport, **(main_cf or {})}
+    ) as node:
         for name, file in files.items():
             arguments = ["send", "-c", str(node.main_cf), "--message", str(file)]
             arguments += ["--sender", SENDER, f"{name}@{RECIPIENT_DOMAIN}"]

@@ -84,8 +84,10 @@ class DovecotError(Exception):
 class DovecotInstance:
     """One Dovecot, from entering the context to leaving it."""
 
-    def __init__(self, config: str = CONFIG) -> None:
-        """`config`: a template of dovecot.conf, with the fields that CONFIG has."""
+    def __init__(self, extra: str = "", *, config: str = CONFIG) -> None:
+        """`config`: a template of dovecot.conf, with the fields that CONFIG has, and `extra` at its
+        end.
+        """
         self._config = config
         # Not pytest's tmp_path: nobody may enter that, and a socket's name there is too long.
         self.directory = Path(tempfile.mkdtemp(prefix="dovecot-"))
@@ -93,6 +95,7 @@ class DovecotInstance:
         self.socket = self.directory / "lmtp"
         self.log: list[str] = []  # what it said so far
         self._spoke = threading.Event()
+        self._extra = extra
         self._process: subprocess.Popen[bytes] | None = None
         self._reader: threading.Thread | None = None
 
@@ -136,7 +139,7 @@ class DovecotInstance:
         if os.geteuid() == 0:
             os.chown(mail, account.pw_uid, account.pw_gid)
         config.write_text(
-            self._config.format(
+            (self._config + self._extra).format(
                 directory=self.directory,
                 port=self.port,
                 user=account.pw_name,

@@ -125,7 +125,7 @@ def introspection() -> Iterator[int]:
 @pytest.fixture(scope="module")
 def postfix(introspection: int) -> Iterator[PostfixInstance]:
     """A Postfix that lets in whom Dovecot knows."""
-    dovecot = DovecotInstance(CONFIG)
+    dovecot = DovecotInstance(config=CONFIG)
     (dovecot.directory / "oauth2.conf").write_text(OAUTH2.format(port=introspection))
     lines = [f"{name}:{{PLAIN.b64}}{b64encode(PASSWORD.encode()).decode()}\n" for name in USERS]
     lines += [f"{name.lower()}:{_stored(name)}\n" for name in SCRAM]

@@ -9,6 +9,7 @@ in the environment that a configuration makes (`attempt`).
 import os
 import random
 import re
+import socket
 import subprocess
 import threading
 import time
@@ -27,6 +28,7 @@ from bench.dns_zone import Zone
 from bench.postfix_instance import free_port
 from protocol.outcome import RecipientOutcome
 from protocol.request import DeliveryRequest, Protocol, Recipient
+from tests.integration import pki
 from tests.integration.peers import find_program
 from tests.integration.pki import Leaf
 from tests.worker.peer import Peer
@@ -35,8 +37,12 @@ from worker.content import InlineContent
 from worker.delivery.deliver import Environment, deliver
 from worker.delivery.slot import DeliverySlot
 from worker.environment import make_environment
+from worker.network.socket_stream import QuickStream
 from worker.status.events import Event
 from worker.status.log import render
+from worker.tls.handshake import TlsEngine
+from worker.tls.policy import TlsPolicy
+from worker.tls.stream import TlsStream
 
 HOST: Final = "127.0.0.1"
 CONTENT: Final = b"Subject: hello\r\n\r\nworld\r\n"
@@ -134,6 +140,23 @@ async def named() -> AsyncIterator[str]:
         nursery.cancel_scope.cancel()
 
 
+@asynccontextmanager
+async def shaken(
+    engine: TlsEngine, port: int, policy: TlsPolicy, *, nexthop: str = "good.example"
+) -> AsyncIterator[TlsStream]:
+    """A TLS connection to a server on loopback, from the first octet. Raises HandshakeError."""
+    sock = await trio.to_thread.run_sync(socket.create_connection, (HOST, port))
+    transport = QuickStream(sock)
+    try:
+        stream = await engine.handshake(
+            transport, policy, host=pki.HOST, address=HOST, port=port, nexthop=nexthop
+        )
+        yield stream
+        await stream.aclose()
+    finally:
+        await trio.aclose_forcefully(transport)
+
+
 # --- programs -----------------------------------------------------------------------------------
 
 
@@ -188,12 +211,14 @@ class _Program:
         """All that it printed so far."""
         return self._said.decode(errors="replace")
 
-    def wait_until(self, pattern: re.Pattern[str], *, ready: bool = False) -> "re.Match[str]":
-        """Block until it has printed that. Raises ProgramError with what it did print."""
+    def wait_until(
+        self, pattern: re.Pattern[str], *, start: int = 0, ready: bool = False
+    ) -> "re.Match[str]":
+        """Block until it has printed that, from `start` on. Raises ProgramError with all of it."""
         with self._news:
             deadline = time.monotonic() + START_LIMIT
             while True:
-                match = pattern.search(self.said)
+                match = pattern.search(self.said, start)
                 if match is not None and (not ready or self._ready(self.said)):
                     return match
                 left = deadline - time.monotonic()
@@ -224,23 +249,29 @@ class _Program:
 
 
 class OpensslServer(_Program):
-    """`openssl s_server -starttls smtp`: of SMTP it knows no more than the way to the handshake.
+    """`openssl s_server`: prints what it hears, and says what it is told to.
 
-    What follows the handshake is printed, and what we say on its standard input is sent. `options`
-    as for the command (-tls1_2, -cipher, -Verify 1, -no_ticket ...).
+    `options` as for the command (-tls1_2, -cipher, -Verify 1, -no_ticket ...).
     """
 
-    def __init__(self, leaf: Leaf, *options: str | Path, starttls: bool = True) -> None:
+    def __init__(self, leaf: Leaf, *options: str | Path) -> None:
         super().__init__()
         self._leaf = leaf
-        self._options = (*options, *(("-starttls", "smtp") if starttls else ()))
+        self._options = options
 
     def say(self, *lines: str) -> None:
-        """Send lines to whoever is connected."""
+        """Send lines to whoever is connected; "K" alone asks for new keys of both sides."""
         assert self._process is not None
         assert self._process.stdin is not None
         self._process.stdin.write("".join(f"{line}\n" for line in lines).encode())
         self._process.stdin.flush()
+
+    def talk(self, script: Sequence[tuple[str, Sequence[str]]]) -> None:
+        """Wait for one pattern after another, and answer each with its lines. Blocks."""
+        place = 0
+        for pattern, lines in script:
+            place = self.wait_until(re.compile(pattern), start=place).end()
+            self.say(*lines)
 
     def _command(self) -> Sequence[str | Path]:
         certificate = ("-cert", self._leaf.chain, "-cert_chain", self._leaf.chain)
