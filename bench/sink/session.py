@@ -42,6 +42,7 @@ class Session:
 
     __slots__ = (
         "_behaviour",
+        "_brought",
         "_client",
         "_connection",
         "_content",
@@ -80,6 +81,7 @@ class Session:
         self._content: _Content | None = None  # between the 354 and the final dot
         self._helo = ""
         self._transactions = 0
+        self._brought = False  # a message that was taken
         self._reset()
         self._connection, refusal = sink.open(client)
         if refusal:
@@ -387,6 +389,11 @@ class Session:
         """Count the message, and record it if anybody wants to know."""
         sink = self._sink
         sink.counters.take(len(recipients), content.size, sink.clock())
+        if sink.count is not None:
+            sink.count.add()
+            if not self._brought:
+                self._brought = True
+                sink.count.add_connection()
         if sink.take is None or not isinstance(content, _RecordedContent):
             return
         received = Received(

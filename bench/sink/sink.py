@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from random import Random
 
 from bench.sink.behaviour import Behaviour, Phase
+from bench.sink.count import CountFile
 from bench.sink.counters import Counters
 from bench.sink.limits import ClientCounts, Greylist
 from bench.sink.record import Take
@@ -27,6 +28,7 @@ class Sink:
     behaviour: Behaviour = field(default_factory=Behaviour)
     name: str = "sink"
     take: Take | None = None  # None: contents are not even digested
+    count: CountFile | None = None  # for who watches
     keep: bool = False  # hand the content to `take`, not only its digest
     clock: Callable[[], float] = time.monotonic  # seconds; trio's in the lane that waits by it
     random: Random = field(default_factory=Random)

@@ -24,6 +24,7 @@ from typing import cast
 import pytest
 
 from bench.sink.behaviour import Behaviour
+from bench.sink.count import read_count
 from bench.sink.counters import Counters, report
 from bench.sink.listen import Listen, open_listener
 from bench.sink.plain_lane import READ_SIZE, PlainLane
@@ -321,6 +322,26 @@ def test_the_report_and_the_record_agree_with_what_was_sent(
     assert parsed["processes"] == (3 if "--processes" in more else 1)
 
 
+@pytest.mark.parametrize("more", [[], ["--processes", "3"], ["--behaviour", "rtt=0.001"]])
+def test_who_looks_at_the_count_knows_each_message_when_its_reply_is_there(
+    tmp_path: Path, more: list[str]
+) -> None:
+    path = tmp_path / "count"
+    with command("--listen", "127.0.0.1:0", "--count", str(path), *more) as process:
+        port = ports(process, 1)[0]
+        assert read_count(path) == (0, 0)
+        connect(port).close()  # one that brings nothing
+        for number in range(1, 9):
+            with smtplib.SMTP("127.0.0.1", port, timeout=LIMIT) as client:
+                client.sendmail("a@x", ["b@x"], b"x")
+                assert read_count(path) == (2 * number - 1, number)
+                client.sendmail("a@x", ["b@x", "c@x"], b"x")
+                assert read_count(path) == (2 * number, number)
+        process.send_signal(signal.SIGTERM)
+        assert ended(process)[::2] == (0, "")
+    assert read_count(path) == (16, 8)
+
+
 def children(pid: int) -> list[int]:
     """Process ids of its children."""
     return [int(one) for one in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
@@ -390,6 +411,8 @@ def test_clients_beyond_the_descriptors_wait_for_their_turn() -> None:
         (["--scenario", "/dev/null"], os.EX_USAGE, "nowhere to listen"),
         (["--scenario", "pyproject.toml"], os.EX_CONFIG, "pyproject.toml: 'build-system' is unk"),
         (["--listen", "127.0.0.1:0", "--record", "/none/x"], os.EX_CANTCREAT, "/none/x: No such"),
+        (["--listen", "127.0.0.1:0", "--count", "/none/x"], os.EX_CANTCREAT, "/none/x: No such"),
+        (["--listen", "127.0.0.1:0", "--count", "/dev/full"], os.EX_OSERR, "full: cannot count: "),
         (["--listen", "127.0.0.1:0", "--json", "/none/x"], os.EX_CANTCREAT, "/none/x: No such"),
         (["--listen", "127.0.0.1:0", "--dump"], os.EX_USAGE, "--record FILE"),
         (["--listen", "unix:/dev/null"], os.EX_OSERR, "/dev/null: this is somebody's file"),
