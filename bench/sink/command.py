@@ -18,6 +18,7 @@ import click
 import trio
 
 from bench.sink.behaviour import BehaviourError, Phase
+from bench.sink.certificate import server_context
 from bench.sink.count import CountFile
 from bench.sink.counters import Counters, report
 from bench.sink.listen import Listen, Listener, open_listeners, parse_listen
@@ -201,7 +202,19 @@ def _options(addresses: Sequence[str], scenario_path: Path | None, words: Sequen
         raise CommandError(
             "nowhere to listen: --listen ADDRESS:PORT, or a [[listener]] in --scenario", os.EX_USAGE
         )
+    for listen in listens:
+        _check_certificate(listen)
     return Options(listens=listens, seed=seed, record=None, count=None, dump=False, processes=1)
+
+
+def _check_certificate(listen: Listen) -> None:
+    """Make what handshakes need now, for all processes. Raises CommandError."""
+    try:
+        server_context(listen.behaviour)
+    except BehaviourError as exc:
+        raise CommandError(f"{listen.name}: {exc}", os.EX_DATAERR) from exc
+    except OSError as exc:
+        raise CommandError(f"{listen.name}: {exc.filename}: {exc.strerror}", os.EX_NOINPUT) from exc
 
 
 def serve(options: Options) -> Any:

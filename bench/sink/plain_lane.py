@@ -11,7 +11,9 @@ is not read from.
 import errno
 import select
 import socket
-from collections.abc import Sequence
+import ssl
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Final
 
 from bench.sink.session import Session
@@ -24,14 +26,19 @@ ACCEPT: Final = select.EPOLLIN | select.EPOLLEXCLUSIVE
 
 
 class _Connection:
-    """One client: its socket, its session, and what it has not taken yet."""
+    """One client: its socket, its session, what it has not taken yet, and what an event means."""
 
-    __slots__ = ("session", "sock", "unsent")
+    __slots__ = ("session", "sink", "sock", "step", "unsent")
 
-    def __init__(self, sock: socket.socket, session: Session) -> None:
+    def __init__(self, sock: socket.socket, session: Session, sink: Sink, step: "Step") -> None:
         self.sock = sock
         self.session = session
+        self.sink = sink
+        self.step = step
         self.unsent = memoryview(b"")
+
+
+Step = Callable[[_Connection], None]
 
 
 class PlainLane:
@@ -74,16 +81,15 @@ class PlainLane:
                     # An event of a connection that was closed a moment ago has no listener.
                     if fd in self._listeners:
                         self._accept(fd)
-                elif connection.unsent:
-                    self._send_rest(connection)
                 else:
-                    self._receive(connection)
+                    connection.step(connection)
 
     def _receive(self, connection: _Connection) -> None:
         """One read, and the replies to it."""
         try:
+            # Of TLS it is a whole record, so nothing stays behind that epoll does not know of.
             data = connection.sock.recv(READ_SIZE)
-        except BlockingIOError:
+        except (BlockingIOError, ssl.SSLWantReadError):
             return
         except OSError:  # a client that vanished is no error
             data = b""
@@ -99,22 +105,23 @@ class PlainLane:
         if wire := session.take():
             try:
                 sent = connection.sock.send(wire)
-            except BlockingIOError:
+            except (BlockingIOError, ssl.SSLWantWriteError):
                 sent = 0
             except OSError:
                 self._drop(connection)
                 return
             if sent < len(wire):
                 connection.unsent = memoryview(wire)[sent:]
+                connection.step = self._send_rest
                 self._epoll.modify(connection.sock, select.EPOLLOUT)
                 return
         if session.closing:
-            self._drop(connection)
+            self._end(connection)
 
     def _send_rest(self, connection: _Connection) -> None:
         try:
             sent = connection.sock.send(connection.unsent)
-        except BlockingIOError:
+        except (BlockingIOError, ssl.SSLWantWriteError):
             return
         except OSError:
             self._drop(connection)
@@ -122,10 +129,49 @@ class PlainLane:
         connection.unsent = connection.unsent[sent:]
         if connection.unsent:
             return
+        connection.step = self._receive
+        self._epoll.modify(connection.sock, select.EPOLLIN)
         if connection.session.closing:
+            self._end(connection)
+
+    def _end(self, connection: _Connection) -> None:
+        """All is said: TLS begins, or the connection is closed."""
+        if connection.session.upgrading:
+            self._begin_tls(connection)
+        else:
+            self._drop(connection)
+
+    def _begin_tls(self, connection: _Connection) -> None:
+        fd = connection.sock.fileno()
+        context = connection.sink.context
+        assert context is not None  # or the session would have none
+        try:
+            connection.sock = context.wrap_socket(
+                connection.sock, server_side=True, do_handshake_on_connect=False
+            )
+        except OSError:  # the client has gone, and with it the socket
+            self._forget(connection, fd)
+            return
+        connection.step = self._handshake
+        self._handshake(connection)
+
+    def _handshake(self, connection: _Connection) -> None:
+        """Go on with it, as far as it gets."""
+        sock = connection.sock
+        assert isinstance(sock, ssl.SSLSocket)
+        try:
+            sock.do_handshake()
+        except ssl.SSLWantReadError:
+            self._epoll.modify(sock, select.EPOLLIN)
+        except ssl.SSLWantWriteError:
+            self._epoll.modify(sock, select.EPOLLOUT)
+        except OSError:  # whatever is wrong: the alert that says so is on its way
             self._drop(connection)
         else:
-            self._epoll.modify(connection.sock, select.EPOLLIN)
+            self._epoll.modify(sock, select.EPOLLIN)
+            connection.step = self._receive
+            connection.session.secure(sock.version() or "", resumed=bool(sock.session_reused))
+            self._send(connection)
 
     def _accept(self, fd: int) -> None:
         """Take one connection: the next one is for whichever process comes first."""
@@ -138,10 +184,13 @@ class PlainLane:
             return  # somebody else took it, or it is gone
         sock.setblocking(False)  # noqa: FBT003  # its parameter has no name
         client = address[0] if isinstance(address, tuple) else "unix"
-        connection = _Connection(sock, Session(sink, client))
+        connection = _Connection(sock, Session(sink, client), sink, self._receive)
         self._connections[sock.fileno()] = connection
         self._epoll.register(sock, select.EPOLLIN)
-        self._send(connection)
+        if connection.session.upgrading:
+            self._begin_tls(connection)
+        else:
+            self._send(connection)
 
     def _pause(self, exc: OSError) -> None:
         """Descriptors are used up: accept again when a connection is closed. Never spin."""
@@ -154,8 +203,17 @@ class PlainLane:
 
     def _drop(self, connection: _Connection) -> None:
         """Close it; epoll forgets it by itself."""
-        del self._connections[connection.sock.fileno()]
-        connection.sock.close()
+        sock = connection.sock
+        fd = sock.fileno()
+        if isinstance(sock, ssl.SSLSocket) and connection.step != self._handshake:
+            with suppress(OSError, ValueError):
+                sock.unwrap()  # says close_notify, and does not wait for the client's
+        sock.close()
+        self._forget(connection, fd)
+
+    def _forget(self, connection: _Connection, fd: int) -> None:
+        """It is closed."""
+        del self._connections[fd]
         connection.session.end()
         if not self._accepting:
             self._accepting = True
