@@ -17,10 +17,11 @@ from typing import Any, Final
 import click
 import trio
 
-from bench.sink.behaviour import BehaviourError, Phase
+from bench.sink.behaviour import Behaviour, BehaviourError, Phase
 from bench.sink.certificate import server_context
 from bench.sink.count import CountFile
 from bench.sink.counters import Counters, report
+from bench.sink.far_lane import FarLane
 from bench.sink.listen import Listen, Listener, open_listeners, parse_listen
 from bench.sink.plain_lane import PlainLane
 from bench.sink.processes import ProcessError, StopSignals, serve_in_processes
@@ -267,7 +268,10 @@ def _serve_one(
         )
         for number, listener in enumerate(listeners)
     ]
-    if any(listener.behaviour.takes_time for listener in listeners):
+    served = [(one.socket, sink) for one, sink in zip(listeners, sinks, strict=True)]
+    if rtt := only_distance([listener.behaviour for listener in listeners]):
+        FarLane(served, stop, rtt).run()
+    elif any(listener.behaviour.takes_time for listener in listeners):
         signals.leave_to_trio()
         failure: OSError | None = None
         try:
@@ -277,9 +281,16 @@ def _serve_one(
         if failure is not None:
             raise failure
     else:
-        served = [(one.socket, sink) for one, sink in zip(listeners, sinks, strict=True)]
         PlainLane(served, stop).run()
     return {"counters": [_fields(sink.counters) for sink in sinks], "open_most": gauge.most}
+
+
+def only_distance(behaviours: Sequence[Behaviour]) -> float:
+    """The round-trip time if all have the same and nothing else takes time, else 0."""
+    first = behaviours[0].rtt
+    near = (replace(behaviour, rtt=0.0) for behaviour in behaviours)
+    plain = all(not (one.takes_time or one.starttls or one.wrapper) for one in near)
+    return first if plain and all(one.rtt == first for one in behaviours) else 0.0
 
 
 async def _serve_with_trio(

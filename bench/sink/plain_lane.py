@@ -25,10 +25,10 @@ EXHAUSTED: Final = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 ACCEPT: Final = select.EPOLLIN | select.EPOLLEXCLUSIVE
 
 
-class _Connection:
+class Connection:
     """One client: its socket, its session, what it has not taken yet, and what an event means."""
 
-    __slots__ = ("session", "sink", "sock", "step", "unsent")
+    __slots__ = ("due", "ending", "session", "sink", "sock", "step", "under_way", "unsent")
 
     def __init__(self, sock: socket.socket, session: Session, sink: Sink, step: "Step") -> None:
         self.sock = sock
@@ -36,9 +36,13 @@ class _Connection:
         self.sink = sink
         self.step = step
         self.unsent = memoryview(b"")
+        # In the far lane: how much is on its way to the client, replies and octets, and whether
+        # that is all there will be.
+        self.due = self.under_way = 0
+        self.ending = False
 
 
-Step = Callable[[_Connection], None]
+Step = Callable[[Connection], None]
 
 
 class PlainLane:
@@ -52,7 +56,7 @@ class PlainLane:
     ) -> None:
         self._listeners = {sock.fileno(): (sock, sink) for sock, sink in listeners}
         self._stop = stop
-        self._connections: dict[int, _Connection] = {}
+        self._connections: dict[int, Connection] = {}
         self._epoll = select.epoll()
         self._accepting = True
 
@@ -70,21 +74,25 @@ class PlainLane:
                     self._drop(connection)
 
     def _serve(self) -> None:
-        connections = self._connections
-        poll, stop = self._epoll.poll, frozenset(self._stop)
-        while True:
-            for fd, _ in poll():
-                connection = connections.get(fd)
-                if connection is None:
-                    if fd in stop:
-                        return
-                    # An event of a connection that was closed a moment ago has no listener.
-                    if fd in self._listeners:
-                        self._accept(fd)
-                else:
-                    connection.step(connection)
+        poll = self._epoll.poll
+        while self._take(poll()):
+            pass
 
-    def _receive(self, connection: _Connection) -> None:
+    def _take(self, events: Sequence[tuple[int, int]]) -> bool:
+        """See to what happened; False: it is time to stop."""
+        connections = self._connections
+        for fd, _ in events:
+            connection = connections.get(fd)
+            if connection is not None:
+                connection.step(connection)
+            elif fd in self._stop:
+                return False
+            # An event of a connection that was closed a moment ago has no listener.
+            elif fd in self._listeners:
+                self._accept(fd)
+        return True
+
+    def _receive(self, connection: Connection) -> None:
         """One read, and the replies to it."""
         try:
             # Of TLS it is a whole record, so nothing stays behind that epoll does not know of.
@@ -94,31 +102,35 @@ class PlainLane:
         except OSError:  # a client that vanished is no error
             data = b""
         if not data:
-            self._drop(connection)
+            self._over(connection)
             return
         connection.session.receive(data)
         self._send(connection)
 
-    def _send(self, connection: _Connection) -> None:
+    def _send(self, connection: Connection) -> None:
         """Send what is due; if the client does not take it all, wait for that and read no more."""
         session = connection.session
-        if wire := session.take():
-            try:
-                sent = connection.sock.send(wire)
-            except (BlockingIOError, ssl.SSLWantWriteError):
-                sent = 0
-            except OSError:
-                self._drop(connection)
-                return
-            if sent < len(wire):
-                connection.unsent = memoryview(wire)[sent:]
-                connection.step = self._send_rest
-                self._epoll.modify(connection.sock, select.EPOLLOUT)
-                return
-        if session.closing:
+        wire = session.take()
+        if (not wire or self._offer(connection, wire)) and session.closing:
             self._end(connection)
 
-    def _send_rest(self, connection: _Connection) -> None:
+    def _offer(self, connection: Connection, wire: bytes) -> bool:
+        """Send; False: the client does not take it all now, or has gone."""
+        try:
+            sent = connection.sock.send(wire)
+        except (BlockingIOError, ssl.SSLWantWriteError):
+            sent = 0
+        except OSError:
+            self._drop(connection)
+            return False
+        if sent < len(wire):
+            connection.unsent = memoryview(wire)[sent:]
+            connection.step = self._send_rest
+            self._epoll.modify(connection.sock, select.EPOLLOUT)
+            return False
+        return True
+
+    def _send_rest(self, connection: Connection) -> None:
         try:
             sent = connection.sock.send(connection.unsent)
         except (BlockingIOError, ssl.SSLWantWriteError):
@@ -127,21 +139,28 @@ class PlainLane:
             self._drop(connection)
             return
         connection.unsent = connection.unsent[sent:]
-        if connection.unsent:
-            return
+        if not connection.unsent:
+            self._sent(connection)
+
+    def _sent(self, connection: Connection) -> None:
+        """The client has taken all."""
         connection.step = self._receive
         self._epoll.modify(connection.sock, select.EPOLLIN)
         if connection.session.closing:
             self._end(connection)
 
-    def _end(self, connection: _Connection) -> None:
+    def _over(self, connection: Connection) -> None:
+        """The client says no more."""
+        self._drop(connection)
+
+    def _end(self, connection: Connection) -> None:
         """All is said: TLS begins, or the connection is closed."""
         if connection.session.upgrading:
             self._begin_tls(connection)
         else:
             self._drop(connection)
 
-    def _begin_tls(self, connection: _Connection) -> None:
+    def _begin_tls(self, connection: Connection) -> None:
         fd = connection.sock.fileno()
         context = connection.sink.context
         assert context is not None  # or the session would have none
@@ -155,7 +174,7 @@ class PlainLane:
         connection.step = self._handshake
         self._handshake(connection)
 
-    def _handshake(self, connection: _Connection) -> None:
+    def _handshake(self, connection: Connection) -> None:
         """Go on with it, as far as it gets."""
         sock = connection.sock
         assert isinstance(sock, ssl.SSLSocket)
@@ -184,7 +203,7 @@ class PlainLane:
             return  # somebody else took it, or it is gone
         sock.setblocking(False)  # noqa: FBT003  # its parameter has no name
         client = address[0] if isinstance(address, tuple) else "unix"
-        connection = _Connection(sock, Session(sink, client), sink, self._receive)
+        connection = Connection(sock, Session(sink, client), sink, self._receive)
         self._connections[sock.fileno()] = connection
         self._epoll.register(sock, select.EPOLLIN)
         if connection.session.upgrading:
@@ -201,7 +220,7 @@ class PlainLane:
             for fd in self._listeners:
                 self._epoll.unregister(fd)
 
-    def _drop(self, connection: _Connection) -> None:
+    def _drop(self, connection: Connection) -> None:
         """Close it; epoll forgets it by itself."""
         sock = connection.sock
         fd = sock.fileno()
@@ -211,7 +230,7 @@ class PlainLane:
         sock.close()
         self._forget(connection, fd)
 
-    def _forget(self, connection: _Connection, fd: int) -> None:
+    def _forget(self, connection: Connection, fd: int) -> None:
         """It is closed."""
         del self._connections[fd]
         connection.session.end()
