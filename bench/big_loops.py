@@ -2,7 +2,7 @@
 
 Answers for what each contender does for one message, as a program that uses it well would:
 
-- postrio: `deliver()` with a descriptor for each request, as a worker process gets it.
+- postrio: slots that get a descriptor with each request, as in a worker process.
 - aiosmtplib, smtplib: they take a message as a whole, so it is read as a whole; threads for
   smtplib.
 - bare: blocks of the file to trio's own stream, without a look at what is in them: the floor. It
@@ -15,26 +15,24 @@ JSON.
 import asyncio
 import json
 import os
-import random
 import sys
 import time
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final
 
 import trio
 
-from bench.engine_loops import HOST, RECIPIENT, SENDER, LoopError, send_with_smtplib
+from bench.engine_loops import (
+    HOST,
+    RECIPIENT,
+    SENDER,
+    LoopError,
+    deliver_all,
+    send_with_smtplib,
+)
 from bench.harness.costs import peak_memory
-from protocol.outcome import Action
-from protocol.request import DeliveryRequest, Protocol, Recipient
-from worker.config.config import Config
 from worker.content import FileContent
-from worker.delivery.deliver import deliver
-from worker.delivery.slot import DeliverySlot
-from worker.environment import make_environment
 
 BLOCK_SIZE: Final = 262_144  # octets that the bare loop reads and sends at a time
 
@@ -43,49 +41,11 @@ Loop = Callable[[int, int, int, Path], None]  # port, messages, sessions, the co
 
 def postrio(port: int, count: int, sessions: int, path: Path) -> None:
     """Our delivery engine, without queue, cache or log."""
-    trio.run(_postrio, port, count, sessions, path, path.stat().st_size)
 
+    def opened() -> FileContent:
+        return FileContent(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
 
-async def _postrio(port: int, count: int, sessions: int, path: Path, size: int) -> None:
-    settings = {"myhostname": "bench.example", "inet_protocols": "ipv4"}
-    config = Config.from_mapping({**settings, "inet_interfaces": "loopback-only"})
-    environment = make_environment(config, lambda _: None, time.time, random.Random())
-    request = DeliveryRequest(
-        queue_id="Q",
-        transport="smtp",
-        protocol=Protocol.SMTP,
-        nexthop=f"[{HOST}]:{port}",
-        sender=SENDER,
-        recipients=(Recipient(address=RECIPIENT),),
-        size=size,
-    )
-    requests = (replace(request, queue_id=f"Q{number}") for number in range(count))
-
-    async def serve() -> None:
-        waiting = deque[DeliveryRequest](maxlen=2)
-        slot = DeliverySlot(lambda: waiting[0] if waiting else None)
-        _fill(waiting, requests)
-        while waiting:
-            current = waiting.popleft()
-            _fill(waiting, requests)
-            content = FileContent(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
-            try:
-                result = await deliver(current, content, environment, slot)
-            finally:
-                content.close()
-            if result.outcomes[0].action is not Action.SENT:
-                raise LoopError(result.outcomes[0].reason)
-        await slot.release()
-
-    async with trio.open_nursery() as nursery:
-        for _ in range(sessions):
-            nursery.start_soon(serve)
-
-
-def _fill(waiting: deque[DeliveryRequest], requests: Iterator[DeliveryRequest]) -> None:
-    """Have two requests wait, as long as there are any."""
-    while len(waiting) < 2 and (request := next(requests, None)) is not None:
-        waiting.append(request)
+    trio.run(deliver_all, port, count, sessions, path.stat().st_size, opened)
 
 
 def aiosmtplib(port: int, count: int, sessions: int, path: Path) -> None:

@@ -19,6 +19,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from itertools import repeat
+from types import MappingProxyType
 from typing import Final
 
 import trio
@@ -45,26 +46,46 @@ class LoopError(Exception):
 
 def postrio(port: int, count: int, sessions: int, content: bytes) -> None:
     """Our delivery engine, without queue, cache or log."""
-    trio.run(_postrio, port, count, sessions, content)
+    trio.run(deliver_all, port, count, sessions, len(content), lambda: InlineContent(content))
 
 
-async def _postrio(port: int, count: int, sessions: int, content: bytes) -> None:
+def bench_config(parameters: Mapping[str, str] = MappingProxyType({})) -> Config:
+    """Of an engine here: `parameters`, and what makes it independent of the machine."""
     settings = {"myhostname": "bench.example", "inet_protocols": "ipv4"}
-    config = Config.from_mapping({**settings, "inet_interfaces": "loopback-only"})
-    environment = make_environment(config, lambda _: None, time.time, random.Random())
-    request = DeliveryRequest(
+    return Config.from_mapping({**settings, "inet_interfaces": "loopback-only", **parameters})
+
+
+def bench_request(port: int, size: int) -> DeliveryRequest:
+    """A message of `size` octets for a port of HOST."""
+    return DeliveryRequest(
         queue_id="Q",
         transport="smtp",
         protocol=Protocol.SMTP,
         nexthop=f"[{HOST}]:{port}",
         sender=SENDER,
         recipients=(Recipient(address=RECIPIENT),),
-        size=len(content),
+        size=size,
     )
-    requests = repeat(request, count)
+
+
+async def deliver_all(
+    port: int,
+    count: int,
+    sessions: int,
+    size: int,
+    content: Callable[[], Content],
+    parameters: Mapping[str, str] = MappingProxyType({}),
+) -> None:
+    """Deliver `count` messages of `size` octets from as many slots as there are sessions.
+
+    `content` makes that of each. Raises LoopError.
+    """
+    config = bench_config(parameters)
+    environment = make_environment(config, lambda _: None, time.time, random.Random())
+    requests = repeat(bench_request(port, size), count)
 
     async def one_slot() -> None:
-        source = _Source(requests, InlineContent(content))
+        source = _Source(requests, content)
         slot = DeliverySlot(source.upcoming)
         await serve(source, slot, lambda: environment)
         await slot.release()
@@ -77,7 +98,7 @@ async def _postrio(port: int, count: int, sessions: int, content: bytes) -> None
 class _Source:
     """Requests of one slot: the next one is always there, until there are no more."""
 
-    def __init__(self, requests: Iterator[DeliveryRequest], content: InlineContent) -> None:
+    def __init__(self, requests: Iterator[DeliveryRequest], content: Callable[[], Content]) -> None:
         self._requests = requests
         self._content = content
         self._upcoming = next(requests, None)
@@ -92,7 +113,7 @@ class _Source:
         request = self._upcoming
         assert request is not None
         self._upcoming = next(self._requests, None)
-        return request, self._content
+        return request, self._content()
 
     def put_result(self, result: DeliveryResult) -> bool:
         if result.outcomes[0].action is not Action.SENT:

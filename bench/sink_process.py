@@ -5,7 +5,6 @@ cost. Watching the sink, and not one peer's log or queue, is the same effort for
 """
 
 import contextlib
-import json
 import os
 import socket
 import subprocess
@@ -15,7 +14,6 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from threading import Lock
 from types import TracebackType
 from typing import Final, Self
 
@@ -23,6 +21,7 @@ from bench.harness.costs import process_cpu
 from bench.harness.scenario import LoadError
 from bench.harness.trees import remove_tree
 from bench.postfix_instance import free_port
+from bench.sink.count import read_count
 
 SMTP_SINK: Final = "/usr/sbin/smtp-sink"
 POLL: Final = 0.005  # seconds between two looks at a counter
@@ -129,27 +128,18 @@ class FarSink(SinkProcess):
         """`rtt`: seconds."""
         super().__init__()
         self._rtt = rtt
-        self._record = self._directory / "record"
-        self._read = 0  # octets of the record
-        self._count = 0
-        self._lock = Lock()  # drain.py looks from two threads
+        self._count = self._directory / "count"
 
     def _command(self) -> Sequence[str]:
         return [
             *(sys.executable, "-m", "bench.sink", "--behaviour", f"rtt={self._rtt}"),
-            *("--listen", f"0.0.0.0:{self.port}", "--record", str(self._record)),
+            *("--listen", f"0.0.0.0:{self.port}", "--count", str(self._count)),
         ]
 
     def count(self) -> int:
         """Messages taken since the start; each counts before its reply leaves."""
-        with self._lock, self._record.open("rb") as record:
-            record.seek(self._read)
-            more = record.read()
-            self._read += len(more)
-            self._count += more.count(b"\n")
-            return self._count
+        return read_count(self._count)[0]
 
     def connections(self) -> int:
         """How many connections brought a message."""
-        lines = self._record.read_bytes().splitlines()
-        return len({json.loads(line)["connection"] for line in lines})
+        return read_count(self._count)[1]

@@ -17,6 +17,9 @@ class Phase(Enum):
 
     CONNECT = "connect"  # the greeting
     EHLO = "ehlo"  # EHLO, HELO, LHLO
+    STARTTLS = "starttls"  # the command
+    HANDSHAKE = "handshake"  # of TLS; it has no reply
+    AUTH = "auth"  # the verdict in the end
     MAIL = "mail"
     RCPT = "rcpt"
     DATA = "data"  # the command
@@ -63,6 +66,13 @@ class Behaviour:
     announced: Sequence[str] = ()  # announced as well, and nothing follows from it
     size_limit: int = 0  # octets of content
     recipient_limit: int = 10_000  # of one message; never 0, they are kept in memory
+    # --- TLS and AUTH
+    starttls: bool = False  # announced and done
+    wrapper: bool = False  # TLS from the first octet
+    certificate: str = ""  # PEM file; empty: one that the sink makes itself
+    key: str = ""  # PEM file; empty: the key is in `certificate`
+    auth: bool = False  # AUTH PLAIN and LOGIN are announced and done
+    users: Mapping[str, str] = field(default_factory=dict, repr=False)  # passwords; none: anybody
     # --- replies
     replies: Mapping[Phase, str] = field(default_factory=dict)  # in place of the usual reply
     errors: Mapping[Phase, Sequence[Chance]] = field(default_factory=dict)  # before `replies`

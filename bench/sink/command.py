@@ -17,8 +17,11 @@ from typing import Any, Final
 import click
 import trio
 
-from bench.sink.behaviour import BehaviourError, Phase
+from bench.sink.behaviour import Behaviour, BehaviourError, Phase
+from bench.sink.certificate import server_context
+from bench.sink.count import CountFile
 from bench.sink.counters import Counters, report
+from bench.sink.far_lane import FarLane
 from bench.sink.listen import Listen, Listener, open_listeners, parse_listen
 from bench.sink.plain_lane import PlainLane
 from bench.sink.processes import ProcessError, StopSignals, serve_in_processes
@@ -59,6 +62,7 @@ class Options:
     listens: Sequence[Listen]
     seed: int | None
     record: Path | None
+    count: Path | None
     dump: bool
     processes: int
 
@@ -107,6 +111,12 @@ class Options:
 )
 @click.option("--dump", is_flag=True, help="Put the content into the record, in base64.")
 @click.option(
+    "--count",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Keep the number of messages taken in FILE: cheaper than to record them.",
+)
+@click.option(
     "--json",
     "json_path",
     metavar="FILE",
@@ -119,6 +129,7 @@ def main(
     processes: int,
     seed: int | None,
     record: Path | None,
+    count: Path | None,
     json_path: str | None,
     *,
     lmtp: bool,
@@ -134,6 +145,7 @@ def main(
         options,
         seed=options.seed if seed is None else seed,
         record=record,
+        count=count,
         dump=dump,
         processes=processes,
     )
@@ -145,7 +157,7 @@ def main(
         )
     if dump and record is None:
         raise CommandError("--dump puts contents into the record: --record FILE", os.EX_USAGE)
-    for path in (record, None if json_path in {None, "-"} else Path(str(json_path))):
+    for path in (record, count, None if json_path in {None, "-"} else Path(str(json_path))):
         if path is not None:
             _check_writable(path)
     try:
@@ -191,7 +203,19 @@ def _options(addresses: Sequence[str], scenario_path: Path | None, words: Sequen
         raise CommandError(
             "nowhere to listen: --listen ADDRESS:PORT, or a [[listener]] in --scenario", os.EX_USAGE
         )
-    return Options(listens=listens, seed=seed, record=None, dump=False, processes=1)
+    for listen in listens:
+        _check_certificate(listen)
+    return Options(listens=listens, seed=seed, record=None, count=None, dump=False, processes=1)
+
+
+def _check_certificate(listen: Listen) -> None:
+    """Make what handshakes need now, for all processes. Raises CommandError."""
+    try:
+        server_context(listen.behaviour)
+    except BehaviourError as exc:
+        raise CommandError(f"{listen.name}: {exc}", os.EX_DATAERR) from exc
+    except OSError as exc:
+        raise CommandError(f"{listen.name}: {exc.filename}: {exc.strerror}", os.EX_NOINPUT) from exc
 
 
 def serve(options: Options) -> Any:
@@ -199,12 +223,17 @@ def serve(options: Options) -> Any:
     _allow_descriptors()
     with StopSignals() as signals, _listening(options.listens) as listeners:
         names = [listener.name for listener in listeners]
-        with _record_file(options.record) as record:
+        with (
+            _record_file(options.record) as record,
+            _count_file(options.count, options.processes) as count,
+        ):
 
             def serve_one(process: int, stop: Sequence[int]) -> object:
                 if record is not None:
                     record.process = process
-                return _serve_one(listeners, options, record, process, signals, stop)
+                if count is not None:
+                    count.leave_to(process)
+                return _serve_one(listeners, options, record, count, process, signals, stop)
 
             def started() -> None:
                 click.echo("".join(f"listening on {name}\n" for name in names), nl=False)
@@ -220,6 +249,7 @@ def _serve_one(
     listeners: Sequence[Listener],
     options: Options,
     record: RecordFile | None,
+    count: CountFile | None,
     process: int,
     signals: StopSignals,
     stop: Sequence[int],
@@ -231,13 +261,17 @@ def _serve_one(
             behaviour=listener.behaviour,
             name=listener.name,
             take=record,
+            count=count,
             keep=options.dump,
             random=_random(options.seed, process, number),
             gauge=gauge,
         )
         for number, listener in enumerate(listeners)
     ]
-    if any(listener.behaviour.takes_time for listener in listeners):
+    served = [(one.socket, sink) for one, sink in zip(listeners, sinks, strict=True)]
+    if rtt := only_distance([listener.behaviour for listener in listeners]):
+        FarLane(served, stop, rtt).run()
+    elif any(listener.behaviour.takes_time for listener in listeners):
         signals.leave_to_trio()
         failure: OSError | None = None
         try:
@@ -247,9 +281,16 @@ def _serve_one(
         if failure is not None:
             raise failure
     else:
-        served = [(one.socket, sink) for one, sink in zip(listeners, sinks, strict=True)]
         PlainLane(served, stop).run()
     return {"counters": [_fields(sink.counters) for sink in sinks], "open_most": gauge.most}
+
+
+def only_distance(behaviours: Sequence[Behaviour]) -> float:
+    """The round-trip time if all have the same and nothing else takes time, else 0."""
+    first = behaviours[0].rtt
+    near = (replace(behaviour, rtt=0.0) for behaviour in behaviours)
+    plain = all(not (one.takes_time or one.starttls or one.wrapper) for one in near)
+    return first if plain and all(one.rtt == first for one in behaviours) else 0.0
 
 
 async def _serve_with_trio(
@@ -295,6 +336,19 @@ def _record_file(path: Path | None) -> Iterator[RecordFile | None]:
         yield record
     finally:
         record.close()
+
+
+@contextmanager
+def _count_file(path: Path | None, processes: int) -> Iterator[CountFile | None]:
+    """The count file, mapped as long as the block runs; None for no path."""
+    if path is None:
+        yield None
+        return
+    count = CountFile(path, processes)
+    try:
+        yield count
+    finally:
+        count.close()
 
 
 def leaves(failure: BaseException) -> Iterator[BaseException]:

@@ -16,6 +16,9 @@ class Counters:
     recipients: int = 0
     refused: int = 0  # replies 4xx and 5xx
     octets: int = 0  # of content
+    tls: int = 0  # handshakes that were finished
+    resumed: int = 0  # of these, how many went on with an earlier session
+    authenticated: int = 0  # AUTH that succeeded
     first: float = 0.0  # seconds: when the first message was taken; 0: none was
     last: float = 0.0
     codes: dict[str, int] = field(default_factory=dict)  # of refusals: reply code -> how many
@@ -49,10 +52,11 @@ class Counters:
 
     def line(self) -> str:
         """For people, and for those who cut it up."""
+        tls = f" tls={self.tls} resumed={self.resumed}" if self.tls else ""
         return (
             f"connections={self.connections} messages={self.messages} "
             f"recipients={self.recipients} refused={self.refused} octets={self.octets} "
-            f"open_most={self.open_most} rate={self.rate:.1f}/s"
+            f"open_most={self.open_most} rate={self.rate:.1f}/s{tls}"
         )
 
     def to_json(self) -> dict[str, object]:
@@ -72,6 +76,9 @@ class Counters:
             total.refused += part.refused
             total.recipients += part.recipients
             total.octets += part.octets
+            total.tls += part.tls
+            total.resumed += part.resumed
+            total.authenticated += part.authenticated
             if part.messages:
                 total.first = min(total.first, part.first) if total.messages else part.first
                 total.last = max(total.last, part.last)

@@ -21,6 +21,8 @@ class Received:
     rcpt_parameters: list[str]
     connection: int  # which connection to this listener in this process, from 1
     transaction: int  # which message on that connection, from 1
+    tls: str = ""  # version of TLS, e.g. "TLSv1.3"; empty: in the clear
+    user: str = ""  # who authenticated
     message_id: str = ""
     size: int = 0  # octets of content
     sha256: str = ""

@@ -1,8 +1,8 @@
 """One SMTP or LMTP dialogue from the server's side, as the sink speaks it. No I/O.
 
-Answers for being right about the dialogue (RFC 5321, 2033, 2920, 3461, 6531) and about what was
-received: the SHA-256 of every content, dots unstuffed, to the octet. Octets come and go through
-`plain_lane.py` or `trio_lane.py`. Start reading at `Session.receive`.
+Answers for being right about the dialogue (RFC 5321, 2033, 2920, 3461, 6531, 3207, 4954) and about
+what was received: the SHA-256 of every content, dots unstuffed, to the octet. Octets come and go
+through `plain_lane.py` or `trio_lane.py`, TLS included. Start reading at `Session.receive`.
 
 It is fast where most mail goes: a command is one search, one slice and one look into a table, its
 reply a constant, and whatever a behaviour may change is asked only in phases that it changes.
@@ -12,6 +12,7 @@ import hashlib
 import re
 from typing import Final
 
+from bench.sink.auth import LONGEST, MECHANISMS, Exchange
 from bench.sink.behaviour import Phase
 from bench.sink.content_receiver import ContentReceiver
 from bench.sink.record import Received
@@ -27,6 +28,9 @@ GO_AHEAD: Final = b"354 End data with <CR><LF>.<CR><LF>\r\n"
 OK: Final = b"250 2.0.0 Ok\r\n"
 SENDER_OK: Final = b"250 2.1.0 Ok\r\n"
 RECIPIENT_OK: Final = b"250 2.1.5 Ok\r\n"
+READY: Final = b"220 2.0.0 Ready to start TLS\r\n"
+WELCOME: Final = b"235 2.7.0 Authentication successful\r\n"
+UNKNOWN_USER: Final = b"535 5.7.8 Authentication failed\r\n"
 TAKEN: Final = b"250 2.0.0 Ok: taken\r\n"
 GREYLISTED: Final = b"450 4.2.0 greylisted, please come back later\r\n"
 TOO_LARGE: Final = "552 5.3.4 message exceeds the size limit"
@@ -36,12 +40,15 @@ class Session:
     """One dialogue: receive() what the client sends, send what take() or take_paced() gives.
 
     A lane sends all that is due before it feeds more, so memory is bounded by what it feeds at
-    once. When `closing` is true and all is sent, it closes the connection; whatever ends it, it
-    calls end().
+    once. When `closing` is true and all is sent, it closes the connection; or if `upgrading` is
+    true as well, it begins TLS there, and calls secure() after the handshake. With a wrapper,
+    `upgrading` is true from the beginning, before anything is sent. Whatever ends a connection, the
+    lane calls end().
     """
 
     __slots__ = (
         "_behaviour",
+        "_brought",
         "_client",
         "_connection",
         "_content",
@@ -57,15 +64,19 @@ class Session:
         "_silent",
         "_sink",
         "_special",
+        "_tls",
         "_too_long",
         "_transactions",
         "_unparsed",
+        "_user",
         "closing",
+        "upgrading",
     )
 
     def __init__(self, sink: Sink, client: str = "") -> None:
         """Greets at once. `client`: its IP address; limits are kept by it."""
         self.closing = False  # nothing more is read; what is due is still sent
+        self.upgrading = False  # TLS begins when that was sent; of a wrapper, at once
         self._sink = sink
         self._behaviour = sink.behaviour
         self._phrases = sink.phrases
@@ -77,9 +88,13 @@ class Session:
         self._octets = 0
         self._too_long = False  # the command line that we are in
         self._silent = False
-        self._content: _Content | None = None  # between the 354 and the final dot
+        # Who takes what comes, and not as commands: between the 354 and the final dot, after a 334.
+        self._content: _Content | Exchange | None = None
         self._helo = ""
+        self._tls = ""  # version
+        self._user: str | None = None  # None: not authenticated
         self._transactions = 0
+        self._brought = False  # a message that was taken
         self._reset()
         self._connection, refusal = sink.open(client)
         if refusal:
@@ -89,6 +104,8 @@ class Session:
             self.closing = True
         if self._behaviour.cut_after == 0:
             self.closing = True
+        if self._behaviour.wrapper:
+            self._upgrade()
 
     def end(self) -> None:
         """The connection is gone. Called once."""
@@ -147,6 +164,31 @@ class Session:
             self._too_long = True
         elif not self._too_long:
             self._unparsed = data
+
+    # --- TLS ------------------------------------------------------------------------------------
+
+    def _upgrade(self) -> None:
+        """A handshake is due, if the behaviour wants one to take place."""
+        behaviour = self._behaviour
+        if behaviour.cut is Phase.HANDSHAKE or behaviour.silent is Phase.HANDSHAKE:
+            self.closing = behaviour.cut is Phase.HANDSHAKE
+            self._silent = not self.closing
+            if behaviour.wrapper:
+                self.take_paced()  # there is no greeting in the clear
+        else:
+            self.upgrading = True
+
+    def secure(self, protocol: str, *, resumed: bool) -> None:
+        """The handshake is done; `protocol`: version of TLS."""
+        self._tls = protocol
+        self._sink.counters.tls += 1
+        self._sink.counters.resumed += resumed
+        self.upgrading = False
+        if not self._behaviour.wrapper:  # nothing is known from before (RFC 3207 section 4.2)
+            self.closing = False
+            self._helo = ""
+            self._user = None
+            self._reset()
 
     # --- replies --------------------------------------------------------------------------------
 
@@ -230,6 +272,10 @@ class Session:
             case b"QUIT":
                 self._reply(Phase.QUIT, self._phrases.bye)
                 self.closing = not self._silent
+            case b"STARTTLS" if self._behaviour.starttls:
+                self._starttls(argument)
+            case b"AUTH" if self._behaviour.auth:
+                self._auth(argument)
             case _:
                 self._say("500 5.5.2 unknown command")
 
@@ -246,7 +292,68 @@ class Session:
             return
         self._reset()
         self._helo = _text(name)
-        self._reply(Phase.EHLO, self._phrases.helo if verb == b"HELO" else self._phrases.ehlo)
+        phrases = self._phrases
+        ehlo = phrases.secured_ehlo if self._tls else phrases.ehlo
+        self._reply(Phase.EHLO, phrases.helo if verb == b"HELO" else ehlo)
+
+    def _starttls(self, argument: bytes) -> bool:
+        if self._tls:
+            return self._say("503 5.5.1 TLS is there already")
+        if argument.strip():
+            return self._say("501 5.5.4 syntax: STARTTLS")
+        if not self._reply(Phase.STARTTLS, READY):
+            return False
+        self.closing = True
+        self._upgrade()
+        return True
+
+    # --- AUTH -----------------------------------------------------------------------------------
+
+    def _auth(self, argument: bytes) -> bool:
+        if self._user is not None or self._sender is not None:
+            return self._say("503 5.5.1 not now")
+        name, _, initial = argument.strip().partition(b" ")
+        mechanism = _text(name).upper()
+        if mechanism not in MECHANISMS:
+            return self._say("504 5.5.4 unknown mechanism")
+        exchange = Exchange(mechanism)
+        if initial:
+            return self._answer(exchange, b"" if initial == b"=" else initial)
+        self._content = exchange
+        return self._say(f"334 {exchange.prompt}")
+
+    def _receive_answer(self, exchange: Exchange, data: bytes) -> bytes:
+        """Take one line of an AUTH exchange; what is left when it has ended."""
+        line, newline, rest = data.partition(b"\n")
+        exchange.line += line
+        if len(exchange.line) > LONGEST:
+            self._content = None
+            self._too_long = True  # and what is left of it is refused as such
+            return newline + rest
+        if newline:
+            self._content = None
+            answer, exchange.line = exchange.line.removesuffix(b"\r"), b""
+            self._answer(exchange, answer)
+        return rest
+
+    def _answer(self, exchange: Exchange, answer: bytes) -> bool:
+        """Go on with AUTH, or end it."""
+        if answer == b"*":
+            return self._say("501 5.7.0 authentication cancelled")
+        try:
+            done = exchange.answer(answer)
+        except ValueError as exc:
+            return self._say(f"501 5.5.2 {exc}")
+        if not done:
+            self._content = exchange
+            return self._say(f"334 {exchange.prompt}")
+        users = self._behaviour.users
+        known = not users or users.get(exchange.user) == exchange.password
+        if not self._reply(Phase.AUTH, WELCOME if known else UNKNOWN_USER):
+            return False
+        self._user = exchange.user
+        self._sink.counters.authenticated += 1
+        return True
 
     def _mail(self, line: bytes) -> bool:
         if self._sender is not None:
@@ -336,8 +443,10 @@ class Session:
         self._content = _Content() if sink.take is None else _RecordedContent(keep=sink.keep)
         return True
 
-    def _receive_content(self, content: "_Content", data: bytes) -> bytes:
+    def _receive_content(self, content: "_Content | Exchange", data: bytes) -> bytes:
         """Take what belongs to the content; what is left when it has ended."""
+        if isinstance(content, Exchange):
+            return self._receive_answer(content, data)
         if self._behaviour.cut is Phase.CONTENT:
             self.closing = True
             return b""
@@ -387,6 +496,11 @@ class Session:
         """Count the message, and record it if anybody wants to know."""
         sink = self._sink
         sink.counters.take(len(recipients), content.size, sink.clock())
+        if sink.count is not None:
+            sink.count.add()
+            if not self._brought:
+                self._brought = True
+                sink.count.add_connection()
         if sink.take is None or not isinstance(content, _RecordedContent):
             return
         received = Received(
@@ -399,6 +513,8 @@ class Session:
             rcpt_parameters=parameters,
             connection=self._connection,
             transaction=self._transactions,
+            tls=self._tls,
+            user=self._user or "",
             message_id=_message_id(content.head),
             size=content.size,
             sha256=content.digest.hexdigest(),

@@ -1,12 +1,16 @@
 """One listener's state, shared by its sessions: behaviour, memory of clients, counters. No I/O."""
 
+import ssl
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from random import Random
 
+from bench.sink.auth import MECHANISMS
 from bench.sink.behaviour import Behaviour, Phase
+from bench.sink.certificate import server_context
+from bench.sink.count import CountFile
 from bench.sink.counters import Counters
 from bench.sink.limits import ClientCounts, Greylist
 from bench.sink.record import Take
@@ -27,6 +31,7 @@ class Sink:
     behaviour: Behaviour = field(default_factory=Behaviour)
     name: str = "sink"
     take: Take | None = None  # None: contents are not even digested
+    count: CountFile | None = None  # for who watches
     keep: bool = False  # hand the content to `take`, not only its digest
     clock: Callable[[], float] = time.monotonic  # seconds; trio's in the lane that waits by it
     random: Random = field(default_factory=Random)
@@ -45,6 +50,11 @@ class Sink:
         if phrases is None or phrases.behaviour is not self.behaviour:
             phrases = self._phrases = Phrases(self.behaviour)
         return phrases
+
+    @property
+    def context(self) -> ssl.SSLContext | None:
+        """For handshakes; None without TLS. Raises as server_context()."""
+        return server_context(self.behaviour)
 
     def open(self, client: str) -> tuple[int, str]:
         """A connection begins: its number, and the refusal that it gets, empty for none."""
@@ -74,7 +84,7 @@ class Sink:
 class Phrases:
     """Octets of the replies that depend on the behaviour alone, made once for it."""
 
-    __slots__ = ("behaviour", "bye", "ehlo", "greeting", "helo", "special")
+    __slots__ = ("behaviour", "bye", "ehlo", "greeting", "helo", "secured_ehlo", "special")
 
     def __init__(self, behaviour: Behaviour) -> None:
         self.behaviour = behaviour
@@ -86,5 +96,15 @@ class Phrases:
             f"SIZE {behaviour.size_limit}" if keyword == "SIZE" else keyword
             for keyword in behaviour.keywords
         ]
-        *lines, last = [behaviour.hostname, *names, *behaviour.announced]
-        self.ehlo = "".join([*(f"250-{line}\r\n" for line in lines), f"250 {last}\r\n"]).encode()
+        if behaviour.auth:
+            names.append(f"AUTH {' '.join(MECHANISMS)}")
+        self.secured_ehlo = _lines([behaviour.hostname, *names, *behaviour.announced])
+        if behaviour.starttls:
+            names.append("STARTTLS")
+        self.ehlo = _lines([behaviour.hostname, *names, *behaviour.announced])
+
+
+def _lines(texts: Sequence[str]) -> bytes:
+    """A reply of several lines to EHLO."""
+    *lines, last = texts
+    return "".join([*(f"250-{line}\r\n" for line in lines), f"250 {last}\r\n"]).encode()

@@ -90,9 +90,15 @@ async def _converse(sink: Sink, stream: trio.abc.Stream, client: str) -> None:
     session = Session(sink, client)
     try:
         with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+            if session.upgrading:
+                stream = await _secure(session, stream, sink)
             while True:
                 await _send(session, stream, behaviour.tarpit)
+                if session.upgrading:
+                    stream = await _secure(session, stream, sink)
                 if session.closing:
+                    if isinstance(stream, trio.SSLStream):
+                        await stream.aclose()  # says close_notify
                     return
                 if pause:
                     await trio.sleep(pause)
@@ -102,6 +108,18 @@ async def _converse(sink: Sink, stream: trio.abc.Stream, client: str) -> None:
                 session.receive(bytes(data))
     finally:
         session.end()
+
+
+async def _secure(
+    session: Session, stream: trio.abc.Stream, sink: Sink
+) -> trio.SSLStream[trio.abc.Stream]:
+    """The stream inside TLS, after the handshake. Raises trio.BrokenResourceError."""
+    context = sink.context
+    assert context is not None  # or the session would have none
+    secured = trio.SSLStream(stream, context, server_side=True)
+    await secured.do_handshake()
+    session.secure(secured.version() or "", resumed=bool(secured.session_reused))
+    return secured
 
 
 async def _send(session: Session, stream: trio.abc.Stream, tarpit: float) -> None:

@@ -21,6 +21,10 @@ CHANCE: Final = re.compile(r"([0-9.]+)% *(.*)")
 # EHLO keyword with parameters (RFC 5321 section 4.1.1.1).
 ANNOUNCED: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]*(?:[ =][\x21-\x7e]+)*")
 PHASES: Final = ", ".join(phase.value for phase in Phase)
+MUTE: Final = {  # phases without a reply -> why
+    Phase.CONTENT: "content has no reply; the final dot's is called end",
+    Phase.HANDSHAKE: "a handshake has no reply; that to STARTTLS is called starttls",
+}
 MOST: Final = 2**53
 
 # Behaviour, what stands behind a colon (often nothing), and the value (True: no "=" was there) ->
@@ -169,6 +173,30 @@ def _refuse(behaviour: Behaviour, behind: str, value: object) -> Behaviour:
     return _phase_reply(Phase.RCPT, behaviour, behind, reply)
 
 
+def _file(value: object) -> str:
+    if not isinstance(value, str) or not value or not value.isprintable():
+        raise ValueError("expected the name of a file")
+    return value
+
+
+def _starttls(behaviour: Behaviour, behind: str, value: object) -> Behaviour:
+    """Offered; with a reply, that one is given."""
+    if isinstance(value, bool):
+        return _field("starttls", _flag)(behaviour, behind, value)
+    return _phase_reply(Phase.STARTTLS, replace(behaviour, starttls=True), behind, value)
+
+
+def _auth(behaviour: Behaviour, behind: str, value: object) -> Behaviour:
+    """`auth`, `auth=REPLY`, `auth:USER=PASSWORD`; offered in any case."""
+    if behind:
+        if not isinstance(value, str) or not value.isprintable():
+            raise ValueError("expected a password (in a file: a table of users and passwords)")
+        return replace(behaviour, auth=True, users={**behaviour.users, behind: value})
+    if isinstance(value, bool):
+        return replace(behaviour, auth=value)
+    return _phase_reply(Phase.AUTH, replace(behaviour, auth=True), behind, value)
+
+
 def _without(behaviour: Behaviour, behind: str, value: object) -> Behaviour:
     del behind
     name = _known_keyword(str(value).upper())
@@ -194,8 +222,8 @@ def _latency(behaviour: Behaviour, behind: str, value: object) -> Behaviour:
 
 def _replying(name: object) -> Phase:
     phase = _phase(name)
-    if phase is Phase.CONTENT:
-        raise ValueError("content has no reply; the final dot's is called end")
+    if phase in MUTE:
+        raise ValueError(MUTE[phase])
     return phase
 
 
@@ -243,6 +271,19 @@ SETTINGS: Final[dict[str, Setting]] = {
     ),
     "without": Setting("without=KEYWORD", "announce it not", _without),
     "announce": Setting("announce=TEXT", "announce this, too, and do nothing about it", _announce),
+    "starttls": Setting("starttls[=REPLY]", "announce STARTTLS and do it, or reply so", _starttls),
+    "tls": Setting("tls", "speak TLS from the first octet", _field("wrapper", _flag)),
+    "certificate": Setting(
+        "certificate=FILE",
+        "for TLS: PEM, the server's first; else the sink makes one (P-256, self-signed)",
+        _field("certificate", _file),
+    ),
+    "key": Setting("key=FILE", "its key in PEM, if it is not there, too", _field("key", _file)),
+    "auth": Setting(
+        "auth[:USER=PASSWORD|=REPLY]",
+        "announce AUTH PLAIN LOGIN and do it, for anybody, for these users, or reply so",
+        _auth,
+    ),
     "size": Setting("size=OCTETS", "largest content", _field("size_limit", _from_0)),
     "recipient-limit": Setting(
         "recipient-limit=N",

@@ -4,6 +4,7 @@ Answers for what becomes of each message and for when a connection is left; what
 in `link.py`. Start at `Client.run`.
 """
 
+import ssl
 from collections.abc import Callable
 from typing import Final
 
@@ -34,8 +35,10 @@ class Client:
         tally: Tally,
         give_up: Callable[[str], None],
         number: int,
+        context: ssl.SSLContext | None = None,
     ) -> None:
-        """`give_up`: ends the whole load, for the reason given."""
+        """`give_up`: ends the whole load, for the reason given. `context`: for TLS, if wanted."""
+        self._context = context
         self._load = load
         self._dial = dial
         self._composer = composer
@@ -62,7 +65,7 @@ class Client:
 
     async def _connection(self) -> None:
         """Send the message under way and those after it, as long as one connection lasts."""
-        link = Link(self._load, self._tally)
+        link = Link(self._load, self._tally, self._context)
         failure: LinkFailed | None = None
         try:
             with link.scope:

@@ -32,6 +32,7 @@ from bench.source.messages import (
     read_contents,
 )
 from bench.source.run import run
+from bench.source.security import Security
 from bench.source.tally import Outcome, Tally, missing_library
 from bench.source.target import TargetError, UnknownHostError, dialler, parse_target
 from protocol.command import Ehlo
@@ -62,6 +63,28 @@ def parse_limits(words: tuple[str, ...]) -> dict[Phase, float]:
     return limits
 
 
+def make_security(
+    server: str, *, starttls: bool, tls: bool, insecure: bool, auth: str | None
+) -> Security:
+    """What the options want. Raises click.UsageError, which never has the password in it."""
+    if starttls and tls:
+        raise click.UsageError("--starttls begins in the clear, --tls does not: choose one")
+    if insecure and not (starttls or tls):
+        raise click.UsageError("--insecure is for --starttls and --tls")
+    user, colon, password = (auth or "").partition(":")
+    if auth is not None and not (user and colon and auth.isprintable()):
+        raise click.UsageError("--auth: expected USER:PASSWORD")
+    host = server.rpartition(":")[0].removeprefix("[").removesuffix("]")
+    return Security(
+        starttls=starttls,
+        wrapper=tls,
+        insecure=insecure,
+        server_name="localhost" if server.startswith("unix:") else host,
+        user=user,
+        password=password,
+    )
+
+
 def exit_status(tally: Tally) -> int:
     """0: every message was accepted for all its recipients. EX_UNAVAILABLE: none was, for anybody.
     EX_TEMPFAIL: some were, some not.
@@ -86,7 +109,8 @@ Exit status: 0 if every message was accepted for all recipients, {os.EX_TEMPFAIL
 some not, {os.EX_UNAVAILABLE} if none was, 128 + signal if interrupted; the report comes all the
 same.
 
-STARTTLS and AUTH are not spoken yet: they are for a later part.
+With --starttls or --tls the server must have a certificate for HOST that the system trusts, or the
+file that SSL_CERT_FILE in the environment names; --insecure takes any.
 """
 
 
@@ -96,6 +120,16 @@ STARTTLS and AUTH are not spoken yet: they are for a later part.
 )
 @click.argument("server", metavar="HOST:PORT|unix:PATH")
 @click.option("--lmtp", is_flag=True, help="Speak LMTP.")
+@click.option("--starttls", is_flag=True, help="Go on inside TLS; fail where that is not offered.")
+@click.option("--tls", is_flag=True, help="Speak TLS from the first octet.")
+@click.option("--insecure", is_flag=True, help="Take any certificate.")
+@click.option(
+    "--auth",
+    metavar="USER:PASSWORD",
+    envvar="POSTRIO_SOURCE_AUTH",
+    show_envvar=True,
+    help="Authenticate with PLAIN or LOGIN, whether or not there is TLS.",
+)
 @click.option("--sessions", "-s", type=AT_LEAST_ONE, default=1, show_default=True, help="At once.")
 @click.option("--messages", "-m", type=AT_LEAST_ONE, help="In all [1, or what --duration allows].")
 @click.option("--duration", type=ABOVE_NOTHING, help="Seconds in which messages are begun.")
@@ -162,6 +196,10 @@ def main(
     server: str,
     *,
     lmtp: bool,
+    starttls: bool,
+    tls: bool,
+    insecure: bool,
+    auth: str | None,
     sessions: int,
     messages: int | None,
     duration: float | None,
@@ -185,7 +223,9 @@ def main(
     """
     if missing := missing_library():
         raise CommandError(f"missing: {missing}", os.EX_UNAVAILABLE)
+    security = make_security(server, starttls=starttls, tls=tls, insecure=insecure, auth=auth)
     load = Load(
+        security=security,
         sessions=sessions,
         messages=1 if messages is None and duration is None else messages,
         duration=duration,

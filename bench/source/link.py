@@ -5,6 +5,7 @@ means for them, is in `client.py`. Start at `Link.send`. It is a load, not a del
 tried twice, and only as much is done about a refusal as the next message needs.
 """
 
+import ssl
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -13,6 +14,7 @@ import trio
 
 from bench.source.load import Load, Phase
 from bench.source.messages import Message
+from bench.source.security import answers, mechanism, secure, why
 from bench.source.tally import Outcome, Tally, Trouble
 from bench.source.target import Dial
 from protocol.capabilities import Capabilities
@@ -31,6 +33,7 @@ SERVICE_CLOSING: Final = 421
 _DATA: Final = b"DATA\r\n"
 _RSET: Final = b"RSET\r\n"
 _QUIT: Final = b"QUIT\r\n"
+_STARTTLS: Final = b"STARTTLS\r\n"
 
 
 class LinkFailed(Exception):
@@ -83,7 +86,9 @@ class Link:
     what `failure` translates.
     """
 
-    def __init__(self, load: Load, tally: Tally) -> None:
+    def __init__(self, load: Load, tally: Tally, context: ssl.SSLContext | None = None) -> None:
+        """`context`: for TLS, if `load` wants any."""
+        self._context = context
         self._load = load
         self._tally = tally
         self._stream: trio.abc.Stream | None = None
@@ -110,6 +115,10 @@ class Link:
                 text = error.strerror or str(error)
                 return LinkFailed(self.phase, Trouble.UNREACHABLE, text)
         cause = error.__cause__
+        if isinstance(cause, ssl.SSLEOFError):
+            cause = None  # it only says in other words that the connection has ended
+        elif isinstance(cause, ssl.SSLError):
+            return LinkFailed(self.phase, Trouble.SECURITY, why(cause))
         reset = cause.strerror if isinstance(cause, OSError) else None
         text = reset or "the server closed the connection"
         return LinkFailed(self.phase, Trouble.LOST, text)
@@ -127,9 +136,16 @@ class Link:
         self._stream = await dial(session)
         self._tally.connections += 1
         self._tally.took(Phase.CONNECT, trio.current_time() - began)
+        security = self._load.security
+        if security.wrapper:
+            await self._secure()
         reply = await self._reply(Phase.GREETING, self._enter(Phase.GREETING))
         if reply.positive:
             reply = await self._introduce()
+        if reply.positive and security.starttls:
+            reply = await self._starttls()
+        if reply.positive and security.user:
+            reply = await self._authenticate()
         if not reply.positive:
             self.refusal = reply
             self.ended = reply.code == SERVICE_CLOSING
@@ -142,6 +158,45 @@ class Link:
             self._capabilities = Capabilities.from_reply(reply)
         elif reply.permanent and not self._load.lmtp:
             reply = await self._ask(Phase.EHLO, Helo(name).to_wire())
+        return reply
+
+    async def _starttls(self) -> Reply:
+        """Go on inside TLS; the reply to the second EHLO, or a refusal."""
+        if not self._capabilities.starttls:
+            raise LinkFailed(Phase.STARTTLS, Trouble.SECURITY, "the server does not offer STARTTLS")
+        reply = await self._ask(Phase.STARTTLS, _STARTTLS)
+        if not reply.positive:
+            return reply
+        if self._parser.unread:  # whoever put that there is not the one that is authenticated now
+            raise LinkFailed(
+                Phase.STARTTLS, Trouble.NONSENSE, "the server said more than it was asked for"
+            )
+        await self._secure()
+        self._capabilities = Capabilities()  # RFC 3207 section 4.2
+        return await self._introduce()
+
+    async def _secure(self) -> None:
+        assert self._context is not None  # it is there if `load` wants it
+        began = self._enter(Phase.HANDSHAKE)
+        name = self._load.security.server_name
+        self._stream = await secure(self._stream_open, self._context, name)
+        self._tally.took(Phase.HANDSHAKE, trio.current_time() - began)
+
+    async def _authenticate(self) -> Reply:
+        """Say who we are; the last reply."""
+        security = self._load.security
+        name = mechanism(self._capabilities.auth)
+        if not name:
+            offered = " ".join(self._capabilities.auth) or "no AUTH"
+            why_not = f"the server offers {offered}: PLAIN or LOGIN is needed"
+            raise LinkFailed(Phase.AUTH, Trouble.SECURITY, why_not)
+        lines = answers(name, security.user, security.password)
+        reply = await self._ask(Phase.AUTH, next(lines))
+        while reply.intermediate:
+            line = next(lines, None)
+            if line is None:
+                raise LinkFailed(Phase.AUTH, Trouble.NONSENSE, "the server asks on and on")
+            reply = await self._ask(Phase.AUTH, line)
         return reply
 
     async def quit(self) -> None:
@@ -285,8 +340,10 @@ class Link:
                 raise EOFError
             parser.receive_data(data)
         self._tally.reply(phase, reply)
-        # 354 is for DATA, 2xx for all others: whatever else, question and answer do not match.
-        if not reply.well_formed or (reply.positive if phase is Phase.DATA else reply.intermediate):
+        # 354 is for DATA, 334 for AUTH, 2xx for all others and AUTH: whatever else, question and
+        # answer do not match.
+        wrong = reply.positive if phase is Phase.DATA else reply.intermediate
+        if not reply.well_formed or (wrong and phase is not Phase.AUTH):
             raise LinkFailed(phase, Trouble.NONSENSE, reply.text)
         return reply
 

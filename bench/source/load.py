@@ -8,13 +8,18 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Final
 
+from bench.source.security import Security
+
 
 class Phase(Enum):
     """What is timed. The dialogue's phases have a time limit each; the last two are sums."""
 
     CONNECT = "connect"
     GREETING = "greeting"
-    EHLO = "EHLO"  # or LHLO, or HELO where EHLO was refused
+    EHLO = "EHLO"  # or LHLO, or HELO where EHLO was refused; a second time after STARTTLS
+    STARTTLS = "STARTTLS"  # the command
+    HANDSHAKE = "TLS handshake"  # after it, or before the greeting
+    AUTH = "AUTH"  # each of its questions
     MAIL = "MAIL"
     RCPT = "RCPT"
     DATA = "DATA"
@@ -47,6 +52,7 @@ class Load:
     lmtp: bool = False
     pipelining: bool = True  # where the server announces it
     helo: str = "source.example"
+    security: Security = Security()  # noqa: RUF009  # it is frozen
     limits: Mapping[Phase, float] = field(default_factory=dict)  # seconds; else TIME_LIMIT
     give_up: int = 100  # connections in a row that led to no session; 0: never
 

@@ -13,7 +13,8 @@ from bench.source.tally import PERCENTILES, Outcome, Sampled, Tally
 FORMAT: Final = 1  # of the JSON; another number when a field changes its meaning
 BUSY: Final = 0.85  # of a processor: a source that used more of one waited for itself
 CROWDED: Final = 0.05  # of the time: more than that shows in the percentiles
-STARTTLS_FIRST: Final = 530  # RFC 3207 section 4: "Must issue a STARTTLS command first"
+# RFC 3207 section 4: "Must issue a STARTTLS command first"; RFC 4954 section 6: AUTH
+SECURITY_FIRST: Final = 530
 
 
 def show(tally: Tally, console: Console) -> None:
@@ -44,8 +45,8 @@ def caveats(tally: Tally) -> Iterator[str]:
             f"The source waited {tally.queued / tally.seconds:.0%} of the time for a processor that"
             " others had: rate and times have that in them."
         )
-    if any(code == STARTTLS_FIRST for _, code in tally.replies):
-        yield "The server may want STARTTLS (530), which this source does not speak yet."
+    if any(code == SECURITY_FIRST for _, code in tally.replies):
+        yield "The server may want STARTTLS or AUTH first (530): --starttls, --auth."
 
 
 def as_json(tally: Tally) -> dict[str, object]:

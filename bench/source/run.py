@@ -18,7 +18,7 @@ async def run(load: Load, dial: Dial, composer: Composer, tally: Tally) -> None:
     afterwards, also when this is cancelled: messages under way are then among those begun only.
     """
     began, cpu, queued = trio.current_time(), time.process_time(), _run_queue_wait()
-    pace = Pace(load)
+    pace, context = Pace(load), load.security.context()
     try:
         async with trio.open_nursery() as nursery:
 
@@ -28,7 +28,7 @@ async def run(load: Load, dial: Dial, composer: Composer, tally: Tally) -> None:
 
             # More sessions than messages would only wait for each other's turns.
             for number in range(min(load.sessions, load.messages or load.sessions)):
-                client = Client(load, dial, composer, pace, tally, give_up, number)
+                client = Client(load, dial, composer, pace, tally, give_up, number, context)
                 nursery.start_soon(client.run)
     finally:
         tally.seconds = trio.current_time() - began

@@ -23,6 +23,7 @@ class Trouble(Enum):
     TIMEOUT = "timed out"
     LOST = "connection lost"
     NONSENSE = "protocol error"
+    SECURITY = "TLS or AUTH failed"
 
 
 class Outcome(Enum):

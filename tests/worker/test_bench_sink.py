@@ -238,7 +238,9 @@ async def test_nothing_follows_a_421(autojump_clock: MockClock) -> None:
         assert (await client.rest()).endswith(b"421 4.3.2 shutting down\r\n")
 
 
-@pytest.mark.parametrize("phase", list(Phase))
+@pytest.mark.parametrize(
+    "phase", [one for one in Phase if one not in (Phase.STARTTLS, Phase.HANDSHAKE, Phase.AUTH)]
+)
 @trio_test
 async def test_a_cut_closes_the_connection_in_its_phase(
     autojump_clock: MockClock, phase: Phase
@@ -661,7 +663,7 @@ async def test_a_cut_comes_when_its_reply_would_have(autojump_clock: MockClock) 
 
 
 def test_an_unknown_word_is_refused_with_what_it_could_be() -> None:
-    with pytest.raises(BehaviourError, match=r"'rctp=550 no'.*connect, ehlo, mail, rcpt"):
+    with pytest.raises(BehaviourError, match=r"'rctp=550 no'.*connect, ehlo, .*mail, rcpt"):
         parse_behaviour(["rctp=550 no"])
 
 

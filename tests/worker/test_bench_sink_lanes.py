@@ -15,6 +15,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -24,28 +25,35 @@ from typing import cast
 import pytest
 
 from bench.sink.behaviour import Behaviour
+from bench.sink.command import only_distance
+from bench.sink.count import read_count
 from bench.sink.counters import Counters, report
+from bench.sink.far_lane import EARLY, FarLane
 from bench.sink.listen import Listen, open_listener
 from bench.sink.plain_lane import READ_SIZE, PlainLane
 from bench.sink.raw_client import ServerError, send_messages
 from bench.sink.record import Received
+from bench.sink.session import OK
 from bench.sink.sink import Phrases, Sink
 from bench.sink.words import parse_behaviour
 
 ROOT = Path(__file__).parents[2]
 LIMIT = 60.0  # seconds: whoever waits so long waits for ever
 ENVELOPE = b"MAIL FROM:<a@x>\r\nRCPT TO:<b@x>\r\nDATA\r\n"
+NEAR_AND_FAR = pytest.mark.parametrize("far", [[], ["rtt=0.001"]], ids=["near", "far"])
 
 
 @contextmanager
 def lane(*words: str, path: str = "") -> Iterator[tuple[Sink, list[Received], str, int]]:
-    """A plain lane in a thread: its sink, what it takes, and where it listens."""
+    """A plain (with rtt, far) lane in a thread: its sink, what it takes, and where it listens."""
     taken: list[Received] = []
     listen = Listen(host="" if path else "127.0.0.1", path=path, behaviour=parse_behaviour(words))
     listener = open_listener(listen)
     sink = Sink(behaviour=listener.behaviour, take=taken.append, keep=True, random=Random(1))
     reading, writing = os.pipe()
-    thread = threading.Thread(target=PlainLane([(listener.socket, sink)], [reading]).run)
+    served, rtt = [(listener.socket, sink)], listener.behaviour.rtt
+    one = FarLane(served, [reading], rtt) if rtt else PlainLane(served, [reading])
+    thread = threading.Thread(target=one.run)
     thread.start()
     try:
         port = 0 if path else listener.socket.getsockname()[1]
@@ -84,10 +92,11 @@ def all_of(sock: socket.socket) -> bytes:
 # --- the plain lane -----------------------------------------------------------------------------
 
 
-def test_contents_arrive_to_the_octet_over_many_sessions() -> None:
+@NEAR_AND_FAR
+def test_contents_arrive_to_the_octet_over_many_sessions(far: list[str]) -> None:
     content = random.Random(1).randbytes(300_000).replace(b"\r\n", b"") + b"\r\n"
     stuffed = content.replace(b"\r\n.", b"\r\n..")
-    with lane() as (sink, taken, _, port):
+    with lane(*far) as (sink, taken, _, port):
         send_messages(port, 50, 7, stuffed)
         assert sink.counters.messages == 50
     assert {one.sha256 for one in taken} == {hashlib.sha256(content).hexdigest()}
@@ -95,8 +104,9 @@ def test_contents_arrive_to_the_octet_over_many_sessions() -> None:
     assert sink.counters.open == 0
 
 
-def test_a_dialogue_in_single_octets() -> None:
-    with lane() as (_, taken, _, port), connect(port) as client:
+@NEAR_AND_FAR
+def test_a_dialogue_in_single_octets(far: list[str]) -> None:
+    with lane(*far) as (_, taken, _, port), connect(port) as client:
         client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         for octet in b"EHLO x\r\n" + ENVELOPE + b"..\r\n.\r\nQUIT\r\n":
             client.sendall(bytes((octet,)))
@@ -104,11 +114,12 @@ def test_a_dialogue_in_single_octets() -> None:
     assert [one.content for one in taken] == [b".\r\n"]
 
 
-def test_who_does_not_take_replies_is_not_read_from_and_gets_them_all() -> None:
+@NEAR_AND_FAR
+def test_who_does_not_take_replies_is_not_read_from_and_gets_them_all(far: list[str]) -> None:
     """More than sockets hold: the sink must wait without losing anything."""
     count = 120_000  # times 130 octets of reply
     hello = Phrases(Behaviour()).ehlo
-    with lane() as (_, _, _, port), socket.socket() as client:
+    with lane(*far) as (_, _, _, port), socket.socket() as client:
         client.settimeout(LIMIT)
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65_536)  # before the window is told
         client.connect(("127.0.0.1", port))
@@ -194,8 +205,9 @@ def test_a_file_is_not_replaced_by_a_socket(tmp_path: Path) -> None:
     assert path.read_text() == "precious"
 
 
-def test_a_client_that_vanishes_leaves_the_others_alone() -> None:
-    with lane() as (sink, _, _, port), connect(port) as client:
+@NEAR_AND_FAR
+def test_a_client_that_vanishes_leaves_the_others_alone(far: list[str]) -> None:
+    with lane(*far) as (sink, _, _, port), connect(port) as client:
         received(client, b"\r\n")
         for _ in range(20):
             with connect(port) as other:
@@ -217,8 +229,9 @@ def test_a_client_that_vanishes_leaves_the_others_alone() -> None:
         (["connections=0", "connect=554 5.3.2 no"], b"554 5.3.2 no"),
     ],
 )
-def test_endings_are_the_same_as_in_the_other_lane(words: list[str], last: bytes) -> None:
-    with lane(*words) as (_, _, _, port), connect(port) as client:
+@NEAR_AND_FAR
+def test_endings_are_the_same_in_all_lanes(words: list[str], last: bytes, far: list[str]) -> None:
+    with lane(*words, *far) as (_, _, _, port), connect(port) as client:
         client.sendall(b"HELO x\r\n" + ENVELOPE + b"x")
         said = b""
         try:
@@ -227,6 +240,57 @@ def test_endings_are_the_same_as_in_the_other_lane(words: list[str], last: bytes
         except ConnectionResetError:  # what it sent was not read to the end
             pass
     assert said.splitlines()[-1] == last
+
+
+# --- the far lane -------------------------------------------------------------------------------
+
+
+def test_each_flight_is_answered_one_round_trip_later_and_others_do_not_wait_for_it() -> None:
+    rtt = 0.05
+    with lane(f"rtt={rtt}") as (_, _, _, port), connect(port) as one, connect(port) as other:
+        began = time.monotonic()
+        one.sendall(b"HELO x\r\n" + ENVELOPE)
+        other.sendall(b"NOOP\r\n" * 3)
+        assert received(one, b"<CR><LF>\r\n").count(b"\r\n") == 5
+        assert received(other, OK * 3).count(b"\r\n") == 4
+        assert time.monotonic() - began >= rtt - EARLY
+        began = time.monotonic()
+        one.sendall(b"x\r\n.\r\nQUIT\r\n")
+        assert all_of(one).endswith(b" bye\r\n")
+        assert time.monotonic() - began >= rtt - EARLY
+
+
+def test_who_says_no_more_gets_what_is_on_its_way_and_who_has_gone_nothing() -> None:
+    with lane("rtt=0.02") as (sink, _, _, port):
+        with connect(port) as gone:
+            gone.sendall(b"NOOP\r\n")
+            gone.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+        with connect(port) as client:
+            client.sendall(b"NOOP\r\n")
+            client.shutdown(socket.SHUT_WR)
+            assert all_of(client).endswith(b" ESMTP sink\r\n250 2.0.0 Ok\r\n")
+        with connect(port) as last:
+            received(last, b"\r\n")
+            assert sink.counters.open == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "rtt"),
+    [
+        (["rtt=1"], 1.0),
+        (["rtt=1", "rcpt=450 no"], 1.0),
+        ([], 0.0),
+        (["latency=1"], 0.0),
+        (["rtt=1", "latency:end=1"], 0.0),
+        (["rtt=1", "tarpit=1"], 0.0),
+        (["rtt=1", "starttls"], 0.0),
+        (["rtt=1", "tls"], 0.0),
+    ],
+)
+def test_what_a_far_lane_can_serve(words: list[str], rtt: float) -> None:
+    behaviour = parse_behaviour(words)
+    assert only_distance([behaviour]) == only_distance([behaviour] * 2) == rtt
+    assert only_distance([behaviour, parse_behaviour(["rtt=2"])]) == 0.0
 
 
 def test_a_client_of_figures_says_what_a_server_refuses() -> None:
@@ -321,6 +385,26 @@ def test_the_report_and_the_record_agree_with_what_was_sent(
     assert parsed["processes"] == (3 if "--processes" in more else 1)
 
 
+@pytest.mark.parametrize("more", [[], ["--processes", "3"], ["--behaviour", "rtt=0.001"]])
+def test_who_looks_at_the_count_knows_each_message_when_its_reply_is_there(
+    tmp_path: Path, more: list[str]
+) -> None:
+    path = tmp_path / "count"
+    with command("--listen", "127.0.0.1:0", "--count", str(path), *more) as process:
+        port = ports(process, 1)[0]
+        assert read_count(path) == (0, 0)
+        connect(port).close()  # one that brings nothing
+        for number in range(1, 9):
+            with smtplib.SMTP("127.0.0.1", port, timeout=LIMIT) as client:
+                client.sendmail("a@x", ["b@x"], b"x")
+                assert read_count(path) == (2 * number - 1, number)
+                client.sendmail("a@x", ["b@x", "c@x"], b"x")
+                assert read_count(path) == (2 * number, number)
+        process.send_signal(signal.SIGTERM)
+        assert ended(process)[::2] == (0, "")
+    assert read_count(path) == (16, 8)
+
+
 def children(pid: int) -> list[int]:
     """Process ids of its children."""
     return [int(one) for one in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
@@ -390,6 +474,8 @@ def test_clients_beyond_the_descriptors_wait_for_their_turn() -> None:
         (["--scenario", "/dev/null"], os.EX_USAGE, "nowhere to listen"),
         (["--scenario", "pyproject.toml"], os.EX_CONFIG, "pyproject.toml: 'build-system' is unk"),
         (["--listen", "127.0.0.1:0", "--record", "/none/x"], os.EX_CANTCREAT, "/none/x: No such"),
+        (["--listen", "127.0.0.1:0", "--count", "/none/x"], os.EX_CANTCREAT, "/none/x: No such"),
+        (["--listen", "127.0.0.1:0", "--count", "/dev/full"], os.EX_OSERR, "full: cannot count: "),
         (["--listen", "127.0.0.1:0", "--json", "/none/x"], os.EX_CANTCREAT, "/none/x: No such"),
         (["--listen", "127.0.0.1:0", "--dump"], os.EX_USAGE, "--record FILE"),
         (["--listen", "unix:/dev/null"], os.EX_OSERR, "/dev/null: this is somebody's file"),
