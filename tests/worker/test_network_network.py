@@ -22,6 +22,7 @@ from worker.network.network import (
     DnsSettings,
     Network,
     NetworkSettings,
+    destination_of,
     make_dialer,
     make_dns,
     make_resolver,
@@ -90,6 +91,23 @@ async def test_a_nexthop_of_a_list_that_leads_nowhere_is_left_out() -> None:
     resolver = FakeResolver(hosts={"b.example": ["192.0.2.1"]})
     listed = await network(resolver).endpoints("a.example, b.example", Protocol.SMTP)
     assert [e.host for e in listed] == ["b.example"]
+    assert destination_of("a.example, b.example", listed[0]) == "b.example"
+
+
+@trio_test
+async def test_an_endpoint_knows_which_destination_of_a_list_it_belongs_to() -> None:
+    resolver = FakeResolver(
+        mx={"a.example": [(65_535, "mx.example"), (0, "mx0.example")]},
+        hosts={"mx.example": ["192.0.2.1"], "mx0.example": ["192.0.2.2"]},
+    )
+    nexthop = "a.example,[192.0.2.8]:26 , a.example:27"
+    listed = await network(resolver).endpoints(nexthop, Protocol.SMTP)
+    assert [destination_of(nexthop, endpoint) for endpoint in listed] == [
+        *("a.example", "a.example", "[192.0.2.8]:26", "a.example:27", "a.example:27"),
+    ]
+    path = "unix:/a, b"
+    (unix,) = await network(resolver).endpoints(path, Protocol.LMTP)
+    assert destination_of(path, unix) == path
 
 
 @pytest.mark.parametrize(

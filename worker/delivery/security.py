@@ -14,6 +14,7 @@ from protocol.request import DeliveryRequest
 from worker.config.tables import TableError
 from worker.errors import SiteError
 from worker.network.address import Endpoint
+from worker.network.network import destination_of
 from worker.sasl.client import SaslClient
 from worker.sasl.credentials import Credentials
 from worker.status.events import Emit, Warned
@@ -68,13 +69,14 @@ class SecurityRules:
         if self.policies is None and self.sasl is None:
             return UNSECURED
         policy, credentials = PLAINTEXT, None
+        nexthop = destination_of(request.nexthop, endpoint)
         local = endpoint.family == socket.AF_UNIX
         try:
             if self.policies is not None:
-                policy = await self.policies.policy(request.nexthop, endpoint.host, unix=local)
+                policy = await self.policies.policy(nexthop, endpoint.host, unix=local)
             if self.sasl is not None:
                 credentials = await self.sasl.credentials(
-                    sender=request.sender, host=endpoint.host, nexthop=request.nexthop
+                    sender=request.sender, host=endpoint.host, nexthop=nexthop
                 )
         except TlsPolicyError as exc:
             # What is wrong is for who can mend it, not for the sender.

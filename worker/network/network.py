@@ -167,6 +167,16 @@ class Network:
         return await find_endpoints(destination, self.settings.endpoints, self.resolver, self.rng)
 
 
+def destination_of(nexthop: str, endpoint: Endpoint) -> str:
+    """The destination of a list that an endpoint of `Network.endpoints` belongs to, as written.
+
+    What is known of a destination by its text, its TLS policy or a password, is not known by the
+    text of the list.
+    """
+    destinations = _split(nexthop)
+    return destinations[min(endpoint.preference // _MX_PREFERENCES, len(destinations) - 1)]
+
+
 def make_resolver(settings: NetworkSettings, dns: Resolver, native: Resolver) -> Resolver:
     """Return what turns names into addresses: DNS, the system, or both (S022, S029).
 

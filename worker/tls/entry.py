@@ -61,10 +61,7 @@ class Entry:
             if name in _ONCE and name in seen:
                 raise BadValueError(f'attribute "{name}" is specified multiple times', "it once")
             seen.add(name)
-            try:
-                entry = _with(entry, name, value)
-            except BadValueError as exc:
-                raise BadValueError(f'attribute "{name}": {exc.why}', exc.expected) from exc
+            entry = _with(entry, name, value)
         return entry
 
 
@@ -91,16 +88,23 @@ def _with(entry: Entry, name: str, value: str) -> Entry:
         return entry
     read = _ATTRIBUTES.get(name)
     if read is None:
-        raise BadValueError("there is no such attribute", ", ".join(_ATTRIBUTES))
+        raise BadValueError(f'invalid attribute name: "{name[:100]}"', ", ".join(_ATTRIBUTES))
+    least = _LEAST.get(name, Level.NONE)
+    if entry.level < least:
+        raise BadValueError(
+            f'attribute "{name}" invalid at security level "{entry.level.word}"',
+            f"{least.word} or a stronger level",
+        )
     # An empty list of exclusions, or no name at all, is something to ask for.
     if not value and name not in {"exclude", "servername"}:
-        raise BadValueError("it has no value", f"{name}=value")
-    return read(entry, value)
+        raise BadValueError(f'attribute "{name}" has empty value', f"{name}=value")
+    try:
+        return read(entry, value)
+    except BadValueError as exc:
+        raise BadValueError(f'attribute "{name}" has bad value: {exc.why}', exc.expected) from exc
 
 
 def _match(entry: Entry, value: str) -> Entry:
-    if not entry.level.authenticated:
-        raise _misplaced(entry)
     if entry.level is Level.FINGERPRINT:  # digests hold colons
         words = _split(value, "|")
     else:
@@ -109,15 +113,16 @@ def _match(entry: Entry, value: str) -> Entry:
 
 
 def _tafile(entry: Entry, value: str) -> Entry:
-    if entry.level < Level.VERIFY:
-        raise _misplaced(entry)
     return replace(entry, trust_files=(*entry.trust_files, value))
 
 
 def _wrappermode(entry: Entry, value: str) -> Entry:
     wrapper = parse_boolean(value)
     if wrapper and not entry.level.mandatory:
-        raise _misplaced(entry)
+        raise BadValueError(
+            f'there is no way back to plain text for security level "{entry.level.word}"',
+            "encrypt or a stronger level",
+        )
     return replace(entry, wrapper=wrapper)
 
 
@@ -133,9 +138,8 @@ def _policy_failure(entry: Entry, value: str) -> Entry:
     return entry
 
 
-def _misplaced(entry: Entry) -> BadValueError:
-    return BadValueError(f'invalid at security level "{entry.level.word}"', "a stronger level")
-
+# Attributes that say something about proof, and from which level on there is any.
+_LEAST: Final = {"match": Level.FINGERPRINT, "tafile": Level.VERIFY}
 
 _ATTRIBUTES: Final[Mapping[str, Callable[[Entry, str], Entry]]] = {
     "protocols": lambda entry, value: replace(entry, versions=parse_versions(value)),

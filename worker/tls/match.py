@@ -86,24 +86,29 @@ def parse_servername(text: str) -> str:
 
 def parse_digest_name(text: str) -> str:
     """The digest algorithm of this name, as hashlib calls it. Raises BadValueError."""
-    try:
-        algorithm = hashlib.new(text.strip().lower().replace("-", "_"), usedforsecurity=False)
-    except ValueError:
-        algorithm = None
-    if algorithm is None or algorithm.digest_size == 0:  # shake: of any length
-        raise BadValueError(f'there is no digest "{text[:100]}"', "sha256, sha512 or the like")
-    return algorithm.name
+    name = text.lower().replace("-", "_")
+    if name in hashlib.algorithms_available and _digits(name):
+        return name
+    raise BadValueError(f'there is no digest "{text[:100]}"', "sha256, sha512 or the like")
 
 
 def parse_digest(text: str, algorithm: str) -> str:
     """A digest as lower case digits without colons. Raises BadValueError."""
     digits = text.replace(":", "").lower()
-    size = 2 * hashlib.new(algorithm, usedforsecurity=False).digest_size
+    size = _digits(algorithm)
     if not _HEX.fullmatch(digits) or len(digits) != size:
         raise BadValueError(
             f'"{text[:200]}" is no {algorithm} digest', f"{size} hexadecimal digits, maybe colons"
         )
     return digits
+
+
+def _digits(algorithm: str) -> int:
+    """Hexadecimal digits of a digest; 0: of any length (shake), or switched off in the library."""
+    try:
+        return 2 * hashlib.new(algorithm, usedforsecurity=False).digest_size
+    except ValueError:
+        return 0
 
 
 def expand(words: tuple[str, ...], nexthop: str, host: str) -> tuple[str, ...]:
