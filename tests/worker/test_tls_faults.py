@@ -15,7 +15,6 @@ from itertools import product
 import pytest
 import trio
 from trio.testing import MockClock, trio_test
-from worker.delivery.security import SecurityRules
 
 from protocol.outcome import Action, DeliveryResult
 from protocol.request import Protocol
@@ -27,6 +26,7 @@ from tests.worker.tls_server import Break, Harm, ServerTls, server_context
 from tests.worker.world import World, make_request
 from worker.config.config import Config
 from worker.content import InlineContent
+from worker.delivery.security import SecurityRules
 from worker.environment import make_rules
 from worker.status.events import Event, UnexpectedError
 
