@@ -16,6 +16,7 @@ from protocol.command import Ehlo, Helo, Lhlo, StartTls
 from protocol.errors import RemoteProtocolError
 from protocol.reply import Reply
 from protocol.request import DeliveryRequest, Protocol
+from protocol.sasl.mechanism import ChannelBinding
 from worker.config.tables import TableError
 from worker.delivery.authentication import authenticate
 from worker.delivery.security import NO_RULES, UNSECURED, Security, SecurityRules
@@ -120,8 +121,9 @@ class _Introduction:
         if session.tls is None and await self._start_tls():
             await self._say_hello(extended=True)
         self._check_level()
-        if self._security.credentials is not None and self._rules.sasl is not None:
-            await authenticate(session, talk, self._rules.sasl, self._security.credentials)
+        credentials, sasl = self._security.credentials, self._rules.sasl
+        if credentials is not None and sasl is not None:
+            await authenticate(session, talk, sasl, credentials, _binding(session))
 
     # --- who we are ----------------------------------------------------------------------------
 
@@ -246,6 +248,13 @@ class _Introduction:
         if level is Level.FINGERPRINT:
             word = "verified"
         raise SiteError("4.7.5", f"Server certificate not {word}")
+
+
+def _binding(session: Session) -> ChannelBinding | None:
+    """What ties the log-in to the TLS connection, where it has that."""
+    stream = session.stream
+    data = stream.channel_binding() if isinstance(stream, TlsStream) else None
+    return ChannelBinding("tls-exporter", data) if data is not None else None
 
 
 def _check_greeting(session: Session, greeting: Reply, emit: Emit) -> None:

@@ -338,6 +338,17 @@ class TlsStream(EagerStream):
             return trio.BrokenResourceError("the TLS connection ended without a close_notify")
         return trio.BrokenResourceError(f"TLS connection broken: {in_words(error)}")
 
+    # --- what only the two ends know ---------------------------------------------------------
+
+    def channel_binding(self) -> bytes | None:
+        """What ties a log-in to this connection: tls-exporter (RFC 9266); None: not below TLS 1.3.
+
+        Of earlier versions it is only safe with an extension that pyOpenSSL does not tell of.
+        """
+        if self.facts.protocol != "TLSv1.3":
+            return None
+        return self._connection.export_keying_material(b"EXPORTER-Channel-Binding", 32, b"")
+
     # --- the end -----------------------------------------------------------------------------
 
     async def aclose(self) -> None:
