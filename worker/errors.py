@@ -59,6 +59,8 @@ class ConnectError(SiteError):
 class SessionError(DeliveryError):
     """The session broke in the middle of a phase; it must not be used again."""
 
+    secured = False  # it broke inside TLS, before it took mail
+
 
 class MessageRefused(DeliveryError):
     """The server refused the message as a whole (MAIL, DATA, final dot): session still sound."""

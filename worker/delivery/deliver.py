@@ -336,7 +336,7 @@ class _Delivery:
             )
         except (SiteError, SessionError) as exc:
             self._endpoint_failed(endpoint, exc, security)
-            return isinstance(exc, TlsFailed)
+            return isinstance(exc, TlsFailed) or (isinstance(exc, SessionError) and exc.secured)
         session.born = connected_since
         secured = session.tls is not None
         ended = await self._use(session, SessionOpened(endpoint.relay))

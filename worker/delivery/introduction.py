@@ -22,7 +22,7 @@ from worker.delivery.authentication import authenticate
 from worker.delivery.security import NO_RULES, UNSECURED, Security, SecurityRules
 from worker.delivery.session import Conversation, Session
 from worker.delivery.settings import DeliverySettings
-from worker.errors import SiteError, TlsFailed
+from worker.errors import SessionError, SiteError, TlsFailed
 from worker.network.address import Endpoint
 from worker.status.events import (
     EhloKeywordsDiscarded,
@@ -69,7 +69,9 @@ async def introduce(
     except SiteError:
         await _leave(session)
         raise
-    except BaseException:
+    except BaseException as exc:
+        if isinstance(exc, SessionError):
+            exc.secured = session.tls is not None
         await session.aclose()
         raise
     return session
