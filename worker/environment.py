@@ -27,7 +27,7 @@ from worker.status.events import Emit, Warned
 from worker.tls.contexts import Contexts, TlsFilesError
 from worker.tls.handshake import TlsEngine
 from worker.tls.holder import Holder
-from worker.tls.policies import TlsPolicies, TlsPolicyError
+from worker.tls.policies import TlsPolicies
 from worker.tls.sessions import SessionStore
 from worker.tls.settings import problem_of
 
@@ -77,22 +77,25 @@ def make_environment(
     )
 
 
-def make_rules(config: Config, protocol: Protocol, emit: Emit) -> SecurityRules:
+def make_rules(
+    config: Config, protocol: Protocol, emit: Emit, *, resume: bool = True
+) -> SecurityRules:
     """One protocol's TLS policies and log-ins; certificates are read. Raises ConfigError.
 
-    `emit` is told of what is odd.
+    `emit` is told of what is odd. `resume`: remember TLS sessions, which may make a file.
     """
     policies = TlsPolicies.from_config(config, protocol)
     contexts = Contexts()
     try:
-        contexts.check(policies.main_policy())
-    except TlsPolicyError:
-        pass  # main.cf alone makes no policy, as was told already; tables do
+        for policy in policies.sample():
+            contexts.check(policy)
     except TlsFilesError as exc:
         raise ConfigError(
             [problem_of(config, _naming(config, protocol, exc.file), str(exc))]
         ) from exc
-    sessions = SessionStore.opened(policies.session_timeout, policies.session_database, emit)
+    sessions = None
+    if resume:
+        sessions = SessionStore.opened(policies.session_timeout, policies.session_database, emit)
     rules = SecurityRules(
         policies=policies,
         engine=TlsEngine(contexts, sessions, emit),

@@ -460,6 +460,18 @@ def test_chain_files_win_over_the_files_before_them() -> None:
     )
 
 
+def test_a_sample_of_policies_names_every_file_that_may_be_needed() -> None:
+    settings = {"smtp_tls_trust_anchor_file": "/x.pem", "smtp_tls_CAfile": "/ca.pem"}
+    anchors = Anchors(file="/ca.pem")
+    assert [each.anchors for each in policies(settings).sample()] == [anchors]
+    found = policies(with_entry("none", smtp_tls_security_level="fingerprint", **settings))
+    (sample,) = found.sample()  # main.cf alone makes none
+    assert sample.anchors == Anchors(file="/ca.pem", trust_files=("/x.pem",))
+    assert [each.level for each in policies(with_entry("none")).sample()] == [
+        *(Level.MAY, Level.VERIFY),
+    ]
+
+
 def test_trust_anchors_hold_where_authorities_prove_who_a_server_is() -> None:
     settings = {"smtp_tls_trust_anchor_file": "/x.pem /y.pem"}
     for level in Level:
@@ -483,7 +495,7 @@ def test_what_is_logged_and_remembered() -> None:
         }
     )
     assert (found.note_offer, found.loglevel, found.feature_status) == (True, 2, False)
-    assert found.session_database == "btree:/var/lib/postfix/smtp_scache"
+    assert found.session_database == "btree:/var/spool/postrio/smtp_scache"
 
 
 @pytest.mark.parametrize(

@@ -229,6 +229,28 @@ def test_check_says_what_would_be_wrong(shell: Shell, tmp_path: Path) -> None:
     assert "2 problems found" in ended.err
 
 
+def test_check_reads_the_files_of_tls_policies_and_tells_what_is_odd(
+    shell: Shell, tmp_path: Path
+) -> None:
+    odd = ["-o", "smtp_tls_secure_cert_match=hostname", "-o", "smtp_tls_security_level=secure"]
+    ended = shell.postrio("check", *odd)
+    assert (ended.status, ended.out) == (0, "nothing is wrong\n")
+    assert ended.err.count("hostname comes from DNS") == 1
+    (tmp_path / "ca.pem").write_text("nothing")
+    # Trust anchors are needed only where tables may ask for them.
+    anchors = ["-o", f"smtp_tls_trust_anchor_file={tmp_path / 'ca.pem'}"]
+    assert shell.postrio("check", *anchors).status == 0
+    ended = shell.postrio("check", *anchors, "-o", "smtp_tls_policy_maps=static:secure")
+    assert ended.status == 78
+    assert f"smtp_tls_trust_anchor_file = {tmp_path / 'ca.pem'}: " in ended.err
+
+
+def test_check_leaves_the_file_of_tls_sessions_alone(shell: Shell, tmp_path: Path) -> None:
+    sessions = f"smtp_tls_session_cache_database=btree:{tmp_path / 'sessions'}"
+    assert shell.postrio("check", "-o", sessions).status == 0
+    assert list(tmp_path.glob("sessions*")) == []
+
+
 def test_check_finds_a_damaged_queue(shell: Shell) -> None:
     shell.postrio("send", "b@y.example", stdin=MESSAGE)
     (shell.queue / "queue.sqlite3").write_bytes(b"garbage" * 1000)

@@ -87,7 +87,7 @@ def _parts(config: Config) -> Iterator[Finding]:
     for protocol in Protocol:
         parts.append(partial(DeliverySettings.from_config, config, protocol))
         parts.append(partial(NetworkSettings.from_config, config, protocol))
-        parts.append(partial(make_rules, config, protocol, odd.append))
+        parts.append(partial(make_rules, config, protocol, odd.append, resume=False))
     said = set()
     for part in parts:
         try:

@@ -222,12 +222,13 @@ TLS_SESSIONS: tuple[Parameter, ...] = (
     text(
         "smtp_tls_session_cache_database",
         "",
-        "Accepted; each process remembers TLS sessions in its memory, whatever stands here.",
+        "Where the processes of this host share TLS sessions that can be resumed: type:/path/name"
+        " is the file name.sqlite, whatever the type. Nothing: each process remembers its own.",
     ),
     text(
         "data_directory",
-        "/var/lib/postfix",
-        "Without effect: where Postfix keeps its caches; for values that mention it.",
+        "$queue_directory",
+        "Where caches are, for values that mention it.",
     ),
     time(
         "smtp_tls_session_cache_timeout",

@@ -14,6 +14,7 @@ about (DANE) and policies found by HTTPS (MTA-STS) will be further sources besid
 """
 
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Final, Self
@@ -103,11 +104,20 @@ class TlsPolicies:
         return policies
 
     def main_policy(self) -> TlsPolicy:
-        """The policy of main.cf alone, without names: to see whether its files can be used.
+        """The policy of main.cf alone, without names.
 
         Raises TlsPolicyError where main.cf alone makes none.
         """
         return self._made(self._main, "", "", unix=False)
+
+    def sample(self) -> Iterator[TlsPolicy]:
+        """Policies, without names, that hold every file of main.cf that some policy may need."""
+        sources = [self._main]
+        if self.settings.entries or self.settings.per_site:
+            sources.append(_Source(self._main.place, Level.VERIFY))  # trust anchors, too
+        for source in sources:
+            with suppress(TlsPolicyError):
+                yield self._made(source, "", "", unix=False)
 
     async def policy(self, nexthop: str, host: str, *, unix: bool = False) -> TlsPolicy:
         """The policy for a delivery to `nexthop`, one destination as written, at server `host`.
