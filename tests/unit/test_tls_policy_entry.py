@@ -113,6 +113,7 @@ def test_an_attribute_says_what_differs_from_main_cf(text: str, expected: Entry)
         ("secure tafile=", 'attribute "tafile" has empty value'),
         ("may connection_reuse=maybe", 'attribute "connection_reuse" has bad value'),
         ("may enable_rpk=", 'attribute "enable_rpk" has empty value'),
+        ("may enable_rpk=maybe", 'attribute "enable_rpk" has bad value'),
         ("may wrappermode=yes", 'attribute "wrappermode" has bad value'),
         ("encrypt wrappermode=1", 'attribute "wrappermode" has bad value'),
         ("secure policy_failure=sts-policy-invalid", "the policy of the domain failed"),
