@@ -376,6 +376,9 @@ def test_names_are_in_a_labels() -> None:
     found = policy({"smtp_tls_security_level": "secure"}, "Bücher.example", "MX.example.")
     assert found.match == ("xn--bcher-kva.example", ".xn--bcher-kva.example")
     assert found.servername == "xn--bcher-kva.example"
+    found = policy({"smtp_tls_security_level": "verify"}, "a.example", "MX.Bücher.example.")
+    assert found.match == ("mx.xn--bcher-kva.example",)
+    assert found.servername == "mx.xn--bcher-kva.example"
 
 
 def test_lmtp_has_the_nexthop_alone_as_its_secure_name() -> None:

@@ -61,7 +61,7 @@ class TlsSettings:
     many_labels: bool  # tls_wildcard_matches_multiple_labels
     shared: bool  # smtp_tls_connection_reuse
     entries: Maps  # smtp_tls_policy_maps
-    per_site: Maps  # smtp_tls_per_site; none where there are policy maps
+    per_site: Maps  # smtp_tls_per_site; not asked where there are policy maps
     note_offer: bool  # smtp_tls_note_starttls_offer
     feature_status: bool  # smtp_log_tls_feature_status
     loglevel: int  # smtp_tls_loglevel
@@ -73,7 +73,6 @@ class TlsSettings:
     def from_config(cls, config: Config, protocol: Protocol) -> Self:
         """Read the smtp_ or lmtp_ parameters. Raises ConfigError with all that is wrong."""
         reader = _Reader(config, protocol)
-        entries = config.maps(reader.name("smtp_tls_policy_maps"))
         lists = reader.cipher_lists()
         digest = reader.read("smtp_tls_fingerprint_digest", parse_digest_name, "sha256")
         settings = cls(
@@ -108,8 +107,8 @@ class TlsSettings:
             depth=config.integer(reader.name("smtp_tls_scert_verifydepth")),
             many_labels=config.boolean("tls_wildcard_matches_multiple_labels"),
             shared=reader.boolean("smtp_tls_connection_reuse"),
-            entries=entries,
-            per_site=Maps() if entries else config.maps(reader.name("smtp_tls_per_site")),
+            entries=config.maps(reader.name("smtp_tls_policy_maps")),
+            per_site=config.maps(reader.name("smtp_tls_per_site")),
             note_offer=reader.boolean("smtp_tls_note_starttls_offer"),
             feature_status=reader.boolean("smtp_log_tls_feature_status"),
             loglevel=config.integer(reader.name("smtp_tls_loglevel")),
