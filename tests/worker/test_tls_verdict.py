@@ -71,7 +71,7 @@ async def test_a_chain_is_good_or_it_is_told_why_not(case: str, why: str, pki: P
     assert facts.subject == name
     assert facts.certificate_digest == leaf.digest()
     assert facts.key_digest == leaf.key_digest()
-    # The same certificate where nobody asks who it is: mail goes out, the log says what it is worth.
+    # The same one where nobody asks who it is: mail goes out, and the log says what it is worth.
     facts = await shown(leaf, replace(verify(pki), level=Level.MAY))
     assert facts.trust is (Trust.UNTRUSTED if why else Trust.TRUSTED)
     assert facts.why == (why or "no name was asked for")
