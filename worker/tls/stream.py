@@ -27,7 +27,7 @@ RECORD: Final = PIECE + 2_048 + 5
 HEADER: Final = 5
 WORDLESS: Final = 16  # reads that may bring no word, as tickets do, before others have their turn
 GONE: Final = (trio.BrokenResourceError, trio.ClosedResourceError, trio.BusyResourceError)
-ALERT: Final = re.compile(r"^(?:sslv3|tlsv1|tlsv13|ssl/tls) alert ")  # in OpenSSL's words
+ALERT: Final = re.compile(r"^(?:sslv3|tlsv1|tlsv13|ssl/tls|tls) alert ")  # by release
 CLOSE_LIMIT: Final = 1.0  # seconds for close_notify, where it cannot go out at once
 
 
