@@ -115,3 +115,20 @@ async def test_a_call_that_waits_can_be_cancelled_and_loses_nothing() -> None:
         assert scope.cancelled_caught
         far.send(b"later")
         assert await stream.receive_some() == b"later"
+
+
+@trio_test
+async def test_looking_without_waiting_tells_nothing_yet_from_an_end() -> None:
+    with pair() as (stream, far):
+        with assert_no_checkpoints():
+            assert stream.receive_nowait(3) is None
+            assert stream.is_quiet()
+        far.send(b"421 bye\r\n")
+        assert not stream.is_quiet()
+        assert stream.receive_nowait(3) == b"421"
+        assert stream.receive_nowait(100) == b" bye\r\n"
+        assert stream.receive_nowait(100) is None
+        far.close()
+        assert stream.receive_nowait(100) == b""
+        await stream.aclose()
+        assert stream.receive_nowait(100) == b""

@@ -47,12 +47,12 @@ class Server:
         connection.set_accept_state()
         self.connections.append(connection)
         try:
-            await shake(connection, transport)
+            intake = await shake(connection, transport)
         except HandshakeError as exc:
             self.reason = exc.reason
             await transport.aclose()
             return None
-        return TlsStream(transport, connection, MAY, UNKNOWN)
+        return TlsStream(transport, intake, MAY, UNKNOWN)
 
 
 async def connect(

@@ -22,7 +22,7 @@ from worker.status.events import Emit, UnexpectedError
 from worker.tls.contexts import Contexts
 from worker.tls.policy import TlsFacts, TlsPolicy
 from worker.tls.sessions import Remembered, SessionStore
-from worker.tls.stream import RECORD, TlsStream, in_words
+from worker.tls.stream import RECORD, Intake, TlsStream, in_words
 from worker.tls.verdict import Finding, judge, resumed
 
 # pyOpenSSL does not tell whether a session was resumed; OpenSSL does. Where its binding does not
@@ -72,7 +72,7 @@ class TlsEngine:
         key = f"{policy.fingerprint} {nexthop} {host} {address} {port}"
         offered = self._offer(connection, key)
         try:
-            await shake(connection, transport)
+            intake = await shake(connection, transport)
         except HandshakeError:
             if offered is not None:
                 self._forget(key)  # it may have been the session that the server did not like
@@ -83,7 +83,7 @@ class TlsEngine:
             if offered is not None:
                 self._forget(key)
             facts = judge(connection, policy)
-        stream = TlsStream(transport, connection, policy, facts)
+        stream = TlsStream(transport, intake, policy, facts)
         if self._sessions is not None and facts.meets(policy.level):
             stream.on_first_read = lambda: self._save(key, connection, facts)
         return stream
@@ -121,18 +121,15 @@ def _server_name(name: str) -> bytes:
     return name.encode()
 
 
-async def shake(connection: SSL.Connection, transport: trio.abc.Stream) -> None:
+async def shake(connection: SSL.Connection, transport: trio.abc.Stream) -> Intake:
     """Do the handshake of `connection`, of either side, over `transport`. Raises HandshakeError."""
+    intake = Intake(connection)
     try:
         while not _step(connection):
             await _flush(connection, transport)
             # A server that always has something to say must not keep us from looking at the clock.
             await trio.lowlevel.checkpoint()
-            raw = await transport.receive_some(RECORD)
-            if raw:
-                connection.bio_write(raw)
-            else:
-                connection.bio_shutdown()
+            intake.feed(await transport.receive_some(RECORD))
         await _flush(connection, transport)
     except SSL.SysCallError as exc:
         raise HandshakeError("the server closed the connection") from exc
@@ -142,6 +139,7 @@ async def shake(connection: SSL.Connection, transport: trio.abc.Stream) -> None:
         raise HandshakeError(in_words(exc)) from exc
     except trio.BrokenResourceError as exc:
         raise HandshakeError("the server closed the connection") from exc
+    return intake
 
 
 def _step(connection: SSL.Connection) -> bool:

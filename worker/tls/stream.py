@@ -24,20 +24,60 @@ from worker.tls.policy import TlsFacts, TlsPolicy
 PIECE: Final = 16_384
 # A record and what it adds (RFC 5246 section 6.2.3: up to 2048 octets, and its header).
 RECORD: Final = PIECE + 2_048 + 5
-HEADER: Final = 5
+HEADER: Final = 5  # octets: type, version, length (RFC 8446 section 5.1)
+RECORD_TYPES: Final = range(20, 25)
+MAJOR_VERSION: Final = 3
 WORDLESS: Final = 16  # reads that may bring no word, as tickets do, before others have their turn
 GONE: Final = (trio.BrokenResourceError, trio.ClosedResourceError, trio.BusyResourceError)
-ALERT: Final = re.compile(r"^(?:sslv3|tlsv1|tlsv13|ssl/tls) alert ")  # in OpenSSL's words
+ALERT: Final = re.compile(r"^(?:sslv3|tlsv1|tlsv13|ssl/tls|tls) alert ")  # by release
 CLOSE_LIMIT: Final = 1.0  # seconds for close_notify, where it cannot go out at once
 
 
+class Intake:
+    """Gives OpenSSL whole records only, so that it is known when it has nothing left to read.
+
+    Asking OpenSSL costs an exception, and that for every message; to know is a matter of counting.
+    """
+
+    def __init__(self, connection: SSL.Connection) -> None:
+        """For all that `connection` receives, from the first octet on."""
+        self.connection = connection
+        self._rest = b""  # a record that has come in part; 64 kB at most
+
+    def feed(self, raw: bytes | bytearray) -> int:
+        """What was received, none at the end; how many records OpenSSL has got of it.
+
+        At the end, and of what is no TLS, it gets all there is, and 2 is returned: it has to say
+        what is wrong.
+        """
+        if not raw:
+            self.connection.bio_shutdown()
+            return 2
+        if self._rest:
+            raw = self._rest + raw
+        end = records = 0
+        while len(raw) - end >= HEADER:
+            if raw[end] not in RECORD_TYPES or raw[end + 1] != MAJOR_VERSION:
+                end, records = len(raw), 2
+                break
+            after = end + HEADER + int.from_bytes(raw[end + 3 : end + HEADER], "big")
+            if after > len(raw):
+                break
+            end = after
+            records += 1
+        self._rest = bytes(raw[end:])
+        if end:
+            self.connection.bio_write(raw[:end])
+        return records
+
+
 class TlsStream(EagerStream):
-    """Owns `transport`, on which `connection` has finished its handshake."""
+    """Owns `transport`, on which the connection of `intake` has finished its handshake."""
 
     def __init__(
         self,
         transport: trio.abc.Stream,
-        connection: SSL.Connection,
+        intake: "Intake",
         policy: TlsPolicy,
         facts: TlsFacts,
     ) -> None:
@@ -45,7 +85,8 @@ class TlsStream(EagerStream):
         self.transport = transport
         self.policy = policy
         self.facts = facts
-        self._connection = connection
+        self._intake = intake
+        self._connection = intake.connection
         self._eager = transport if isinstance(transport, EagerStream) else None
         # Called once, when the server has said something. By then a server of TLS 1.3 has sent the
         # tickets that this session can be resumed with.
@@ -54,7 +95,7 @@ class TlsStream(EagerStream):
         self._unsent = b""  # encrypted, and not yet taken by the transport
         # OpenSSL has nothing to decrypt: asking it would cost an exception.
         self._dry = False
-        self._one_record = False  # what it was given last is one record, and it had nothing else
+        self._one_record = False  # it has one record at most
         self._has_answers = False  # it may have made some: to a KeyUpdate, say
         self._ended = False  # close_notify came
         self._broken = False
@@ -291,8 +332,6 @@ class TlsStream(EagerStream):
         if self._plain:
             plain, self._plain = self._plain[:size], self._plain[size:]
             return plain
-        if self._ended:
-            return b""
         if self._dry:
             return None
         try:
@@ -314,17 +353,9 @@ class TlsStream(EagerStream):
 
     def _feed(self, raw: bytes | bytearray) -> None:
         """Ciphertext from the transport; none: it has ended."""
-        if not raw:
-            self._connection.bio_shutdown()
-            self._one_record = self._dry = False
-            return
-        self._one_record = (
-            self._dry
-            and len(raw) > HEADER
-            and HEADER + int.from_bytes(raw[3:HEADER], "big") == len(raw)
-        )
-        self._dry = False
-        self._connection.bio_write(raw)
+        records = self._intake.feed(raw)
+        self._one_record = self._dry and records == 1
+        self._dry = not records
 
     async def _flush_first(self) -> None:
         """Send what waits before we wait: what the peer says next may depend on it."""

@@ -197,11 +197,11 @@ def _weakness(chain: list[x509.Certificate], intermediates: int, limit: int) -> 
         return f"certificate chain longer than limit({limit})"
     for depth, certificate in enumerate(chain):
         if _is_weak(certificate.public_key()):
-            return WORDS[67 if depth else 66]
+            return _numbered(67 if depth else 66)
         is_anchor = depth == len(chain) - 1
         algorithm = None if is_anchor else certificate.signature_hash_algorithm
         if algorithm is not None and algorithm.name in WEAK_HASHES:
-            return WORDS[68]
+            return _numbered(68)
     return ""
 
 
@@ -235,6 +235,10 @@ def _in_words(finding: Finding, connection: SSL.Connection, leaf: x509.Certifica
         return "certificate has expired"
     if code == Codes.ERR_INVALID_PURPOSE:
         return "not designated for use as a server certificate"
+    return _numbered(code)
+
+
+def _numbered(code: int) -> str:
     return f"num={code}:{WORDS.get(code, 'certificate verify failed')}"
 
 

@@ -1,0 +1,335 @@
+"""What a server's certificate is worth under a policy: whole handshakes, judged afterwards."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+from trio.testing import memory_stream_pair, trio_test
+
+from tests.integration.pki import HOST, IDN, NEXTHOP, Leaf, Pki
+from tests.worker.tls_pair import Server, connect, server_context
+from worker.tls.policy import Anchors, Level, TlsFacts, TlsPolicy, Trust, Version
+
+WEAK = "ALL:@SECLEVEL=0"  # so that a server takes a certificate that it should not
+
+
+@pytest.fixture(scope="module")
+def pki(tmp_path_factory: pytest.TempPathFactory) -> Pki:
+    return Pki(tmp_path_factory.mktemp("pki"))
+
+
+async def shown(leaf: Leaf | None, policy: TlsPolicy, *, tls12: bool = False) -> TlsFacts:
+    """What `policy` makes of a server that shows `leaf`."""
+    server = Server(server_context(leaf, ciphers=WEAK, tls12=tls12))
+    client, _ = await connect(*memory_stream_pair(), server, policy)
+    return client.facts
+
+
+def verify(pki: Pki, *match: str) -> TlsPolicy:
+    """Level verify, with the root of `pki` as the only authority."""
+    return TlsPolicy(
+        level=Level.VERIFY, match=match or (HOST,), anchors=Anchors(file=str(pki.ca_file()))
+    )
+
+
+# --- chains --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("case", "why"),
+    [
+        ("good", ""),
+        ("rsa", ""),
+        ("chain", ""),
+        ("deep-chain", ""),
+        ("expired", "certificate has expired"),
+        ("not-yet", "certificate not yet valid"),
+        ("self-signed", "self-signed certificate"),
+        ("expired-self-signed", "self-signed certificate"),
+        ("unknown-ca", "untrusted issuer /CN=stranger authority"),
+        ("missing-intermediate", "untrusted issuer /CN=middle authority"),
+        ("expired-ca", "untrusted issuer /CN=old authority"),
+        ("client", "not designated for use as a server certificate"),
+        ("weak-key", "num=66:EE certificate key too weak"),
+        ("weak-digest", "num=68:CA signature digest algorithm too weak"),
+    ],
+)
+@trio_test
+async def test_a_chain_is_good_or_it_is_told_why_not(case: str, why: str, pki: Pki) -> None:
+    leaf = pki.leaf(case)
+    name = HOST if case != "client" else "client.example"
+    facts = await shown(leaf, verify(pki, name))
+    assert facts.why == why
+    assert facts.trust is (Trust.UNTRUSTED if why else Trust.VERIFIED)
+    assert facts.matched == ("" if why else HOST)
+    assert facts.meets(Level.VERIFY) is (not why)
+    assert facts.subject == name
+    assert facts.certificate_digest == leaf.digest()
+    assert facts.key_digest == leaf.key_digest()
+    # The same one where nobody asks who it is: mail goes out, and the log says what it is worth.
+    facts = await shown(leaf, replace(verify(pki), level=Level.MAY))
+    assert facts.trust is (Trust.UNTRUSTED if why else Trust.TRUSTED)
+    assert facts.why == (why or "no name was asked for")
+    assert facts.meets(Level.ENCRYPT)
+    assert not facts.meets(Level.FINGERPRINT)
+
+
+@trio_test
+async def test_an_authority_that_has_expired_is_none(pki: Pki) -> None:
+    policy = replace(verify(pki), anchors=Anchors(file=str(pki.ca_file("old"))))
+    assert (await shown(pki.leaf("expired-ca"), policy)).why == "certificate has expired"
+
+
+@pytest.mark.parametrize(("depth", "why"), [(2, "certificate chain longer than limit(2)"), (3, "")])
+@trio_test
+async def test_intermediate_certificates_are_counted(depth: int, why: str, pki: Pki) -> None:
+    """root - middle - lower - deep - leaf has three of them."""
+    facts = await shown(pki.leaf("deep-chain"), replace(verify(pki), depth=depth))
+    assert facts.why == why
+    assert facts.meets(Level.VERIFY) is (not why)
+
+
+@trio_test
+async def test_without_authorities_nobody_is_trusted(pki: Pki) -> None:
+    policy = replace(verify(pki), anchors=Anchors())
+    assert (await shown(pki.leaf("good"), policy)).why == "untrusted issuer /CN=root authority"
+
+
+@trio_test
+async def test_a_server_without_a_certificate_is_anonymous() -> None:
+    policy = TlsPolicy(
+        level=Level.MAY, versions=frozenset({Version.TLSV1_2}), ciphers="aNULL:DEFAULT"
+    )
+    facts = await shown(None, policy, tls12=True)
+    assert facts.trust is Trust.ANONYMOUS
+    assert facts.why == "the server has shown no certificate"
+    assert facts.cipher.startswith(("ADH", "AECDH"))
+
+
+# --- names ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("case", "match", "matched"),
+    [
+        ("good", (HOST,), HOST),
+        ("good", ("other.example", NEXTHOP), NEXTHOP),
+        ("good", (f".{NEXTHOP}",), HOST),
+        ("good", ("mx2.good.example",), ""),
+        ("good", (), ""),
+        ("wrong-name", (HOST,), ""),
+        ("wildcard", (HOST,), "*.good.example"),
+        ("wildcard", ("a.b.good.example",), "*.good.example"),
+        ("wildcard", (NEXTHOP,), ""),
+        ("idn", (IDN,), IDN),
+        ("cn-only", (HOST,), HOST),
+        ("san-wins", (HOST,), ""),
+        ("san-wins", ("mx.other.example",), "mx.other.example"),
+        ("nul-name", (HOST,), ""),
+    ],
+)
+@trio_test
+async def test_names(case: str, match: tuple[str, ...], matched: str, pki: Pki) -> None:
+    facts = await shown(pki.leaf(case), replace(verify(pki), match=match))
+    assert facts.matched == matched
+    assert facts.trust is (Trust.VERIFIED if matched else Trust.TRUSTED)
+    assert facts.meets(Level.SECURE) is bool(matched)
+    if not matched:
+        assert facts.why.startswith("name mismatch: certificate for ")
+        assert facts.why.isprintable()
+
+
+@trio_test
+async def test_a_wildcard_stands_for_one_label_if_that_is_wanted(pki: Pki) -> None:
+    policy = replace(verify(pki, "a.b.good.example"), many_labels=False)
+    assert (await shown(pki.leaf("wildcard"), policy)).trust is Trust.TRUSTED
+
+
+@trio_test
+async def test_a_good_name_does_not_help_a_bad_chain(pki: Pki) -> None:
+    facts = await shown(pki.leaf("unknown-ca"), verify(pki))
+    assert not facts.matched
+    assert not facts.meets(Level.VERIFY)
+
+
+# --- fingerprints --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("case", ["good", "expired-self-signed", "weak-key", "client"])
+@pytest.mark.parametrize("algorithm", ["md5", "sha1", "sha256"])
+@trio_test
+async def test_a_fingerprint_needs_no_authority_and_no_dates(
+    case: str, algorithm: str, pki: Pki
+) -> None:
+    leaf = pki.leaf(case)
+    right, key = leaf.digest(algorithm), leaf.key_digest(algorithm)
+    wrong = right[:-1] + ("0" if right[-1] != "0" else "1")
+    policy = TlsPolicy(level=Level.FINGERPRINT, digest=algorithm)
+    for match, matched in (((wrong, right), right), ((key,), key), ((wrong,), ""), ((), "")):
+        facts = await shown(leaf, replace(policy, match=match))
+        assert facts.matched == matched
+        assert facts.meets(Level.FINGERPRINT) is bool(matched)
+        assert (right in facts.why) is (not matched)
+
+
+# --- trust files ---------------------------------------------------------------------------------
+
+
+def trusting(*files: Path) -> TlsPolicy:
+    return TlsPolicy(
+        level=Level.VERIFY, match=(HOST,), anchors=Anchors(trust_files=tuple(map(str, files)))
+    )
+
+
+@pytest.mark.parametrize("make", [Pki.ca_file, Pki.ca_key_file], ids=["certificate", "key"])
+@pytest.mark.parametrize(
+    ("case", "authority", "good"),
+    [
+        ("good", "root", True),
+        ("chain", "root", True),
+        ("deep-chain", "root", True),
+        ("chain", "middle", True),  # no root, and yet trusted
+        ("missing-intermediate", "middle", True),
+        ("deep-chain", "lower", True),
+        ("good", "stranger", False),
+        ("good", "middle", False),
+        ("missing-intermediate", "root", False),
+        ("expired", "root", False),
+        ("self-signed", "root", False),
+        ("client", "root", False),
+        ("weak-key", "root", False),
+    ],
+)
+@trio_test
+async def test_a_trust_file_trusts_what_it_holds_and_nothing_else(
+    make: Callable[[Pki, str], Path], case: str, authority: str, good: bool, pki: Pki
+) -> None:
+    policy = trusting(make(pki, authority))
+    facts = await shown(pki.leaf(case), replace(policy, match=(HOST, "client.example")))
+    assert facts.meets(Level.VERIFY) is good
+    if case == "client":
+        assert facts.why == "not designated for use as a server certificate"
+    if case == "weak-key":
+        assert facts.why == "num=66:EE certificate key too weak"
+
+
+@trio_test
+async def test_an_expired_authority_is_trusted_by_its_key(pki: Pki) -> None:
+    assert (await shown(pki.leaf("expired-ca"), trusting(pki.ca_key_file("old")))).meets(
+        Level.VERIFY
+    )
+
+
+@trio_test
+async def test_the_key_of_the_certificate_itself_is_enough(pki: Pki, tmp_path: Path) -> None:
+    leaf = pki.leaf("self-signed")
+    file = tmp_path / "leaf.pem"
+    file.write_bytes(
+        leaf.certificate.public_key().public_bytes(
+            serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+        )
+    )
+    assert (await shown(leaf, trusting(file))).meets(Level.VERIFY)
+    assert not (await shown(pki.leaf("good"), trusting(file))).meets(Level.VERIFY)
+
+
+@trio_test
+async def test_the_depth_is_counted_up_to_a_trusted_key(pki: Pki) -> None:
+    policy = trusting(pki.ca_key_file())
+    assert (await shown(pki.leaf("deep-chain"), replace(policy, depth=3))).meets(Level.VERIFY)
+    assert not (await shown(pki.leaf("deep-chain"), replace(policy, depth=2))).meets(Level.VERIFY)
+
+
+@trio_test
+async def test_a_search_in_vain_leaves_the_connection_whole(pki: Pki) -> None:
+    """OpenSSL keeps errors for whoever asks next, which is any connection of the process."""
+    server = Server(server_context(pki.leaf("good")))
+    client, end = await connect(
+        *memory_stream_pair(), server, replace(trusting(pki.ca_key_file("old")), level=Level.MAY)
+    )
+    assert client.facts.trust is Trust.UNTRUSTED
+    await end.send_all(b"250 yes\r\n")
+    assert await client.receive_some() == b"250 yes\r\n"
+
+
+# --- odd certificates ----------------------------------------------------------------------------
+
+
+def odd(
+    path: Path, build: Callable[[x509.CertificateBuilder], x509.CertificateBuilder], name: str
+) -> Leaf:
+    """A certificate that signed itself, with something odd in it."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    pki = Pki(path)
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+    builder = (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(subject)
+        .public_key(key.public_key())
+        .serial_number(1)
+        .not_valid_before(pki.now)
+        .not_valid_after(pki.now.replace(year=pki.now.year + 1))
+    )
+    certificate = build(builder).sign(key, hashes.SHA256())
+    chain, secret = path / "odd.pem", path / "odd.key"
+    chain.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+    secret.write_bytes(
+        key.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.NoEncryption(),
+        )
+    )
+    return Leaf(certificate=certificate, chain=chain, key=secret, joined=chain)
+
+
+@trio_test
+async def test_control_characters_in_a_certificate_do_not_get_out(tmp_path: Path) -> None:
+    name = "a\r\nwarning: \x1b[31mforged\x00"
+    leaf = odd(tmp_path, lambda builder: builder, name)
+    policy = TlsPolicy(level=Level.VERIFY, match=(HOST,), anchors=Anchors(file=str(leaf.chain)))
+    for each in (policy, replace(policy, level=Level.MAY, anchors=Anchors())):
+        facts = await shown(leaf, each)
+        assert facts.subject == facts.issuer == "awarning: [31mforged"
+        assert facts.why.isprintable()
+
+
+@trio_test
+async def test_a_certificate_that_cannot_be_read_is_untrusted_and_no_crash(
+    tmp_path: Path,
+) -> None:
+    # A subjectAltName that is no list of names.
+    extension = x509.UnrecognizedExtension(x509.ObjectIdentifier("2.5.29.17"), b"\x04\x03abc")
+    leaf = odd(tmp_path, lambda builder: builder.add_extension(extension, critical=False), HOST)
+    policy = TlsPolicy(level=Level.VERIFY, match=(HOST,), anchors=Anchors(file=str(leaf.chain)))
+    facts = await shown(leaf, policy)
+    assert facts.trust is Trust.UNTRUSTED
+    assert facts.why
+    assert facts.why.isprintable()
+    pinned = replace(policy, level=Level.FINGERPRINT, match=(leaf.digest(),))
+    assert (await shown(leaf, pinned)).meets(Level.FINGERPRINT)
+    assert (await shown(leaf, replace(policy, level=Level.MAY))).meets(Level.MAY)
+
+
+# --- what the log is told ------------------------------------------------------------------------
+
+
+@trio_test
+async def test_how_it_was_agreed_is_told_as_postfix_does(pki: Pki) -> None:
+    facts = await shown(pki.leaf("good"), verify(pki))
+    assert (facts.protocol, facts.cipher, facts.bits) == ("TLSv1.3", "TLS_AES_256_GCM_SHA384", 256)
+    assert facts.details.endswith(" server-signature ECDSA (prime256v1) server-digest SHA256")
+    assert facts.issuer == "root authority"
+    assert not facts.resumed
+    facts = await shown(pki.leaf("rsa"), verify(pki))
+    assert facts.details.endswith(" server-signature RSA-PSS (2048 bits)")
+    facts = await shown(pki.leaf("rsa"), verify(pki), tls12=True)
+    assert facts.protocol == "TLSv1.2"
+    assert facts.cipher == "ECDHE-RSA-AES256-GCM-SHA384"
+    assert not facts.details
