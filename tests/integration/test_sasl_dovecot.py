@@ -125,7 +125,7 @@ def introspection() -> Iterator[int]:
 @pytest.fixture(scope="module")
 def postfix(introspection: int) -> Iterator[PostfixInstance]:
     """A Postfix that lets in whom Dovecot knows."""
-    dovecot = DovecotInstance(config=CONFIG)
+    dovecot = DovecotInstance(CONFIG)
     (dovecot.directory / "oauth2.conf").write_text(OAUTH2.format(port=introspection))
     lines = [f"{name}:{{PLAIN.b64}}{b64encode(PASSWORD.encode()).decode()}\n" for name in USERS]
     lines += [f"{name.lower()}:{_stored(name)}\n" for name in SCRAM]
@@ -186,7 +186,7 @@ class Relay:
             await session.quit()
         # Another process writes the log, some time after the answer.
         with trio.fail_after(LIMIT):
-            while not (match := ACCEPTED.search(self.postfix.log(), before)):  # noqa: ASYNC110  # nobody tells us
+            while not (match := ACCEPTED.search(self.postfix.log(), before)):  # noqa: ASYNC110
                 await trio.sleep(0.02)
         return match[0]
 

@@ -20,7 +20,7 @@ from protocol import phrases
 from protocol.command import AUTH_LINE, RESPONSE_LIMIT, Auth, AuthResponse, Command
 from protocol.reply import Reply
 from protocol.request import Protocol
-from protocol.sasl.mechanism import ChannelBinding, Login, Mechanism, SaslError
+from protocol.sasl.mechanism import Login, Mechanism, SaslError
 from protocol.sasl.mechanisms import Merit, Proof, choose, make, proof_of
 from protocol.sasl.secret import Secret
 from worker.config.table import TableError
@@ -30,6 +30,7 @@ from worker.sasl.client import SaslClient
 from worker.sasl.credentials import Credentials
 from worker.sasl.refusals import Refusal
 from worker.sasl.tokens import TokenError
+from worker.tls.binding import channel_binding
 from worker.tls.policy import Trust
 
 ROUNDS: Final = 100  # replies 334 in one exchange
@@ -43,15 +44,15 @@ async def authenticate(
     talk: Conversation,
     sasl: SaslClient,
     credentials: Credentials,
-    binding: ChannelBinding | None = None,
 ) -> None:
     """Log in; does nothing if the server offers no AUTH.
 
-    `session` must be as secure as its TLS policy demands, and introduced. `binding`: of its TLS
-    connection, where it has one. Raises SiteError: 4.7.0, or the server's own status.
+    `session` must be as secure as its TLS policy demands, and introduced. Raises SiteError: 4.7.0,
+    or the server's own status.
     """
     if not session.capabilities.auth:
         return
+    binding = channel_binding(session.stream)
     try:
         name = await _choose(session, sasl, credentials, bindable=binding is not None)
     except TableError as exc:
@@ -70,29 +71,35 @@ async def authenticate(
         binding=binding,
         server_binds=any(offer.endswith("-PLUS") for offer in session.capabilities.auth),
     )
-    refusals = sasl.refusals
+    reply = await _try(session, talk, sasl, name, login)
+    if not reply.positive:
+        if sasl.tokens is not None and not credentials.secret and reply.permanent:
+            sasl.tokens.forget(credentials.user, session.endpoint.host)
+        raise _refused(session, sasl, reply)
+    if sasl.dummy_mail_auth:
+        session.capabilities = replace(session.capabilities, dummy_auth=True)
+
+
+async def _try(
+    session: Session, talk: Conversation, sasl: SaslClient, name: str, login: Login
+) -> Reply:
+    """The server's verdict, unless it is known and a refusal. Raises SiteError."""
+    exchange, refusals = _Exchange(session, talk, login), sasl.refusals
     if refusals is None:
-        reply = await _Exchange(session, talk, login).run(make(name, login))
-        if not reply.positive:
-            _forget_token(sasl, credentials, session, reply)
-            raise _refused(session, sasl, reply)
-        return
-    who = (credentials.user, credentials.authzid)
-    key = refusals.key(session.endpoint.host, who, secret.reveal())
+        return await exchange.run(make(name, login))
+    key = refusals.key(login.host, (login.user, login.authzid), login.secret.reveal())
     known = await refusals.claim(key)
     if known is not None:
         raise _known(session, sasl, known)
     try:
-        reply = await _Exchange(session, talk, login).run(make(name, login))
+        reply = await exchange.run(make(name, login))
         if reply.positive:
             refusals.accepted(key)
-            return
-        if reply.code == REFUSED:
+        elif reply.code == REFUSED:
             refusals.refused(key, Refusal(reply.dsn, reply.text))
+        return reply
     finally:
         refusals.settle(key)
-    _forget_token(sasl, credentials, session, reply)
-    raise _refused(session, sasl, reply)
 
 
 async def _choose(
@@ -149,14 +156,6 @@ async def _secret(
         return await sasl.tokens.token(credentials.user, session.endpoint.host)
     except TokenError as exc:
         raise _failed(session, f"no token for {credentials.user}: {exc}") from None
-
-
-def _forget_token(
-    sasl: SaslClient, credentials: Credentials, session: Session, reply: Reply
-) -> None:
-    """A token that the server refuses is of no further use."""
-    if sasl.tokens is not None and not credentials.secret and reply.permanent:
-        sasl.tokens.forget(credentials.user, session.endpoint.host)
 
 
 class _Exchange:
