@@ -123,6 +123,8 @@ async def log_in(
         nursery.start_soon(server.serve, theirs)
         try:
             with session.conversation() as talk:
+                # As the phase before leaves it; in real seconds it is never reached.
+                talk.scope.deadline = trio.current_time() + 250.0
                 await authenticate(session, talk, sasl, credentials)
         except DeliveryError as exc:
             failure = exc
@@ -262,6 +264,21 @@ async def test_the_authorization_identity_is_sent_if_told() -> None:
     await log_in(server, client({"send_cyrus_sasl_authzid": "yes"}))
     blob = b64(b"user\0user\0" + PASSWORD.encode())
     assert server.told == [f"AUTH PLAIN {blob}"]
+
+
+@pytest.mark.parametrize(
+    ("offered", "flag"), [("SCRAM-SHA-1 SCRAM-SHA-1-PLUS", b"n,,"), ("SCRAM-SHA-1", b"y,,")]
+)
+@trio_test
+async def test_a_server_is_told_of_an_attack_only_if_it_hides_its_channel_binding(
+    monkeypatch: pytest.MonkeyPatch, offered: str, flag: bytes
+) -> None:
+    binding = ChannelBinding("tls-exporter", b"x" * 32)
+    monkeypatch.setattr(authentication, "channel_binding", lambda stream: binding)
+    sasl = client({"smtp_sasl_mechanism_filter": "scram-sha-1"})
+    server = Server(NO)
+    await refused(server, sasl, offered, tls=facts())
+    assert binascii.a2b_base64(server.told[0].split()[2]).startswith(flag)
 
 
 @trio_test
