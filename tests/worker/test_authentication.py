@@ -27,7 +27,6 @@ from protocol.sasl.simple import Plain
 from tests.worker.memory_line import MemoryStream, memory_stream_pair
 from tests.worker.world import make_request
 from worker.config.config import Config
-from worker.delivery import authentication
 from worker.delivery.authentication import ROUNDS, authenticate
 from worker.delivery.session import Session
 from worker.delivery.settings import DeliverySettings
@@ -35,7 +34,6 @@ from worker.errors import DeliveryError, SessionError, SiteError
 from worker.network.address import Endpoint
 from worker.sasl.client import SaslClient
 from worker.sasl.tokens import TokenError, Tokens
-from worker.tls.binding import channel_binding
 from worker.tls.policy import Level, TlsFacts, TlsPolicy, Trust
 from worker.tls.stream import TlsStream
 
@@ -105,6 +103,7 @@ async def log_in(
     offered: str = "PLAIN",
     *,
     tls: TlsFacts | None = None,
+    binding: ChannelBinding | None = None,
     password: str | None = None,
 ) -> Session:
     """One session that logs in at `server`. Raises what authenticate() does."""
@@ -125,7 +124,7 @@ async def log_in(
             with session.conversation() as talk:
                 # As the phase before leaves it; in real seconds it is never reached.
                 talk.scope.deadline = trio.current_time() + 250.0
-                await authenticate(session, talk, sasl, credentials)
+                await authenticate(session, talk, sasl, credentials, binding)
         except DeliveryError as exc:
             failure = exc
         nursery.cancel_scope.cancel()
@@ -140,11 +139,12 @@ async def refused(
     offered: str = "PLAIN",
     *,
     tls: TlsFacts | None = None,
+    binding: ChannelBinding | None = None,
     password: str | None = None,
 ) -> tuple[str, str]:
     """Status and reason of a login that fails as it should."""
     with pytest.raises(SiteError) as caught:
-        await log_in(server, sasl, offered, tls=tls, password=password)
+        await log_in(server, sasl, offered, tls=tls, binding=binding, password=password)
     assert PASSWORD not in caught.value.reason
     return caught.value.dsn, caught.value.reason
 
@@ -233,14 +233,12 @@ async def test_a_false_proof_cancels_the_exchange() -> None:
 
 
 @trio_test
-async def test_channel_binding_is_used_where_there_is_one(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+async def test_channel_binding_is_used_where_there_is_one() -> None:
     binding = ChannelBinding("tls-exporter", b"x" * 32)
-    monkeypatch.setattr(authentication, "channel_binding", lambda stream: binding)
     server = Server("535 5.7.8 no", "")
-    with pytest.raises(SiteError):
-        await log_in(server, client(), "SCRAM-SHA-256 SCRAM-SHA-256-PLUS", tls=facts())
+    await refused(
+        server, client(), "SCRAM-SHA-256 SCRAM-SHA-256-PLUS", tls=facts(), binding=binding
+    )
     verb, name, first = server.told[0].split()
     assert (verb, name) == ("AUTH", "SCRAM-SHA-256-PLUS")
     assert binascii.a2b_base64(first).startswith(b"p=tls-exporter,,n=user,")
@@ -271,27 +269,23 @@ async def test_the_authorization_identity_is_sent_if_told() -> None:
 )
 @trio_test
 async def test_a_server_is_told_of_an_attack_only_if_it_hides_its_channel_binding(
-    monkeypatch: pytest.MonkeyPatch, offered: str, flag: bytes
+    offered: str, flag: bytes
 ) -> None:
     binding = ChannelBinding("tls-exporter", b"x" * 32)
-    monkeypatch.setattr(authentication, "channel_binding", lambda stream: binding)
     sasl = client({"smtp_sasl_mechanism_filter": "scram-sha-1"})
     server = Server(NO)
-    await refused(server, sasl, offered, tls=facts())
+    await refused(server, sasl, offered, tls=facts(), binding=binding)
     assert binascii.a2b_base64(server.told[0].split()[2]).startswith(flag)
 
 
 @trio_test
 async def test_only_tls_1_3_can_be_bound_to_and_both_ends_agree() -> None:
-    for version, kind in (("TLSv1.3", "tls-exporter"), ("TLSv1.2", None)):
+    for version in ("TLSv1.3", "TLSv1.2"):
         ours, theirs = handshake(version)
         policy, found = TlsPolicy(level=Level.MAY), replace(facts(), protocol=version)
-        binding = channel_binding(TlsStream(memory_stream_pair(65_536)[0], ours, policy, found))
-        assert (binding and binding.kind) == kind
-        if binding is not None:
-            label = b"EXPORTER-Channel-Binding"
-            assert binding.data == theirs.export_keying_material(label, 32)
-    assert channel_binding(memory_stream_pair(65_536)[0]) is None
+        stream = TlsStream(memory_stream_pair(65_536)[0], ours, policy, found)
+        agreed = theirs.export_keying_material(b"EXPORTER-Channel-Binding", 32)
+        assert stream.channel_binding() == (agreed if version == "TLSv1.3" else None)
 
 
 def handshake(version: str) -> tuple[SSL.Connection, SSL.Connection]:

@@ -20,7 +20,7 @@ from protocol import phrases
 from protocol.command import AUTH_LINE, RESPONSE_LIMIT, Auth, AuthResponse, Command
 from protocol.reply import Reply
 from protocol.request import Protocol
-from protocol.sasl.mechanism import Login, Mechanism, SaslError
+from protocol.sasl.mechanism import ChannelBinding, Login, Mechanism, SaslError
 from protocol.sasl.mechanisms import Merit, Proof, choose, make, proof_of
 from protocol.sasl.secret import Secret
 from worker.config.table import TableError
@@ -30,7 +30,6 @@ from worker.sasl.client import SaslClient
 from worker.sasl.credentials import Credentials
 from worker.sasl.refusals import Refusal
 from worker.sasl.tokens import TokenError
-from worker.tls.binding import channel_binding
 from worker.tls.policy import Trust
 
 ROUNDS: Final = 100  # replies 334 in one exchange
@@ -44,15 +43,15 @@ async def authenticate(
     talk: Conversation,
     sasl: SaslClient,
     credentials: Credentials,
+    binding: ChannelBinding | None = None,
 ) -> None:
     """Log in; does nothing if the server offers no AUTH.
 
-    `session` must be as secure as its TLS policy demands, and introduced. Raises SiteError: 4.7.0,
-    or the server's own status.
+    `session` must be as secure as its TLS policy demands, and introduced. `binding`: of its TLS
+    connection, where it has one. Raises SiteError: 4.7.0, or the server's own status.
     """
     if not session.capabilities.auth:
         return
-    binding = channel_binding(session.stream)
     try:
         name = await _choose(session, sasl, credentials, bindable=binding is not None)
     except TableError as exc:

@@ -64,10 +64,6 @@ class TlsStream(EagerStream):
         self._flushing = False
         self._flushed: trio.Event | None = None  # for who waits until it is done
 
-    def keying_material(self, label: bytes, length: int) -> bytes:
-        """Octets that both ends of this connection have and nobody else (RFC 5705)."""
-        return self._connection.export_keying_material(label, length, b"")
-
     # --- sending -----------------------------------------------------------------------------
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
