@@ -44,6 +44,7 @@ class Capabilities:
     size_limit: int = 0  # octets; 0: none
     xforward: frozenset[str] = frozenset()  # attribute names, upper case
     auth: tuple[str, ...] = ()  # mechanisms, upper case, in the server's order
+    dummy_auth: bool = False  # logged in, and AUTH=<> wanted with MAIL (RFC 4954 section 5)
     mail_max: int = 0  # RFC 9422: transactions in this session; 0: no limit told
     rcpt_max: int = 0  # recipients in one transaction
     rcpt_domain_max: int = 0  # recipient domains in one transaction

@@ -36,6 +36,8 @@ def mail_parameters(
         params.append(f"SIZE={octets}")
     if capabilities.eightbitmime and request.encoding in _BODY:
         params.append(_BODY[request.encoding])
+    if capabilities.dummy_auth:
+        params.append("AUTH=<>")
     if capabilities.smtputf8 and request.options.requires_smtputf8:
         params.append("SMTPUTF8")
     if capabilities.dsn:

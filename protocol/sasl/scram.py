@@ -15,7 +15,7 @@ from protocol.sasl.mechanism import Login, Mechanism, SaslError
 MAX_ITERATIONS: Final = 1_000_000
 SLOW_ITERATIONS: Final = 10_000  # several milliseconds
 
-_ITERATIONS: Final = re.compile(rb"(?:^|,)i=0*([0-9]*)")
+_ITERATIONS: Final = re.compile(rb"(?:^|,)i=([0-9]*)")
 
 
 class Scram(Mechanism):

@@ -25,6 +25,7 @@ from protocol.capabilities import Capabilities
 from protocol.command import Ehlo, Mail, Rcpt, Rset
 from protocol.request import Protocol
 from tests.integration.dovecot_instance import DovecotInstance
+from worker.cli import invoke
 from worker.config.config import Config
 from worker.delivery.authentication import authenticate
 from worker.delivery.session import Session
@@ -186,7 +187,7 @@ class Relay:
             await session.quit()
         # Another process writes the log, some time after the answer.
         with trio.fail_after(LIMIT):
-            while not (match := ACCEPTED.search(self.postfix.log(), before)):  # noqa: ASYNC110  # nobody tells us
+            while not (match := ACCEPTED.search(self.postfix.log(), before)):  # noqa: ASYNC110
                 await trio.sleep(0.02)
         return match[0]
 
@@ -289,3 +290,35 @@ async def test_passwords_stay_at_home_in_the_clear_and_go_out_under_tls(
     facts = TlsFacts(trust=Trust.UNTRUSTED, protocol="TLSv1.3", cipher="X", bits=256)
     log = await replace(there, settings=settings, tls=facts).log_in()
     assert "sasl_method=PLAIN, sasl_username=bob\n" in log
+
+
+@pytest.mark.parametrize(("password", "dsn"), [(PASSWORD, "2.0.0"), ("wrong-canary", "4.7.8")])
+def test_a_delivery_logs_in_first(
+    postfix: PostfixInstance,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],  # the log is written to the descriptor
+    password: str,
+    dsn: str,
+) -> None:
+    nexthop = f"[127.0.0.1]:{postfix.port}"
+    main_cf, message = tmp_path / "main.cf", tmp_path / "message"
+    main_cf.write_text(
+        "smtp_sasl_auth_enable = yes\n"
+        f"smtp_sasl_password_maps = texthash:{tmp_path}/passwords\n"
+        "smtp_tls_security_level = none\n"
+    )
+    (tmp_path / "passwords").write_text(f"{nexthop} bob:{password}\n")
+    message.write_text("Subject: hello\n\nhello\n")
+    before = len(postfix.log())
+    arguments = ["deliver", "-c", str(main_cf), str(message), "--sender", "a@from.example"]
+    arguments += ["--json", "--nexthop", nexthop, "--recipient", "b@to.example"]
+    assert invoke(arguments) == (0 if dsn == "2.0.0" else 75)
+    said = capfd.readouterr()
+    (outcome,) = [json.loads(line) for line in said.out.splitlines()]
+    assert outcome["dsn"] == dsn
+    assert "canary" not in said.out + said.err
+    if dsn == "2.0.0":
+        postfix.wait_until_drained(LIMIT)
+        assert "sasl_method=SCRAM-SHA-256, sasl_username=bob\n" in postfix.log()[before:]
+    else:
+        assert "SASL authentication failed; server 127.0.0.1[127.0.0.1] said: 535" in said.err

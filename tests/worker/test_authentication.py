@@ -13,15 +13,19 @@ from dataclasses import replace
 
 import pytest
 import trio
+import trustme
+from OpenSSL import SSL
 from scramp import ScramMechanism
 from trio.testing import MockClock, trio_test, wait_all_tasks_blocked
 
 from protocol.capabilities import Capabilities
 from protocol.dialogue import Dialogue, State
+from protocol.envelope_parameters import mail_parameters
 from protocol.request import Protocol
 from protocol.sasl.mechanism import ChannelBinding
 from protocol.sasl.simple import Plain
 from tests.worker.memory_line import MemoryStream, memory_stream_pair
+from tests.worker.world import make_request
 from worker.config.config import Config
 from worker.delivery.authentication import ROUNDS, authenticate
 from worker.delivery.session import Session
@@ -30,7 +34,8 @@ from worker.errors import DeliveryError, SessionError, SiteError
 from worker.network.address import Endpoint
 from worker.sasl.client import SaslClient
 from worker.sasl.tokens import TokenError, Tokens
-from worker.tls.policy import TlsFacts, Trust
+from worker.tls.policy import Level, TlsFacts, TlsPolicy, Trust
+from worker.tls.stream import TlsStream
 
 PASSWORD = "canary-secret"
 BASICS = {
@@ -117,6 +122,8 @@ async def log_in(
         nursery.start_soon(server.serve, theirs)
         try:
             with session.conversation() as talk:
+                # As the phase before leaves it; in real seconds it is never reached.
+                talk.scope.deadline = trio.current_time() + 250.0
                 await authenticate(session, talk, sasl, credentials, binding)
         except DeliveryError as exc:
             failure = exc
@@ -132,11 +139,12 @@ async def refused(
     offered: str = "PLAIN",
     *,
     tls: TlsFacts | None = None,
+    binding: ChannelBinding | None = None,
     password: str | None = None,
 ) -> tuple[str, str]:
     """Status and reason of a login that fails as it should."""
     with pytest.raises(SiteError) as caught:
-        await log_in(server, sasl, offered, tls=tls, password=password)
+        await log_in(server, sasl, offered, tls=tls, binding=binding, password=password)
     assert PASSWORD not in caught.value.reason
     return caught.value.dsn, caught.value.reason
 
@@ -228,10 +236,9 @@ async def test_a_false_proof_cancels_the_exchange() -> None:
 async def test_channel_binding_is_used_where_there_is_one() -> None:
     binding = ChannelBinding("tls-exporter", b"x" * 32)
     server = Server("535 5.7.8 no", "")
-    with pytest.raises(SiteError):
-        await log_in(
-            server, client(), "SCRAM-SHA-256 SCRAM-SHA-256-PLUS", tls=facts(), binding=binding
-        )
+    await refused(
+        server, client(), "SCRAM-SHA-256 SCRAM-SHA-256-PLUS", tls=facts(), binding=binding
+    )
     verb, name, first = server.told[0].split()
     assert (verb, name) == ("AUTH", "SCRAM-SHA-256-PLUS")
     assert binascii.a2b_base64(first).startswith(b"p=tls-exporter,,n=user,")
@@ -255,6 +262,62 @@ async def test_the_authorization_identity_is_sent_if_told() -> None:
     await log_in(server, client({"send_cyrus_sasl_authzid": "yes"}))
     blob = b64(b"user\0user\0" + PASSWORD.encode())
     assert server.told == [f"AUTH PLAIN {blob}"]
+
+
+@pytest.mark.parametrize(
+    ("offered", "flag"), [("SCRAM-SHA-1 SCRAM-SHA-1-PLUS", b"n,,"), ("SCRAM-SHA-1", b"y,,")]
+)
+@trio_test
+async def test_a_server_is_told_of_an_attack_only_if_it_hides_its_channel_binding(
+    offered: str, flag: bytes
+) -> None:
+    binding = ChannelBinding("tls-exporter", b"x" * 32)
+    sasl = client({"smtp_sasl_mechanism_filter": "scram-sha-1"})
+    server = Server(NO)
+    await refused(server, sasl, offered, tls=facts(), binding=binding)
+    assert binascii.a2b_base64(server.told[0].split()[2]).startswith(flag)
+
+
+@trio_test
+async def test_only_tls_1_3_can_be_bound_to_and_both_ends_agree() -> None:
+    for version in ("TLSv1.3", "TLSv1.2"):
+        ours, theirs = handshake(version)
+        policy, found = TlsPolicy(level=Level.MAY), replace(facts(), protocol=version)
+        stream = TlsStream(memory_stream_pair(65_536)[0], ours, policy, found)
+        agreed = theirs.export_keying_material(b"EXPORTER-Channel-Binding", 32)
+        assert stream.channel_binding() == (agreed if version == "TLSv1.3" else None)
+
+
+def handshake(version: str) -> tuple[SSL.Connection, SSL.Connection]:
+    """A client and a server that have shaken hands in memory."""
+    certificate = trustme.CA().issue_cert("mx.example")
+    wanted = {"TLSv1.2": SSL.TLS1_2_VERSION, "TLSv1.3": SSL.TLS1_3_VERSION}[version]
+    ends = []
+    for side in (SSL.TLS_CLIENT_METHOD, SSL.TLS_SERVER_METHOD):
+        context = SSL.Context(side)
+        context.set_min_proto_version(wanted)
+        context.set_max_proto_version(wanted)
+        if side == SSL.TLS_SERVER_METHOD:
+            certificate.configure_cert(context)
+        ends.append(SSL.Connection(context, None))
+    ours, theirs = ends
+    ours.set_connect_state()
+    theirs.set_accept_state()
+    for _ in range(3):
+        for end, other in ((ours, theirs), (theirs, ours)):
+            with suppress(SSL.WantReadError):
+                end.do_handshake()
+            with suppress(SSL.WantReadError):
+                other.bio_write(end.bio_read(65_536))
+    return ours, theirs
+
+
+@pytest.mark.parametrize("wanted", ["yes", "no"])
+@trio_test
+async def test_an_empty_author_goes_with_mail_if_wanted(wanted: str) -> None:
+    session = await log_in(Server(OK), client({"smtp_send_dummy_mail_auth": wanted}))
+    params = mail_parameters(make_request(), session.capabilities)
+    assert ("AUTH=<>" in params) is (wanted == "yes")
 
 
 # --- what fits in a line -------------------------------------------------------------------------

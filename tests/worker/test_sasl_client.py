@@ -79,6 +79,32 @@ def test_a_mistake_is_told_with_what_would_be_right(settings: dict[str, str], wo
     assert words in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "tables",
+    [
+        "inline:{mx=user:canary",
+        "inline:{{mx=user:x} canary}",
+        "texthash:/nonexistent inline:{canary}",
+        "static:{user:canary",
+        "$mine",
+    ],
+)
+def test_mistakes_in_tables_that_hold_passwords_do_not_show_them(tables: str) -> None:
+    settings = {"smtp_sasl_password_maps": tables, "mine": "inline:{canary}"}
+    with pytest.raises(ConfigError) as caught:
+        Config.from_mapping({**ON, **settings})
+    assert "smtp_sasl_password_maps = " in str(caught.value)
+    assert "canary" not in str(caught.value)
+
+
+def test_a_mistake_in_other_tables_is_shown_as_ever() -> None:
+    with pytest.raises(ConfigError) as caught:
+        Config.from_mapping({**ON, "smtp_sasl_password_maps": "hash:/etc/x"})
+    assert 'smtp_sasl_password_maps = hash:/etc/x: the table type "hash" is not' in str(
+        caught.value
+    )
+
+
 def test_the_path_of_cyrus_sasl_means_nothing() -> None:
     assert client("a=b:c", {"smtp_sasl_path": "/nonexistent"}).tokens is None
 

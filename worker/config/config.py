@@ -10,6 +10,7 @@ set or not, is expanded (`macros.py`) and its text read by its kind (`values.py`
 """
 
 import os
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
@@ -39,6 +40,10 @@ __all__ = ["Config", "ConfigError", "Facts", "Problem"]
 DEFAULT_DIRECTORY = Path("/etc/postrio")
 COMMAND_LINE = "-o"  # the place of settings from the command line
 MAPPING = "configuration"  # the place of settings from a mapping
+
+# Tables that stand in main.cf itself would have an error show passwords.
+_PASSWORDS = "_sasl_password_maps"
+_IN_PLACE = re.compile(r"(inline|static):.*", re.DOTALL)
 
 Clock = Callable[[], float]
 
@@ -336,6 +341,13 @@ class _Check:
             return
         self.warnings += (f"{row.name}: {text}" for text in opened.warnings)
 
+    def _readable(self, name: str) -> str:
+        """Its text, expanded if it can be."""
+        try:
+            return self._expander.value(name)
+        except BadValueError:
+            return self._expander.raw(name)
+
     def _expands(self, name: str) -> str | None:
         try:
             return self._expander.value(name)
@@ -355,6 +367,8 @@ class _Check:
             setting = self._settings[involved[0]]
         own = self._settings.get(name)
         value = own.value if own else PARAMETERS[name].default
+        if name.endswith(_PASSWORDS) and _IN_PLACE.search(self._readable(name)):
+            value, why = _IN_PLACE.sub(r"\1:...", value), "a table in it is wrong"
         self.problems.append(
             Problem(
                 file=setting.file if setting else "default",

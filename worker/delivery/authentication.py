@@ -70,29 +70,35 @@ async def authenticate(
         binding=binding,
         server_binds=any(offer.endswith("-PLUS") for offer in session.capabilities.auth),
     )
-    refusals = sasl.refusals
+    reply = await _try(session, talk, sasl, name, login)
+    if not reply.positive:
+        if sasl.tokens is not None and not credentials.secret and reply.permanent:
+            sasl.tokens.forget(credentials.user, session.endpoint.host)
+        raise _refused(session, sasl, reply)
+    if sasl.dummy_mail_auth:
+        session.capabilities = replace(session.capabilities, dummy_auth=True)
+
+
+async def _try(
+    session: Session, talk: Conversation, sasl: SaslClient, name: str, login: Login
+) -> Reply:
+    """The server's verdict, unless it is known and a refusal. Raises SiteError."""
+    exchange, refusals = _Exchange(session, talk, login), sasl.refusals
     if refusals is None:
-        reply = await _Exchange(session, talk, login).run(make(name, login))
-        if not reply.positive:
-            _forget_token(sasl, credentials, session, reply)
-            raise _refused(session, sasl, reply)
-        return
-    who = (credentials.user, credentials.authzid)
-    key = refusals.key(session.endpoint.host, who, secret.reveal())
+        return await exchange.run(make(name, login))
+    key = refusals.key(login.host, (login.user, login.authzid), login.secret.reveal())
     known = await refusals.claim(key)
     if known is not None:
         raise _known(session, sasl, known)
     try:
-        reply = await _Exchange(session, talk, login).run(make(name, login))
+        reply = await exchange.run(make(name, login))
         if reply.positive:
             refusals.accepted(key)
-            return
-        if reply.code == REFUSED:
+        elif reply.code == REFUSED:
             refusals.refused(key, Refusal(reply.dsn, reply.text))
+        return reply
     finally:
         refusals.settle(key)
-    _forget_token(sasl, credentials, session, reply)
-    raise _refused(session, sasl, reply)
 
 
 async def _choose(
@@ -149,14 +155,6 @@ async def _secret(
         return await sasl.tokens.token(credentials.user, session.endpoint.host)
     except TokenError as exc:
         raise _failed(session, f"no token for {credentials.user}: {exc}") from None
-
-
-def _forget_token(
-    sasl: SaslClient, credentials: Credentials, session: Session, reply: Reply
-) -> None:
-    """A token that the server refuses is of no further use."""
-    if sasl.tokens is not None and not credentials.secret and reply.permanent:
-        sasl.tokens.forget(credentials.user, session.endpoint.host)
 
 
 class _Exchange:

@@ -192,7 +192,8 @@ class Session:
         self.stream = stream
         self.tls = stream.facts
         self.replies = ReplyParser()
-        self.dialogue = Dialogue(State.GREETED)
+        greeted = self.dialogue.state is not State.CONNECTED  # not in the wrapper mode
+        self.dialogue = Dialogue(State.GREETED if greeted else State.CONNECTED)
         self.capabilities = Capabilities()
 
     async def quit(self) -> None:

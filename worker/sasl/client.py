@@ -35,6 +35,7 @@ class SaslClient:
     verified_demands: Merit = Merit.NOPLAINTEXT | Merit.NOANONYMOUS
     filter: StringList | None = None  # smtp_sasl_mechanism_filter; None: all
     send_authzid: bool = False  # send_cyrus_sasl_authzid
+    dummy_mail_auth: bool = False  # smtp_send_dummy_mail_auth
     soft_bounce: bool = True  # smtp_sasl_auth_soft_bounce
     tokens: Tokens | None = None  # smtp_sasl_path, with smtp_sasl_type = postrio
     refusals: Refusals | None = None  # smtp_sasl_auth_cache_name; None: none are remembered
@@ -81,6 +82,7 @@ class SaslClient:
             verified_demands=demands("smtp_sasl_tls_verified_security_options"),
             filter=config.matches(listed) if config.text(listed) else None,
             send_authzid=config.boolean("send_cyrus_sasl_authzid"),
+            dummy_mail_auth=config.boolean(name("smtp_send_dummy_mail_auth")),
             soft_bounce=config.boolean(name("smtp_sasl_auth_soft_bounce")),
             tokens=_tokens(config, name("smtp_sasl_type"), name("smtp_sasl_path")),
             refusals=refusals,
