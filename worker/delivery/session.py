@@ -192,7 +192,9 @@ class Session:
         self.stream = stream
         self.tls = stream.facts
         self.replies = ReplyParser()
-        self.dialogue = Dialogue(State.GREETED)
+        # In wrapper mode TLS comes before the greeting.
+        wrapper = self.security.policy.wrapper
+        self.dialogue = Dialogue(State.CONNECTED if wrapper else State.GREETED)
         self.capabilities = Capabilities()
 
     async def quit(self) -> None:
