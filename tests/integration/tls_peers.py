@@ -260,7 +260,11 @@ class OpensslServer(_Program):
         self._options = options
 
     def say(self, *lines: str) -> None:
-        """Send lines to whoever is connected; "K" alone asks for new keys of both sides."""
+        """Send lines to whoever is connected.
+
+        A line "K" asks for new keys of both sides; it must come alone, and first: s_server
+        throws away what it reads together with it.
+        """
         assert self._process is not None
         assert self._process.stdin is not None
         self._process.stdin.write("".join(f"{line}\n" for line in lines).encode())
@@ -271,7 +275,12 @@ class OpensslServer(_Program):
         place = 0
         for pattern, lines in script:
             place = self.wait_until(re.compile(pattern), start=place).end()
-            self.say(*lines)
+            for line in lines:
+                self.say(line)
+                if line == "K":
+                    place = self.wait_until(
+                        re.compile("write server key update"), start=place
+                    ).end()
 
     def _command(self) -> Sequence[str | Path]:
         certificate = ("-cert", self._leaf.chain, "-cert_chain", self._leaf.chain)
