@@ -4,9 +4,11 @@ What each level makes of a server is in `test_tls_matrix.py`; here it is what th
 policy maps change, as the server saw it.
 """
 
+import os
 import ssl
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -499,20 +501,22 @@ async def test_one_connection_carries_message_after_message(certificates: Pki) -
 
 
 @trio_test
-async def test_a_connection_in_the_clear_serves_nobody_who_has_another_policy(
+async def test_a_connection_serves_nobody_under_another_policy(
     certificates: Pki, tmp_path: Path
 ) -> None:
-    # The policy changes while the session is parked: it must not be used any more.
+    # The table changes while the session is parked.
     table = tmp_path / "policy"
     async with serving(server_context(certificates.leaf("good"))) as (peer, port):
-        table.write_text(f"[127.0.0.1]:{port} none\n")
-        maps = f"texthash:{table}"
-        client = Client({"smtp_tls_security_level": "may", "smtp_tls_policy_maps": maps})
+        table.write_text("")
+        client = Client(
+            {"smtp_tls_security_level": "may", "smtp_tls_policy_maps": f"texthash:{table}"},
+            clock=count().__next__,
+        )
         client.slot = DeliverySlot()
-        await client.attempt(f"[127.0.0.1]:{port}")
-        stricter = Client(encrypt())
-        stricter.slot = client.slot
-        await stricter.attempt(f"[127.0.0.1]:{port}")
+        for number, policy in enumerate(("none", "encrypt", "encrypt", "may")):
+            table.write_text(f"[127.0.0.1]:{port} {policy}\n")
+            os.utime(table, (number, number))
+            assert (await client.attempt(f"[127.0.0.1]:{port}")).brief == SENT
         await client.slot.release()
-    assert [message.encrypted for message in peer.accepted] == [False, True]
-    assert len(peer.links) == 2
+    assert [message.encrypted for message in peer.accepted] == [False, True, True, True]
+    assert [link.verbs.count("MAIL") for link in peer.links] == [1, 2, 1]

@@ -13,7 +13,7 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -78,13 +78,19 @@ class Attempt:
 class Client:
     """Our side under one configuration. With a `slot`, its deliveries reuse one session."""
 
-    def __init__(self, main_cf: Mapping[str, str], *, resolver: str = "") -> None:
-        """Raises ConfigError."""
+    def __init__(
+        self,
+        main_cf: Mapping[str, str],
+        *,
+        resolver: str = "",
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`clock`: by which tables are looked at again. Raises ConfigError."""
         self.events: list[Event] = []
         self.slot: DeliverySlot | None = None
         defaults = {"myhostname": "client.example", "smtp_tls_loglevel": "1"}
         self.environment: Environment = make_environment(
-            Config.from_mapping({**defaults, **main_cf}),
+            Config.from_mapping({**defaults, **main_cf}, clock=clock),
             self.events.append,
             time.time,
             random.Random(1),

@@ -271,6 +271,25 @@ async def test_mail_that_has_waited_goes_in_the_clear_if_tls_broke_before_anybod
     assert [link.tls is None for link in peer.links] == [False, True]
 
 
+@trio_test
+async def test_when_somebody_was_settled_the_others_wait_for_tls(
+    autojump_clock: MockClock,
+    certificates: Pki,
+    rules: dict[tuple[str, Protocol], SecurityRules],
+) -> None:
+    names = ["a@example.com", "b@example.com"]
+    peer = Peer(
+        {Phase.RCPT: {names[0]: "550 5.1.1 who?"}, Phase.DATA: [Fault.CUT, "354 go"]},
+        tls=ServerTls(server_context(certificates.leaf("good"))),
+    )
+    world = make_world(rules, "may", peer)
+    request = replace(make_request(*names), arrival=WAITED)
+    await world.play(partial(world.deliver, request, CONTENT))
+    found = [outcome.action for outcome in world.results[0].outcomes]
+    assert found == [Action.BOUNCED, Action.DEFERRED]
+    assert len(peer.links) == 1
+
+
 class SlowPeer(Peer):
     """A server whose line carries one octet at a time, both ways."""
 
