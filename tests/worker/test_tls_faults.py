@@ -206,6 +206,25 @@ async def test_it_never_does_where_tls_is_a_must(
         assert b"MAIL FROM" not in peer.heard
 
 
+@pytest.mark.parametrize(("version", "records"), [(V12, 2), (V13, 3)])
+@trio_test
+async def test_a_server_whose_handshake_is_wrong_is_told_so(
+    autojump_clock: MockClock,
+    certificates: Pki,
+    rules: dict[tuple[str, Protocol], SecurityRules],
+    version: ssl.TLSVersion,
+    records: int,
+) -> None:
+    tls = ServerTls(
+        server_context(certificates.leaf("good"), newest=version),
+        broken=Break(records, Harm.FLIPPED),
+    )
+    (outcome,) = (await deliver(make_world(rules, "encrypt", Peer(tls=tls)))).outcomes
+    assert outcome.dsn == "4.7.5"
+    (failure,) = tls.failures
+    assert "alert" in failure
+
+
 @pytest.mark.parametrize("fault", [Fault.CUT, Fault.FAREWELL, Fault.RESET, Fault.SILENCE])
 @pytest.mark.parametrize("phase", [Phase.EHLO, Phase.MAIL, Phase.RCPT, Phase.DATA, Phase.CONTENT])
 @trio_test
