@@ -135,13 +135,13 @@ async def shake(connection: SSL.Connection, transport: trio.abc.Stream) -> None:
                 connection.bio_shutdown()
         await _flush(connection, transport)
     except SSL.SysCallError as exc:
-        raise HandshakeError("the server closed the connection") from exc
+        raise HandshakeError("lost connection") from exc
     except SSL.Error as exc:
         with suppress(trio.BrokenResourceError):
             await _flush(connection, transport)  # it may want to know why
         raise HandshakeError(in_words(exc)) from exc
     except trio.BrokenResourceError as exc:
-        raise HandshakeError("the server closed the connection") from exc
+        raise HandshakeError("lost connection") from exc
 
 
 def _step(connection: SSL.Connection) -> bool:
