@@ -123,7 +123,7 @@ class State:
 
 
 def certificate(leaf: str, trust: str, named: End | None = None) -> State:
-    """A server that works, with this certificate. The parameters name the digest of each.
+    """A server that works, with this certificate. The parameters name all digests.
 
     `named`: at levels verify and secure; None: what `trust` makes of it.
     """
@@ -247,15 +247,16 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Pki:
     return Pki(tmp_path_factory.mktemp("pki"))
 
 
-def main_cf(level: str, certificates: Pki, digest: str) -> dict[str, str]:
-    """The parameters of a cell: by their defaults, but for what identifies the server."""
+def main_cf(level: str, certificates: Pki) -> dict[str, str]:
+    """The parameters of a level: by their defaults, but for what identifies the servers."""
+    digests = [certificates.leaf(leaf).digest() for leaf in {s.leaf for s in STATES.values()}]
     return {
         "smtp_tls_security_level": level,
         "smtp_tls_CAfile": str(certificates.ca_file()),
         "smtp_tls_verify_cert_match": pki.HOST,
         "smtp_tls_secure_cert_match": pki.HOST,
         "smtp_tls_fingerprint_digest": "sha256",
-        "smtp_tls_fingerprint_cert_match": digest,
+        "smtp_tls_fingerprint_cert_match": " ".join(digests),
     }
 
 
@@ -275,9 +276,9 @@ def wrong(attempt: Attempt, peer: Peer, end: End) -> str:
 async def test_what_becomes_of_new_mail_at(level: str, certificates: Pki) -> None:
     peers = {name: state.peer(certificates) for name, state in STATES.items()}
     found = {}
+    client = Client(main_cf(level, certificates))
     async with listening(peers) as ports:
         for name, state in STATES.items():
-            client = Client(main_cf(level, certificates, certificates.leaf(state.leaf).digest()))
             attempt = await client.attempt(f"[127.0.0.1]:{ports[name]}")
             if difference := wrong(attempt, peers[name], state.expected(level)):
                 found[name] = difference
@@ -293,9 +294,9 @@ async def test_what_becomes_of_new_mail_at(level: str, certificates: Pki) -> Non
 async def test_what_becomes_of_mail_that_has_waited_at_may(certificates: Pki) -> None:
     peers = {name: state.peer(certificates) for name, state in STATES.items()}
     found = {}
+    client = Client(main_cf("may", certificates))
     async with listening(peers) as ports:
         for name, state in STATES.items():
-            client = Client(main_cf("may", certificates, ""))
             attempt = await client.attempt(f"[127.0.0.1]:{ports[name]}", age=AGED)
             if difference := wrong(attempt, peers[name], state.aged or state.may):
                 found[name] = difference
@@ -306,9 +307,9 @@ async def test_what_becomes_of_mail_that_has_waited_at_may(certificates: Pki) ->
 async def test_mail_that_has_waited_never_goes_in_the_clear_at_encrypt(certificates: Pki) -> None:
     peers = {name: state.peer(certificates) for name, state in STATES.items() if state.aged}
     assert peers
+    client = Client(main_cf("encrypt", certificates))
     async with listening(peers) as ports:
         for name, peer in peers.items():
-            client = Client(main_cf("encrypt", certificates, ""))
             attempt = await client.attempt(f"[127.0.0.1]:{ports[name]}", age=AGED)
             assert attempt.outcome.action is Action.DEFERRED, name
             assert len(peer.links) == 1, name
