@@ -123,7 +123,7 @@ class State:
 
 
 def certificate(leaf: str, trust: str, named: End | None = None) -> State:
-    """A server that works, with this certificate. The parameters name all digests.
+    """A server that works, with this certificate.
 
     `named`: at levels verify and secure; None: what `trust` makes of it.
     """
