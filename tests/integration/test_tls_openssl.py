@@ -27,7 +27,7 @@ MAIL: Script = [
     (r"world\r?\n\.\r?\n", ["250 2.0.0 taken"]),
     ("QUIT", ["221 2.0.0 bye"]),
 ]
-REKEYING: Script = [(heard, ["K", *said, "K"]) for heard, said in MAIL]
+REKEYING: Script = [(heard, ["K", *said]) for heard, said in MAIL]
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +83,8 @@ async def test_new_keys_may_be_asked_for_at_any_time(certificates: Pki) -> None:
         attempt = await deliver(server, main_cf(certificates), (GREETING, *REKEYING))
         said = server.said
     assert attempt.brief == "2.0.0 sent (250 2.0.0 taken)"
-    assert said.count("KEYUPDATE") >= 2 * len(MAIL), said
+    # The last one may find us gone already.
+    assert said.count("read client key update") >= len(MAIL) - 1, said
 
 
 @trio_test
@@ -108,10 +109,17 @@ async def test_the_server_sees_our_certificate_and_the_name_that_we_ask_for(
     assert 'Hostname in TLS extension: "mx.good.example"' in said
 
 
-@pytest.mark.parametrize("options", [["-tls1_1"], ["-tls1_2", "-cipher", "ECDHE-ECDSA-NULL-SHA"]])
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["-tls1_1", "-cipher", "ALL:@SECLEVEL=0"],
+        ["-tls1_2", "-cipher", "eNULL:@SECLEVEL=0"],
+        ["-tls1_2", "-cipher", "aNULL:@SECLEVEL=0"],
+    ],
+)
 @trio_test
-async def test_what_is_out_of_date_is_not_spoken(certificates: Pki, options: list[str]) -> None:
-    with OpensslServer(certificates.leaf("good"), *options, "-cipher", "ALL:@SECLEVEL=0") as server:
-        client = Client(main_cf(certificates, smtp_tls_security_level="encrypt"))
+async def test_what_protects_nothing_is_not_spoken(certificates: Pki, options: list[str]) -> None:
+    with OpensslServer(certificates.leaf("good"), *options) as server:
+        client = Client(main_cf(certificates, smtp_tls_security_level="verify"))
         attempt = await client.attempt(f"[127.0.0.1]:{server.port}")
     assert attempt.brief == "4.7.5 deferred (Cannot start TLS: handshake failure)"

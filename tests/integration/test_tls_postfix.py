@@ -133,7 +133,7 @@ def test_the_command_says_that_it_went_by_tls(
     postfix: PostfixInstance,
     certificates: Pki,
     tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     file = tmp_path / "message"
     file.write_bytes(CORPUS["plain"])
@@ -142,7 +142,7 @@ def test_the_command_says_that_it_went_by_tls(
     for name, value in secured(certificates, "verify", smtp_tls_loglevel="1").items():
         arguments += ["-o", f"{name}={value}"]
     assert invoke(arguments) == 0
-    said = capsys.readouterr()
+    said = capfd.readouterr()
     assert json.loads(said.out)["tls"] == "verify"
     assert f"Verified TLS connection established to 127.0.0.1[127.0.0.1]:{postfix.port}" in said.err
 

@@ -13,7 +13,7 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -78,13 +78,19 @@ class Attempt:
 class Client:
     """Our side under one configuration. With a `slot`, its deliveries reuse one session."""
 
-    def __init__(self, main_cf: Mapping[str, str], *, resolver: str = "") -> None:
-        """Raises ConfigError."""
+    def __init__(
+        self,
+        main_cf: Mapping[str, str],
+        *,
+        resolver: str = "",
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`clock`: by which tables are looked at again. Raises ConfigError."""
         self.events: list[Event] = []
         self.slot: DeliverySlot | None = None
         defaults = {"myhostname": "client.example", "smtp_tls_loglevel": "1"}
         self.environment: Environment = make_environment(
-            Config.from_mapping({**defaults, **main_cf}),
+            Config.from_mapping({**defaults, **main_cf}, clock=clock),
             self.events.append,
             time.time,
             random.Random(1),
@@ -260,7 +266,11 @@ class OpensslServer(_Program):
         self._options = options
 
     def say(self, *lines: str) -> None:
-        """Send lines to whoever is connected; "K" alone asks for new keys of both sides."""
+        """Send lines to whoever is connected.
+
+        A line "K" asks for new keys of both sides; it must come alone, and first: s_server
+        throws away what it reads together with it.
+        """
         assert self._process is not None
         assert self._process.stdin is not None
         self._process.stdin.write("".join(f"{line}\n" for line in lines).encode())
@@ -271,7 +281,12 @@ class OpensslServer(_Program):
         place = 0
         for pattern, lines in script:
             place = self.wait_until(re.compile(pattern), start=place).end()
-            self.say(*lines)
+            for line in lines:
+                self.say(line)
+                if line == "K":
+                    place = self.wait_until(
+                        re.compile("write server key update"), start=place
+                    ).end()
 
     def _command(self) -> Sequence[str | Path]:
         certificate = ("-cert", self._leaf.chain, "-cert_chain", self._leaf.chain)

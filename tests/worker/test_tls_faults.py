@@ -14,7 +14,7 @@ from itertools import product
 
 import pytest
 import trio
-from trio.testing import MockClock, trio_test
+from trio.testing import MockClock, trio_test, wait_all_tasks_blocked
 
 from protocol.outcome import Action, DeliveryResult
 from protocol.request import Protocol
@@ -32,10 +32,10 @@ from worker.status.events import Event, UnexpectedError
 
 V12, V13 = ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3
 STARTTLS_LIMIT = 300.0  # smtp_starttls_timeout
-MAIL_LIMIT = 300.0  # of EHLO and of MAIL
-NOW, WAITED = 999.0, 990.0 - 300.0  # when a message came; the world's clock says 1000
+WAITED = 990.0 - 300.0  # when a message came that was queued for active at 999
 SECRET = b"what nobody else may read"
 CONTENT = InlineContent(b"Subject: x\r\n\r\n" + SECRET + b"\r\n")
+LONG = InlineContent(SECRET + b"\r\nsome line of text" * 4000 + b"\r\n")
 
 
 @pytest.fixture(scope="module")
@@ -119,13 +119,17 @@ def make_world(
 
 
 async def deliver(
-    world: World, *, arrival: float = 990.0, protocol: Protocol = Protocol.SMTP
+    world: World,
+    *,
+    arrival: float = 990.0,
+    protocol: Protocol = Protocol.SMTP,
+    content: InlineContent = CONTENT,
 ) -> DeliveryResult:
     """One message, in a world that ends with it."""
     request = replace(make_request(protocol=protocol), arrival=arrival)
 
     async def scenario() -> None:
-        await world.deliver(request, CONTENT)
+        await world.deliver(request, content)
 
     await world.play(scenario)
     assert not world.open_streams
@@ -202,6 +206,25 @@ async def test_it_never_does_where_tls_is_a_must(
         assert b"MAIL FROM" not in peer.heard
 
 
+@pytest.mark.parametrize(("version", "records"), [(V12, 2), (V13, 3)])
+@trio_test
+async def test_a_server_whose_handshake_is_wrong_is_told_so(
+    autojump_clock: MockClock,
+    certificates: Pki,
+    rules: dict[tuple[str, Protocol], SecurityRules],
+    version: ssl.TLSVersion,
+    records: int,
+) -> None:
+    tls = ServerTls(
+        server_context(certificates.leaf("good"), newest=version),
+        broken=Break(records, Harm.FLIPPED),
+    )
+    (outcome,) = (await deliver(make_world(rules, "encrypt", Peer(tls=tls)))).outcomes
+    assert outcome.dsn == "4.7.5"
+    (failure,) = tls.failures
+    assert "alert" in failure
+
+
 @pytest.mark.parametrize("fault", [Fault.CUT, Fault.FAREWELL, Fault.RESET, Fault.SILENCE])
 @pytest.mark.parametrize("phase", [Phase.EHLO, Phase.MAIL, Phase.RCPT, Phase.DATA, Phase.CONTENT])
 @trio_test
@@ -213,13 +236,15 @@ async def test_a_session_that_breaks_inside_tls_is_a_lost_connection(
     fault: Fault,
 ) -> None:
     script = {phase: [_ehlo(), fault] if phase is Phase.EHLO else fault}
-    peer = Wire(script, tls=ServerTls(server_context(certificates.leaf("good"))))
-    (outcome,) = (await deliver(make_world(rules, "verify", peer))).outcomes
+    peer = Wire(script, tls=ServerTls(server_context(certificates.leaf("good"))), window=4096)
+    world = make_world(rules, "verify", peer)
+    (outcome,) = (await deliver(world, content=LONG)).outcomes
     assert (outcome.action, outcome.dsn) == (Action.DEFERRED, "4.4.2")
     said = "timed out" if fault is Fault.SILENCE else "lost connection"
     assert "with mx1.example.com[192.0.2.1] " in outcome.reason
     assert said in outcome.reason
-    assert not outcome.in_doubt
+    # Who reads on has heard the final dot.
+    assert outcome.in_doubt is (phase is Phase.CONTENT and fault is Fault.SILENCE)
     assert SECRET not in peer.heard
 
 
@@ -265,7 +290,48 @@ async def test_mail_that_has_waited_goes_in_the_clear_if_tls_broke_before_anybod
     assert [link.tls is None for link in peer.links] == [False, True]
 
 
-@pytest.mark.parametrize("window", [1, 2, 7])
+@trio_test
+async def test_when_somebody_was_settled_the_others_wait_for_tls(
+    autojump_clock: MockClock,
+    certificates: Pki,
+    rules: dict[tuple[str, Protocol], SecurityRules],
+) -> None:
+    names = ["a@example.com", "b@example.com"]
+    peer = Peer(
+        {Phase.RCPT: {names[0]: "550 5.1.1 who?"}, Phase.DATA: [Fault.CUT, "354 go"]},
+        tls=ServerTls(server_context(certificates.leaf("good"))),
+    )
+    world = make_world(rules, "may", peer)
+    request = replace(make_request(*names), arrival=WAITED)
+    await world.play(partial(world.deliver, request, CONTENT))
+    found = [outcome.action for outcome in world.results[0].outcomes]
+    assert found == [Action.BOUNCED, Action.DEFERRED]
+    assert len(peer.links) == 1
+
+
+class SlowPeer(Peer):
+    """A server whose line carries one octet at a time, both ways."""
+
+    async def serve(self, stream: trio.abc.Stream) -> None:
+        """As a peer does."""
+        await super().serve(_SlowLine(stream, bytearray()))
+
+
+class _SlowLine(_Tap):
+    """The server's end of such a line."""
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        """Send; each octet is received alone."""
+        for octet in bytes(data):
+            await super().send_all(bytes([octet]))
+            await wait_all_tasks_blocked()
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes:
+        """Receive one octet."""
+        return await super().receive_some(1)
+
+
+@pytest.mark.parametrize("version", [V12, V13])
 @pytest.mark.parametrize("protocol", list(Protocol))
 @trio_test
 async def test_a_handshake_octet_by_octet_is_a_handshake(
@@ -273,13 +339,10 @@ async def test_a_handshake_octet_by_octet_is_a_handshake(
     certificates: Pki,
     rules: dict[tuple[str, Protocol], SecurityRules],
     protocol: Protocol,
-    window: int,
+    version: ssl.TLSVersion,
 ) -> None:
-    peer = Peer(
-        window=window,
-        lmtp=protocol is Protocol.LMTP,
-        tls=ServerTls(server_context(certificates.leaf("good"))),
-    )
+    context = server_context(certificates.leaf("good"), newest=version)
+    peer = SlowPeer(lmtp=protocol is Protocol.LMTP, tls=ServerTls(context))
     result = await deliver(make_world(rules, "verify", peer), protocol=protocol)
     assert [outcome.action for outcome in result.outcomes] == [Action.SENT]
     assert [message.encrypted for message in peer.accepted] == [True]

@@ -186,8 +186,9 @@ class _Introduction:
                 raise RemoteProtocolError("more was said behind the reply to STARTTLS")
             await self._secure()
             return True
-        if level.mandatory or reply.code == SERVICE_CLOSING:
-            session.unwanted = reply.code == SERVICE_CLOSING
+        if reply.code == SERVICE_CLOSING:
+            _must_accept(session, reply)
+        if level.mandatory:
             reason = f"TLS is required, but host {peer} refused to start TLS: {reply.text}"
             raise SiteError("4.7.5", reason, reply, peer)
         return False
@@ -208,6 +209,7 @@ class _Introduction:
                 self._tell(stream)
                 return
         except TlsFilesError as exc:
+            session.broken = True  # the server waits for a handshake, and takes no QUIT
             self._emit(Warned(f"TLS policy: {exc}", self._request.queue_id))
             raise SiteError(TlsPolicyError.dsn, TlsPolicyError.reason) from exc
         except HandshakeError as exc:

@@ -192,8 +192,9 @@ class Session:
         self.stream = stream
         self.tls = stream.facts
         self.replies = ReplyParser()
-        greeted = self.dialogue.state is not State.CONNECTED  # not in the wrapper mode
-        self.dialogue = Dialogue(State.GREETED if greeted else State.CONNECTED)
+        # In wrapper mode TLS comes before the greeting.
+        wrapper = self.security.policy.wrapper
+        self.dialogue = Dialogue(State.CONNECTED if wrapper else State.GREETED)
         self.capabilities = Capabilities()
 
     async def quit(self) -> None:

@@ -132,14 +132,18 @@ async def shake(connection: SSL.Connection, transport: trio.abc.Stream) -> Intak
             intake.feed(await transport.receive_some(RECORD))
         await _flush(connection, transport)
     except SSL.SysCallError as exc:
-        raise HandshakeError("the server closed the connection") from exc
+        raise HandshakeError("lost connection") from exc
     except SSL.Error as exc:
         with suppress(trio.BrokenResourceError):
             await _flush(connection, transport)  # it may want to know why
         raise HandshakeError(in_words(exc)) from exc
     except trio.BrokenResourceError as exc:
+<<<<<<< HEAD
         raise HandshakeError("the server closed the connection") from exc
     return intake
+=======
+        raise HandshakeError("lost connection") from exc
+>>>>>>> peers
 
 
 def _step(connection: SSL.Connection) -> bool:
