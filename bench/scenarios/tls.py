@@ -5,8 +5,9 @@ queue or log, that talks to a sink of its own, whose CPU is not counted. Certifi
 TLS is 1.3. It is about CPU: round trips, which reuse spares as well, do not show on loopback.
 
 Shared sessions take three processes: one that made the TLS connections and holds them, one that
-finds them in the connection cache, delivers a message and gives them back, and the cache. The CPU
-of all three is in the figure.
+finds them in the connection cache, delivers a message and gives them back, and the cache. *cpu* is
+that of the first two, since the cache does nothing that it would not do in the clear; with it, the
+figure is *all_cpu*.
 """
 
 import json
@@ -60,6 +61,7 @@ def scenario(load: Load) -> Scenario:
         about="messages from memory inside TLS, over sessions that are reused, shared and new",
         figures=[
             Figure(name="cpu", unit="ms of CPU a message", more_is_better=False),
+            Figure(name="all_cpu", unit="ms a message, the cache's too", more_is_better=False),
         ],
         contenders=contenders,
         missing=missing,
@@ -81,7 +83,8 @@ def turn(name: str, load: Load) -> Mapping[str, float]:
         made = sink.connections()
     if made != (load.sessions if name in MANY else count):
         raise LoadError(f"{name}: {made} connections brought {count} messages")
-    return {"cpu": cost["cpu"] / count * 1000, "seconds": cost["seconds"]}
+    each = cost["cpu"] / count * 1000
+    return {"cpu": each, "all_cpu": each, "seconds": cost["seconds"]}
 
 
 def shared_turn(load: Load) -> Mapping[str, float]:
@@ -102,7 +105,8 @@ def shared_turn(load: Load) -> Mapping[str, float]:
         raise LoadError(f"{made} connections were made, and {load.sessions} shared")
     used = cost["cpu"] / load.shared * 1000
     return {
-        "cpu": used + held + cached,
+        "cpu": used + held,
+        "all_cpu": used + held + cached,
         "seconds": cost["seconds"],
         "user_cpu": used,
         "holder_cpu": held,
