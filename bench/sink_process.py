@@ -6,6 +6,7 @@ cost. Watching the sink, and not one peer's log or queue, is the same effort for
 
 import contextlib
 import os
+import shlex
 import socket
 import subprocess
 import sys
@@ -121,19 +122,18 @@ class CountingSink(SinkProcess):
         return int(digits[0]) if digits else 0
 
 
-class FarSink(SinkProcess):
-    """Our own sink, a round-trip time away (`delay_line.py`), which knows its connections."""
+class OurSink(SinkProcess):
+    """Our own sink with such a behaviour, which knows its connections."""
 
-    def __init__(self, rtt: float) -> None:
-        """`rtt`: seconds."""
+    def __init__(self, *words: str) -> None:
         super().__init__()
-        self._rtt = rtt
+        self._words = words
         self._count = self._directory / "count"
 
     def _command(self) -> Sequence[str]:
         return [
-            *(sys.executable, "-m", "bench.sink", "--behaviour", f"rtt={self._rtt}"),
-            *("--listen", f"0.0.0.0:{self.port}", "--count", str(self._count)),
+            *(sys.executable, "-m", "bench.sink", "--count", str(self._count)),
+            *("--listen", shlex.join([f"0.0.0.0:{self.port}", *self._words])),
         ]
 
     def count(self) -> int:
@@ -143,3 +143,11 @@ class FarSink(SinkProcess):
     def connections(self) -> int:
         """How many connections brought a message."""
         return read_count(self._count)[1]
+
+
+class FarSink(OurSink):
+    """Our own sink, a round-trip time away (`sink/far_lane.py`)."""
+
+    def __init__(self, rtt: float) -> None:
+        """`rtt`: seconds."""
+        super().__init__(f"rtt={rtt}")

@@ -15,6 +15,7 @@ from bench.harness.scenario import LoadError, Scenario
 SCENARIOS: Final[Mapping[str, str]] = {
     "drain": "Drain a full queue into a fast sink, beside Postfix.",
     "engine": "Deliver from memory over reused sessions, beside other SMTP clients.",
+    "tls": "Deliver inside TLS: over sessions reused, shared and new.",
     "latency": "Deliver to servers that take 50 ms for each reply.",
     "slow": "Hold 5,000 deliveries at once to servers that take 5 s for each reply.",
     "dead-mx": "Deliver while most of a domain's mail hosts never answer.",

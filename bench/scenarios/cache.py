@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -77,12 +77,15 @@ def turn(cache: Cache, load: Load) -> Mapping[str, float]:
 
 
 @contextmanager
-def our_cache() -> Iterator[tuple[Path, int]]:
+def our_cache(options: Sequence[str] = ()) -> Iterator[tuple[Path, int]]:
     """Our daemon as a process: its socket and its process id."""
     directory = Path(tempfile.mkdtemp(prefix="scache-"))
     path = directory / "private" / "scache"
     process = subprocess.Popen(
-        [sys.executable, "-m", "scache", "--socket", path, "--log-file", directory / "log"]
+        [
+            *(sys.executable, "-m", "scache", *options),
+            *("--socket", path, "--log-file", directory / "log"),
+        ]
     )
     try:
         deadline = time.monotonic() + START_LIMIT

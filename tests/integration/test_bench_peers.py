@@ -5,7 +5,7 @@ import smtplib
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -18,9 +18,10 @@ from bench.harness.costs import PeakMemory, machine_cpu, process_cpu, session_cp
 from bench.harness.scenario import LoadError
 from bench.load import destinations
 from bench.postfix_instance import PostfixError, PostfixInstance, missing_program, without_trace
-from bench.scenarios import engine
+from bench.scenarios import engine, tls
 from bench.sink.far_lane import EARLY
-from bench.sink_process import CountingSink, FarSink, SinkProcess
+from bench.sink_process import CountingSink, FarSink, OurSink, SinkProcess
+from bench.tls_loops import AIOSMTPLIB, NEW, REUSED
 
 LIMIT = 20.0  # seconds: far more than a delivery takes
 
@@ -227,3 +228,45 @@ def test_an_engine_that_fails_is_no_figure(monkeypatch: pytest.MonkeyPatch) -> N
         engine.turn("bare trio loop", LITTLE)
     with pytest.raises(LoadError, match="no such engine: "):
         engine.turn("no such engine", LITTLE)
+
+
+# --- inside TLS ----------------------------------------------------------------------------------
+
+
+INSIDE = tls.Load(count=12, connections=6, shared=9, sessions=3, size=2000)
+
+
+def test_connections_of_another_process_are_used_and_each_process_is_counted() -> None:
+    found = tls.shared_turn(INSIDE)
+    assert found["cpu"] == found["user_cpu"] + found["holder_cpu"]
+    assert found["all_cpu"] == found["cpu"] + found["cache_cpu"]
+    assert min(found.values()) > 0
+
+
+@pytest.mark.parametrize(("name", "made"), [(REUSED, 3), (NEW, 6), (AIOSMTPLIB, 6)])
+def test_sessions_that_are_not_what_they_are_measured_as_are_no_figure(
+    monkeypatch: pytest.MonkeyPatch, name: str, made: int
+) -> None:
+    assert tls.turn(name, INSIDE)["cpu"] > 0
+    seen = []
+    connections = OurSink.connections
+
+    def one_more(sink: OurSink) -> int:
+        seen.append(connections(sink))
+        return seen[-1] + 1
+
+    monkeypatch.setattr(OurSink, "connections", one_more)
+    with pytest.raises(LoadError, match=f"{made + 1} connections brought"):
+        tls.turn(name, INSIDE)
+    assert seen == [made]
+
+
+def test_a_lender_that_fails_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    usual = OurSink._command
+
+    def in_the_clear(sink: OurSink) -> Sequence[str]:
+        return [word.removesuffix(" starttls") for word in usual(sink)]
+
+    monkeypatch.setattr(OurSink, "_command", in_the_clear)
+    with pytest.raises(LoadError, match="could not be lent"):
+        tls.shared_turn(INSIDE)

@@ -143,24 +143,37 @@ class TlsFacts:
 
     def encode(self) -> str:
         """One line of JSON, for whoever gets the connection or resumes the session."""
-        return json.dumps({**asdict(self), "trust": self.trust.value})
+        return _encoded(self)
 
     @staticmethod
     def decode(text: str) -> "TlsFacts":
         """What encode() was given. Raises ValueError."""
-        values = json.loads(text)
-        if not isinstance(values, dict):
-            raise ValueError("facts about TLS are no JSON object")  # noqa: TRY004  # bad data
-        kinds = {item.name: item.type for item in fields(TlsFacts)}
-        for name, value in values.items():
-            kind = kinds.get(name)
-            if kind is not Trust and (kind is None or type(value) is not kind):
-                raise ValueError(f"facts about TLS with a bad {name[:40]}")
-        try:
-            return TlsFacts(**{**values, "trust": Trust(values.get("trust"))})
-        except TypeError as exc:  # something is missing
-            raise ValueError(str(exc)) from exc
+        return _decoded(text)
 
     def meets(self, level: Level) -> bool:
         """Whether mail may go out at this level."""
         return self.trust is Trust.VERIFIED or not level.authenticated
+
+
+# A connection that is shared travels with its facts for every message, and they do not change.
+
+
+@lru_cache(256)
+def _encoded(facts: TlsFacts) -> str:
+    return json.dumps({**asdict(facts), "trust": facts.trust.value})
+
+
+@lru_cache(256)
+def _decoded(text: str) -> TlsFacts:
+    values = json.loads(text)
+    if not isinstance(values, dict):
+        raise ValueError("facts about TLS are no JSON object")  # noqa: TRY004  # bad data
+    kinds = {item.name: item.type for item in fields(TlsFacts)}
+    for name, value in values.items():
+        kind = kinds.get(name)
+        if kind is not Trust and (kind is None or type(value) is not kind):
+            raise ValueError(f"facts about TLS with a bad {name[:40]}")
+    try:
+        return TlsFacts(**{**values, "trust": Trust(values.get("trust"))})
+    except TypeError as exc:  # something is missing
+        raise ValueError(str(exc)) from exc

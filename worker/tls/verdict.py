@@ -9,6 +9,7 @@ import hashlib
 import warnings
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from typing import Final
 
 from cryptography import x509
@@ -24,6 +25,7 @@ from worker.tls.names import find_match
 from worker.tls.policy import Level, TlsFacts, TlsPolicy, Trust, Version
 
 MAX_TEXT: Final = 255  # characters of a name that is taken from a certificate
+SERVERS: Final = 256  # whose keys are remembered, by their certificates
 MIN_RSA_BITS: Final = 2_048
 MIN_EC_BITS: Final = 224  # as strong as RSA with 2048 bits (NIST SP 800-57)
 WEAK_HASHES: Final = ("md5", "sha1")
@@ -95,7 +97,7 @@ def judge(connection: SSL.Connection, policy: TlsPolicy) -> TlsFacts:
         facts,
         trust=Trust.UNTRUSTED,
         certificate_digest=hashlib.new(policy.digest, octets).hexdigest(),
-        key_digest=_key_digest(shown, policy.digest),
+        key_digest=_key_digest(octets, policy.digest),
     )
     try:
         with warnings.catch_warnings():
@@ -299,10 +301,12 @@ def _stand_in(issued: x509.Certificate, key: CertificateIssuerPublicKeyTypes) ->
 # --- texts -------------------------------------------------------------------------------------
 
 
-def _key_digest(certificate: crypto.X509, digest: str) -> str:
+@lru_cache(SERVERS)  # writing a key takes OpenSSL 0.1 ms, and most servers show the same for months
+def _key_digest(certificate: bytes, digest: str) -> str:
     """Of the public key in DER; "" for a kind of key that OpenSSL does not know."""
+    shown = crypto.load_certificate(crypto.FILETYPE_ASN1, certificate)
     try:
-        octets = crypto.dump_publickey(crypto.FILETYPE_ASN1, certificate.get_pubkey())
+        octets = crypto.dump_publickey(crypto.FILETYPE_ASN1, shown.get_pubkey())
     except crypto.Error:
         return ""
     return hashlib.new(digest, octets).hexdigest()
