@@ -35,7 +35,7 @@ from worker.network.address import Endpoint
 from worker.sasl.client import SaslClient
 from worker.sasl.tokens import TokenError, Tokens
 from worker.tls.policy import Level, TlsFacts, TlsPolicy, Trust
-from worker.tls.stream import TlsStream
+from worker.tls.stream import Intake, TlsStream
 
 PASSWORD = "canary-secret"
 BASICS = {
@@ -283,7 +283,7 @@ async def test_only_tls_1_3_can_be_bound_to_and_both_ends_agree() -> None:
     for version in ("TLSv1.3", "TLSv1.2"):
         ours, theirs = handshake(version)
         policy, found = TlsPolicy(level=Level.MAY), replace(facts(), protocol=version)
-        stream = TlsStream(memory_stream_pair(65_536)[0], ours, policy, found)
+        stream = TlsStream(memory_stream_pair(65_536)[0], Intake(ours), policy, found)
         agreed = theirs.export_keying_material(b"EXPORTER-Channel-Binding", 32)
         assert stream.channel_binding() == (agreed if version == "TLSv1.3" else None)
 

@@ -18,6 +18,7 @@ from worker.network.network import destination_of
 from worker.sasl.client import SaslClient
 from worker.sasl.credentials import Credentials
 from worker.status.events import Emit, Warned
+from worker.tls.contexts import TlsFilesError
 from worker.tls.handshake import TlsEngine
 from worker.tls.policies import TlsPolicies, TlsPolicyError
 from worker.tls.policy import PLAINTEXT, Level, TlsPolicy
@@ -74,14 +75,16 @@ class SecurityRules:
         try:
             if self.policies is not None:
                 policy = await self.policies.policy(nexthop, endpoint.host, unix=local)
+                if self.engine is not None:
+                    self.engine.check(policy)  # files that a table names are not read before
             if self.sasl is not None:
                 credentials = await self.sasl.credentials(
                     sender=request.sender, host=endpoint.host, nexthop=nexthop
                 )
-        except TlsPolicyError as exc:
+        except (TlsPolicyError, TlsFilesError) as exc:
             # What is wrong is for who can mend it, not for the sender.
             self.emit(Warned(f"TLS policy: {exc}", request.queue_id))
-            raise SiteError(exc.dsn, exc.reason) from exc
+            raise SiteError(TlsPolicyError.dsn, TlsPolicyError.reason) from exc
         except TableError as exc:
             where = endpoint.name_and_address
             reason = f"local data error while talking to {where}: {exc}"

@@ -48,6 +48,10 @@ class TlsEngine:
         self._sessions = sessions if _session_reused is not None else None
         self._emit = emit
 
+    def check(self, policy: TlsPolicy) -> None:
+        """Read all files that `policy` names. Raises TlsFilesError."""
+        self._contexts.check(policy)
+
     async def handshake(
         self,
         transport: trio.abc.Stream,
@@ -138,12 +142,8 @@ async def shake(connection: SSL.Connection, transport: trio.abc.Stream) -> Intak
             await _flush(connection, transport)  # it may want to know why
         raise HandshakeError(in_words(exc)) from exc
     except trio.BrokenResourceError as exc:
-<<<<<<< HEAD
-        raise HandshakeError("the server closed the connection") from exc
-    return intake
-=======
         raise HandshakeError("lost connection") from exc
->>>>>>> peers
+    return intake
 
 
 def _step(connection: SSL.Connection) -> bool:
