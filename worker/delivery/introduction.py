@@ -248,7 +248,8 @@ class _Introduction:
             return
         if tls.meets(level):
             return
-        raise SiteError("4.7.5", "Server certificate not verified")
+        word = "verified" if tls.trust is Trust.TRUSTED or level is Level.FINGERPRINT else "trusted"
+        raise SiteError("4.7.5", f"Server certificate not {word}")
 
 
 def _binding(session: Session) -> ChannelBinding | None:
