@@ -106,6 +106,7 @@ class Session:
         # The next message's, if it is under way: only that message can go on.
         self.ahead: Envelope | None = None
         self.broken = False  # nothing may be said any more
+        self._closed = False
         self.unwanted = False  # may be ended politely, but not be used again
 
     @property
@@ -223,7 +224,9 @@ class Session:
     async def aclose(self) -> None:
         """Close at once, saying nothing: the way out after any failure or cancellation."""
         self.broken = True
-        await trio.aclose_forcefully(self.stream)
+        if not self._closed:  # those who quit, save or park it all see to it in the end
+            self._closed = True
+            await trio.aclose_forcefully(self.stream)
 
 
 class Conversation:
