@@ -65,7 +65,7 @@ class ServerTls:
     again: bool = False  # STARTTLS is offered inside TLS, too
     broken: Break | None = None
     seen: list[Seen] = field(default_factory=list)
-    failures: list[str] = field(default_factory=list)  # of handshakes, in OpenSSL's words
+    failures: list[str] = field(default_factory=list)  # in OpenSSL's words
     records: list[int] = field(default_factory=list)  # lengths of those sent, all connections
 
     async def accept(self, transport: trio.abc.Stream) -> "ServerStream":
@@ -124,6 +124,7 @@ class ServerStream(trio.abc.Stream):
             except ssl.SSLZeroReturnError:
                 return b""
             except ssl.SSLError as exc:
+                self._tls.failures.append(str(exc))
                 await self._flush()
                 raise trio.BrokenResourceError from exc
 
