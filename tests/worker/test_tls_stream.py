@@ -208,6 +208,7 @@ async def test_a_peer_may_ask_for_a_new_handshake_and_gets_none(server: Server) 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(client.receive_some)
             await wait_all_tasks_blocked()
+            assert far._incoming.data, "who waits says no first"
             scope.cancel()
     await client.send_all(b"QUIT\r\n")
     # Ours goes on; what the peer makes of the refusal is its own affair (OpenSSL gives up).
