@@ -175,6 +175,7 @@ async def test_a_send_that_was_cancelled_is_the_last(policy: TlsPolicy, server: 
         with pytest.raises(trio.BrokenResourceError):
             await call
     assert client.send_nowait(b"more") == 0
+    assert not client.is_quiet()
     assert await client.wait_and_receive(100) == b""
     await client.aclose()
     assert not far._incoming.data, "not even a close_notify"
@@ -294,6 +295,8 @@ async def test_closing_wakes_whoever_waits(server: Server) -> None:
         await client.aclose()
     assert sorted(woken) == ["receiver", "sender"]
     assert client.send_nowait(b"x") == 0
+    assert client.receive_nowait(1) == b""
+    assert not client.is_quiet()
     for call in (client.receive_some(), client.send_all(b"x"), client.wait_and_receive(1)):
         with pytest.raises(trio.ClosedResourceError):
             await call
