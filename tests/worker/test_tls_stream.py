@@ -175,6 +175,7 @@ async def test_a_send_that_was_cancelled_is_the_last(policy: TlsPolicy, server: 
         with pytest.raises(trio.BrokenResourceError):
             await call
     assert client.send_nowait(b"more") == 0
+    assert not client.is_quiet()
     assert await client.wait_and_receive(100) == b""
     await client.aclose()
     assert not far._incoming.data, "not even a close_notify"
@@ -208,6 +209,7 @@ async def test_a_peer_may_ask_for_a_new_handshake_and_gets_none(server: Server) 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(client.receive_some)
             await wait_all_tasks_blocked()
+            assert far._incoming.data, "who waits says no first"
             scope.cancel()
     await client.send_all(b"QUIT\r\n")
     # Ours goes on; what the peer makes of the refusal is its own affair (OpenSSL gives up).
@@ -293,6 +295,8 @@ async def test_closing_wakes_whoever_waits(server: Server) -> None:
         await client.aclose()
     assert sorted(woken) == ["receiver", "sender"]
     assert client.send_nowait(b"x") == 0
+    assert client.receive_nowait(1) == b""
+    assert not client.is_quiet()
     for call in (client.receive_some(), client.send_all(b"x"), client.wait_and_receive(1)):
         with pytest.raises(trio.ClosedResourceError):
             await call

@@ -9,11 +9,14 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from trio.testing import memory_stream_pair, trio_test
 
 from tests.integration.pki import HOST, IDN, NEXTHOP, Leaf, Pki
 from tests.worker.tls_pair import Server, connect, server_context
 from worker.tls.policy import Anchors, Level, TlsFacts, TlsPolicy, Trust, Version
+from worker.tls.verdict import key_octets
 
 WEAK = "ALL:@SECLEVEL=0"  # so that a server takes a certificate that it should not
 
@@ -175,6 +178,23 @@ async def test_a_fingerprint_needs_no_authority_and_no_dates(
         assert facts.matched == matched
         assert facts.meets(Level.FINGERPRINT) is bool(matched)
         assert (right in facts.why) is (not matched)
+
+
+@given(data=st.data())
+@settings(max_examples=200)
+def test_the_key_is_found_in_a_certificate_and_nowhere_else(pki: Pki, data: st.DataObject) -> None:
+    certificate = pki.leaf("rsa").certificate
+    octets = certificate.public_bytes(serialization.Encoding.DER)
+    key = certificate.public_key().public_bytes(
+        serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
+    )
+    assert key_octets(octets) == key
+    cut = data.draw(st.integers(0, len(octets) - 1))
+    assert key_octets(octets[:cut]) == b""
+    broken = bytearray(octets)
+    broken[cut] = data.draw(st.integers(0, 255))
+    assert key_octets(bytes(broken)) in bytes(broken)  # whatever it is, no exception
+    assert key_octets(data.draw(st.binary(max_size=60))) is not None
 
 
 # --- trust files ---------------------------------------------------------------------------------

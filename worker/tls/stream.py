@@ -300,14 +300,14 @@ class TlsStream(EagerStream):
                 self._feed(raw)
                 if (plain := self._decrypt(max_bytes)) is not None:
                     return plain
-        except trio.BrokenResourceError:
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
             self._broken = True
             return b""
         return None
 
     def is_quiet(self) -> bool:
         """See EagerStream.is_quiet(). Records that say nothing, as tickets, are no speech."""
-        if self._plain or self._ended:
+        if self._plain or self._ended or self._broken or self._closed:
             return False
         if self._dry and self._eager is not None and self._eager.is_quiet():
             return True

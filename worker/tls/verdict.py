@@ -9,7 +9,6 @@ import hashlib
 import warnings
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
-from functools import lru_cache
 from typing import Final
 
 from cryptography import x509
@@ -25,10 +24,11 @@ from worker.tls.names import find_match
 from worker.tls.policy import Level, TlsFacts, TlsPolicy, Trust, Version
 
 MAX_TEXT: Final = 255  # characters of a name that is taken from a certificate
-SERVERS: Final = 256  # whose keys are remembered, by their certificates
 MIN_RSA_BITS: Final = 2_048
 MIN_EC_BITS: Final = 224  # as strong as RSA with 2048 bits (NIST SP 800-57)
 WEAK_HASHES: Final = ("md5", "sha1")
+EXPLICIT_VERSION: Final = 0xA0  # tag of a certificate's version
+LONG_LENGTH: Final = 0x80  # and above: so many octets of length follow
 UNREADABLE: Final = (ValueError, TypeError, UnsupportedAlgorithm, crypto.Error)
 Codes = SSL.X509VerificationCodes
 UNKNOWN_ISSUER: Final = frozenset(
@@ -93,11 +93,12 @@ def judge(connection: SSL.Connection, policy: TlsPolicy) -> TlsFacts:
     if shown is None:
         return replace(facts, why="the server has shown no certificate")
     octets = crypto.dump_certificate(crypto.FILETYPE_ASN1, shown)
+    key = key_octets(octets)
     facts = replace(
         facts,
         trust=Trust.UNTRUSTED,
         certificate_digest=hashlib.new(policy.digest, octets).hexdigest(),
-        key_digest=_key_digest(octets, policy.digest),
+        key_digest=hashlib.new(policy.digest, key).hexdigest() if key else "",
     )
     try:
         with warnings.catch_warnings():
@@ -301,15 +302,34 @@ def _stand_in(issued: x509.Certificate, key: CertificateIssuerPublicKeyTypes) ->
 # --- texts -------------------------------------------------------------------------------------
 
 
-@lru_cache(SERVERS)  # writing a key takes OpenSSL 0.1 ms, and most servers show the same for months
-def _key_digest(certificate: bytes, digest: str) -> str:
-    """Of the public key in DER; "" for a kind of key that OpenSSL does not know."""
-    shown = crypto.load_certificate(crypto.FILETYPE_ASN1, certificate)
+def key_octets(certificate: bytes) -> bytes:
+    """The public key as it stands in a certificate in DER: subjectPublicKeyInfo (RFC 5280, 4.1).
+
+    Nothing if it is not found. OpenSSL could tell, too, but takes 0.3 ms to write it anew.
+    """
     try:
-        octets = crypto.dump_publickey(crypto.FILETYPE_ASN1, shown.get_pubkey())
-    except crypto.Error:
-        return ""
-    return hashlib.new(digest, octets).hexdigest()
+        outer, _ = _element(certificate, 0)
+        position, end = _element(certificate, outer)  # tbsCertificate
+        if certificate[position] == EXPLICIT_VERSION:
+            _, position = _element(certificate, position)
+        for _ in range(5):  # serialNumber, signature, issuer, validity, subject
+            _, position = _element(certificate, position)
+        _, after = _element(certificate, position)
+    except IndexError:
+        return b""
+    return certificate[position:after] if after <= end else b""
+
+
+def _element(octets: bytes, position: int) -> tuple[int, int]:
+    """Where the content of the DER element at `position` begins and ends. Raises IndexError."""
+    length, begin = octets[position + 1], position + 2
+    if length >= LONG_LENGTH:
+        size = length - LONG_LENGTH
+        length = int.from_bytes(octets[begin : begin + size], "big")
+        begin += size
+    if begin + length > len(octets):
+        raise IndexError
+    return begin, begin + length
 
 
 def _raw_name(name: x509.Name, kind: x509.ObjectIdentifier) -> str:
