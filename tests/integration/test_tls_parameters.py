@@ -374,7 +374,9 @@ async def test_a_policy_is_found_by_the_nexthop_as_it_is_written(
     ],
 )
 @trio_test
-async def test_a_broken_policy_defers(certificates: Pki, tmp_path: Path, policy: str) -> None:
+async def test_a_broken_policy_defers_and_says_nothing_to_the_server(
+    certificates: Pki, tmp_path: Path, policy: str
+) -> None:
     table = tmp_path / "policy"
     async with serving(server_context(certificates.leaf("good"))) as (peer, port):
         table.write_text(f"[127.0.0.1]:{port} {policy}\n")
