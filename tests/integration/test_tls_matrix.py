@@ -21,6 +21,8 @@ from tests.integration.tls_peers import Attempt, Client, listening
 from tests.worker.peer import Answer, Fault, Peer, Phase
 from tests.worker.tls_server import OLD, Break, Harm, ServerTls, server_context
 
+pytestmark = pytest.mark.peer("openssl")  # it makes one of the certificates
+
 LEVELS: Final = ("none", "may", "encrypt", "fingerprint", "verify", "secure")
 AGED: Final = 301.0  # seconds in the queue: past minimal_backoff_time
 PEER: Final = "127.0.0.1[127.0.0.1]"
@@ -38,7 +40,7 @@ class End:
 
 CLEAR: Final = End("2.0.0 sent (250 2.0.0 queued)", encrypted=False)
 TLS: Final = End("2.0.0 sent (250 2.0.0 queued)", encrypted=True)
-# Postfix said this, too; 3.7 says "verified" wherever the certificate does not do.
+# Postfix said this, too, before it said "verified" of every certificate that does not do (3.7).
 UNTRUSTED: Final = End("4.7.5 deferred (Server certificate not trusted)")
 UNVERIFIED: Final = End("4.7.5 deferred (Server certificate not verified)")
 NOT_OFFERED: Final = End("4.7.4 deferred (TLS is required, but was not offered by host {peer})")

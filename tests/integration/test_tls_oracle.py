@@ -29,7 +29,7 @@ from tests.integration.test_tls_matrix import (
 from tests.integration.tls_peers import listening
 from tests.worker.peer import Phase
 
-pytestmark = pytest.mark.peer("root", "postfix", "master", "smtpd")
+pytestmark = pytest.mark.peer("root", "postfix", "master", "smtpd", "openssl")
 
 LIMIT = 60.0  # seconds for Postfix to try every server once
 REFUSED = "TLS is required, but host {peer} refused to start TLS: "
