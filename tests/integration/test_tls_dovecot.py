@@ -179,15 +179,11 @@ async def test_a_wrong_password_is_told_and_shown_nowhere(
 
 @pytest.mark.peer("submission-login", "smtp-sink")
 @pytest.mark.parametrize(
-    ("more", "brief"),
-    [
-        ({"smtp_tls_verify_cert_match": "mx.other.example"}, "Server certificate not verified"),
-        ({"smtp_tls_CAfile": ""}, "Server certificate not trusted"),
-    ],
+    "more", [{"smtp_tls_verify_cert_match": "mx.other.example"}, {"smtp_tls_CAfile": ""}]
 )
 @trio_test
 async def test_a_password_is_for_the_right_server_alone(
-    submission: int, certificates: Pki, more: dict[str, str], brief: str
+    submission: int, certificates: Pki, more: dict[str, str]
 ) -> None:
     attempt = await Client(logged_in(certificates, **more)).attempt(f"[127.0.0.1]:{submission}")
-    assert attempt.brief == f"4.7.5 deferred ({brief})"
+    assert attempt.brief == "4.7.5 deferred (Server certificate not verified)"

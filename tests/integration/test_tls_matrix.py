@@ -40,8 +40,6 @@ class End:
 
 CLEAR: Final = End("2.0.0 sent (250 2.0.0 queued)", encrypted=False)
 TLS: Final = End("2.0.0 sent (250 2.0.0 queued)", encrypted=True)
-# Postfix said this, too, before it said "verified" of every certificate that does not do (3.7).
-UNTRUSTED: Final = End("4.7.5 deferred (Server certificate not trusted)")
 UNVERIFIED: Final = End("4.7.5 deferred (Server certificate not verified)")
 NOT_OFFERED: Final = End("4.7.4 deferred (TLS is required, but was not offered by host {peer})")
 HANDSHAKE: Final = End("4.7.5 deferred (Cannot start TLS: handshake failure)")
@@ -124,12 +122,8 @@ class State:
         return Peer(self.script, tls=ServerTls(context, broken=self.broken, again=self.again))
 
 
-def certificate(leaf: str, trust: str, named: End | None = None) -> State:
-    """A server that works, with this certificate.
-
-    `named`: at levels verify and secure; None: what `trust` makes of it.
-    """
-    named = named or (UNVERIFIED if trust == "Trusted" else UNTRUSTED)
+def certificate(leaf: str, trust: str, named: End = UNVERIFIED) -> State:
+    """A server that works, with this certificate. `named`: at levels verify and secure."""
     return State(leaf=leaf, trust=trust, may=TLS, mandatory=TLS, fingerprint=TLS, named=named)
 
 
@@ -329,7 +323,7 @@ def wrong_log(attempt: Attempt, level: str, state: State, port: int) -> str:
     trust = state.trust
     # An end of the session that comes later says nothing about who the server is.
     verified = level in ("fingerprint", "verify", "secure")
-    verified = verified and end not in (UNVERIFIED, UNTRUSTED)
+    verified = verified and end is not UNVERIFIED
     head = ESTABLISHED.format("Verified" if verified else trust, PEER, port, state.version)
     if len(lines) == 1 and lines[0].startswith(head):
         return ""

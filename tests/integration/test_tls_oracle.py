@@ -21,8 +21,6 @@ from tests.integration.test_tls_matrix import (
     PEER,
     STATES,
     TLS,
-    UNTRUSTED,
-    UNVERIFIED,
     End,
     State,
 )
@@ -55,7 +53,7 @@ def at_postfix(name: str, state: State, level: str) -> End:
             return TLS
         case "weak-key":
             return TLS
-    return UNVERIFIED if end is UNTRUSTED else end
+    return end
 
 
 def trust_at_postfix(name: str, state: State) -> str:

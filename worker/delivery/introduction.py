@@ -248,8 +248,7 @@ class _Introduction:
             return
         if tls.meets(level):
             return
-        word = "verified" if tls.trust is Trust.TRUSTED or level is Level.FINGERPRINT else "trusted"
-        raise SiteError("4.7.5", f"Server certificate not {word}")
+        raise SiteError("4.7.5", "Server certificate not verified")
 
 
 def _binding(session: Session) -> ChannelBinding | None:
