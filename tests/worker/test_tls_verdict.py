@@ -330,25 +330,44 @@ async def test_control_characters_in_a_certificate_do_not_get_out(tmp_path: Path
         assert facts.why.isprintable()
 
 
-@pytest.mark.parametrize("level", [Level.VERIFY, Level.MAY, Level.FINGERPRINT])
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (bytes([42, 3, 5]), bytes([42, 3, 4])),  # the same extension twice
+        (bytes([0xA0, 3, 2, 1, 2]), bytes([0xA0, 3, 2, 1, 7])),  # of version 8
+    ],
+    ids=["twice", "version"],
+)
 @trio_test
 async def test_a_certificate_that_cannot_be_read_is_untrusted_and_no_crash(
-    level: Level, tmp_path: Path
+    before: bytes, after: bytes, tmp_path: Path
 ) -> None:
-    """Its names are not UTF-8: OpenSSL does not mind, and trusts it as it is told to."""
-    leaf = odd(tmp_path, lambda builder: builder, HOST, lambda der: der.replace(b"mx.", b"mx\xff"))
+    """OpenSSL does not mind, and trusts it as it is told to."""
+    one, two = (
+        x509.UnrecognizedExtension(x509.ObjectIdentifier(f"1.2.3.{last}"), b"\x05\x00")
+        for last in (4, 5)
+    )
+    leaf = odd(
+        tmp_path,
+        lambda builder: builder.add_extension(one, False).add_extension(two, False),  # noqa: FBT003
+        HOST,
+        lambda der: der.replace(before, after),
+    )
     octets = ssl.PEM_cert_to_DER_cert(leaf.chain.read_text())
     digest = hashlib.sha256(octets).hexdigest()
     policy = TlsPolicy(
-        level=level, match=(HOST, digest), anchors=Anchors(trust_files=(str(leaf.chain),))
+        level=Level.VERIFY, match=(HOST,), anchors=Anchors(trust_files=(str(leaf.chain),))
     )
     facts = await shown(leaf, policy)
+    assert facts.trust is Trust.UNTRUSTED
+    assert facts.why.startswith("unreadable certificate: ")
+    assert facts.why.isprintable()
     assert facts.certificate_digest == digest
-    assert facts.meets(level) is (level is not Level.VERIFY)
-    if level is not Level.FINGERPRINT:
-        assert facts.trust is Trust.UNTRUSTED
-        assert facts.why.startswith("unreadable certificate: ")
-        assert facts.why.isprintable()
+    facts = await shown(leaf, replace(policy, level=Level.FINGERPRINT, match=(digest,)))
+    assert facts.meets(Level.FINGERPRINT)
+    facts = await shown(leaf, replace(policy, level=Level.FINGERPRINT, match=("x",)))
+    assert not facts.meets(Level.FINGERPRINT)
+    assert (await shown(leaf, replace(policy, level=Level.MAY))).meets(Level.ENCRYPT)
 
 
 @trio_test
