@@ -28,7 +28,7 @@ from cryptography.hazmat.primitives.serialization import (
 from OpenSSL import SSL, crypto
 
 from worker.tls.policy import Anchors, Identity, TlsPolicy, Version
-from worker.tls.verdict import note_finding
+from worker.tls.verdict import UNREADABLE, note_finding
 
 MAX_CONTEXTS: Final = 256
 MAX_FILE: Final = 16 * 1024 * 1024  # octets: a hundred times the usual bundle of authorities
@@ -305,7 +305,7 @@ def _pair(
     try:
         leaf, *chain = [x509.load_pem_x509_certificate(block) for block in certificates]
         public = leaf.public_key()
-    except (ValueError, UnsupportedAlgorithm) as exc:
+    except UNREADABLE as exc:
         raise TlsFilesError(certificate_file, "a certificate in it cannot be read") from exc
     ours, theirs = (
         each.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)

@@ -29,7 +29,16 @@ MIN_EC_BITS: Final = 224  # as strong as RSA with 2048 bits (NIST SP 800-57)
 WEAK_HASHES: Final = ("md5", "sha1")
 EXPLICIT_VERSION: Final = 0xA0  # tag of a certificate's version
 LONG_LENGTH: Final = 0x80  # and above: so many octets of length follow
-UNREADABLE: Final = (ValueError, TypeError, UnsupportedAlgorithm, crypto.Error)
+# What cryptography says of a certificate that OpenSSL could read; there is no class for all of it.
+UNREADABLE: Final = (
+    ValueError,
+    TypeError,
+    UnsupportedAlgorithm,
+    x509.DuplicateExtension,
+    x509.InvalidVersion,
+    x509.UnsupportedGeneralNameType,
+    crypto.Error,
+)
 Codes = SSL.X509VerificationCodes
 UNKNOWN_ISSUER: Final = frozenset(
     {
