@@ -189,7 +189,7 @@ class Worker:
 
 
 class Local:
-    """A worker in this process. Needs `holding()` around its deliveries if it shall lend."""
+    """A worker in this process. It lends only after `hold()`."""
 
     def __init__(self, cache: Path | None, main_cf: Mapping[str, str]) -> None:
         self.events: list[Event] = []
@@ -218,6 +218,13 @@ class Local:
             await slot.release()
         (outcome,) = result.outcomes
         return outcome
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        if self.environment.cached is not None:
+            self.environment.cached.close()
 
     async def hold(self, nursery: trio.Nursery) -> Self:
         """Have it lend what it makes, as long as `nursery` is open."""
