@@ -18,6 +18,8 @@ import pytest
 import trio
 from trio.testing import trio_test
 
+from bench.dns import serve_dns
+from bench.dns_zone import Zone
 from bench.postfix_instance import PostfixInstance
 from protocol.outcome import Action, RecipientOutcome
 from tests.integration import pki
@@ -443,6 +445,48 @@ async def test_a_connection_serves_only_whoever_has_the_same_policy(
                 assert (await same.deliver(port)).conn_use == uses + 1, name
         nursery.cancel_scope.cancel()
     assert found == dict.fromkeys(OTHERS, (SENT, 1))
+
+
+# As the policy map may say, while main.cf, all of which is part of every label, is equal.
+POLICIES: Final = (
+    "encrypt",
+    "verify match=mx.good.example",
+    "may protocols=TLSv1.3",
+    "may ciphers=high",
+    "may exclude=aNULL",
+    "may servername=mx.good.example",
+    "may connection_reuse=no",
+)
+
+
+@trio_test
+async def test_a_connection_serves_nobody_whose_policy_map_says_something_else(
+    tmp_path: Path, certificates: Pki
+) -> None:
+    names = {f"other{number}.example": policy for number, policy in enumerate(POLICIES)}
+    names |= {"maker.example": "may", "same.example": "may"}
+    zone = Zone.from_text("".join(f"{name} A 127.0.0.1\n" for name in names))
+    table = trio.Path(tmp_path / "policy")
+    main_cf = {
+        "smtp_tls_CAfile": str(certificates.ca_file()),
+        "smtp_tls_policy_maps": f"texthash:{table}",
+    }
+    found = {}
+    with_peer = scene(tmp_path, tls_peer(certificates), workers=0)
+    async with with_peer as (fleet, _, port), trio.open_nursery() as nursery:
+        keys = (f"[{name}]:{port} {policy}\n" for name, policy in names.items())
+        await table.write_text("".join(keys))
+        dns = await nursery.start(partial(serve_dns, zone))
+        async with Local(fleet.socket, main_cf, f"127.0.0.1:{dns}") as local:
+            await local.hold(nursery)
+            for name in names:
+                if name.startswith("other"):
+                    uses = (await local.deliver(port, "maker.example")).conn_use
+                    found[names[name]] = brief(await local.deliver(port, name))
+                    again = await local.deliver(port, "same.example")
+                    assert again.conn_use == uses + 1, name
+        nursery.cancel_scope.cancel()
+    assert found == dict.fromkeys(POLICIES, (SENT, 1))
 
 
 # --- 6: sessions that are resumed -----------------------------------------------------------------
