@@ -48,10 +48,10 @@ DEFAULTS: Final[Mapping[str, str]] = {
 }
 
 
-def request_to(port: int) -> DeliveryRequest:
+def request_to(port: int, host: str = "127.0.0.1") -> DeliveryRequest:
     """One message for the server at `port`, whose session may come from the cache and go there."""
     flags = RequestFlags.CACHE_LOAD | RequestFlags.CACHE_SAVE
-    return replace(make_request(), nexthop=f"[127.0.0.1]:{port}", flags=flags)
+    return replace(make_request(), nexthop=f"[{host}]:{port}", flags=flags)
 
 
 class Fleet:
@@ -189,9 +189,9 @@ class Worker:
 
 
 class Local:
-    """A worker in this process. Needs `holding()` around its deliveries if it shall lend."""
+    """A worker in this process. It lends only after `hold()`."""
 
-    def __init__(self, cache: Path | None, main_cf: Mapping[str, str]) -> None:
+    def __init__(self, cache: Path | None, main_cf: Mapping[str, str], resolver: str = "") -> None:
         self.events: list[Event] = []
         self.holder = Holder(self.events.append)
         self.environment = make_environment(
@@ -199,6 +199,7 @@ class Local:
             self.events.append,
             time.time,
             random.Random(1),
+            resolver=resolver,
             cache_socket=cache,
             holder=self.holder,
         )
@@ -208,16 +209,23 @@ class Local:
         """Its lines, without who logs."""
         return [line.text for event in self.events for line in render(event)]
 
-    async def deliver(self, port: int) -> RecipientOutcome:
+    async def deliver(self, port: int, host: str = "127.0.0.1") -> RecipientOutcome:
         """One message, in a slot that ends with it; what became of it."""
         slot = DeliverySlot()
         content = InlineContent(CONTENT)
         try:
-            result = await deliver(request_to(port), content, self.environment, slot)
+            result = await deliver(request_to(port, host), content, self.environment, slot)
         finally:
             await slot.release()
         (outcome,) = result.outcomes
         return outcome
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        if self.environment.cached is not None:
+            self.environment.cached.close()
 
     async def hold(self, nursery: trio.Nursery) -> Self:
         """Have it lend what it makes, as long as `nursery` is open."""
