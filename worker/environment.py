@@ -98,7 +98,9 @@ def make_rules(
         sessions = SessionStore.opened(policies.session_timeout, policies.session_database, emit)
     rules = SecurityRules(
         policies=policies,
-        engine=TlsEngine(contexts, sessions, emit),
+        engine=TlsEngine(
+            contexts, sessions, emit, steps_of=protocol.value if policies.loglevel >= 2 else ""
+        ),
         sasl=SaslClient.from_config(config, protocol),
         emit=emit,
     )

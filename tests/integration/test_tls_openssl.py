@@ -27,7 +27,8 @@ MAIL: Script = [
     (r"world\r?\n\.\r?\n", ["250 2.0.0 taken"]),
     ("QUIT", ["221 2.0.0 bye"]),
 ]
-REKEYING: Script = [(heard, ["K", *said]) for heard, said in MAIL]
+# Not before the reply to QUIT, which nobody waits for.
+REKEYING: Script = [(heard, ["K", *said]) for heard, said in MAIL[:-1]] + [MAIL[-1]]
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +84,6 @@ async def test_new_keys_may_be_asked_for_at_any_time(certificates: Pki) -> None:
         attempt = await deliver(server, main_cf(certificates), (GREETING, *REKEYING))
         said = server.said
     assert attempt.brief == "2.0.0 sent (250 2.0.0 taken)"
-    # The last one may find us gone already.
     assert said.count("read client key update") >= len(MAIL) - 1, said
 
 

@@ -26,7 +26,7 @@ from worker.delivery.session import SessionKey
 from worker.delivery.settings import DeliverySettings
 from worker.environment import make_rules
 from worker.network.address import Endpoint
-from worker.status.events import SessionReused
+from worker.status.events import Event, SessionReused, TlsEstablished, TlsStep
 from worker.tls.policy import Anchors, Identity, Level, TlsPolicy, Version
 
 BOTH = RequestFlags.CACHE_LOAD | RequestFlags.CACHE_SAVE
@@ -373,6 +373,21 @@ async def test_s099_a_tls_session_that_breaks_before_anybody_was_settled_counts_
     await world.play(scenario)
     assert tls_words(world) == ["may:none"]
     assert [message.encrypted for message in peer.accepted] == [False]
+
+
+@trio_test
+async def test_s102_level_2_tells_the_steps_of_a_handshake(pki: Pki) -> None:
+    told: list[Event] = []
+    main_cf = Config.from_mapping(FULL | {"smtp_tls_loglevel": "2"})
+    world = World(server(pki), rules=make_rules(main_cf, Protocol.SMTP, told.append))
+
+    async def scenario() -> None:
+        await world.deliver(request(0))
+
+    await world.play(scenario)
+    steps = [event.step for event in told if isinstance(event, TlsStep)]
+    assert any("client hello" in step for step in steps)
+    assert any(isinstance(event, TlsEstablished) for event in world.events)
 
 
 def test_a_handshake_has_its_time_limit(pki: Pki, autojump_clock: MockClock) -> None:

@@ -140,6 +140,14 @@ class StartTlsOffered(Event):
 
 
 @value()
+class TlsStep(Event):
+    """`SSL_connect:step`: how far a handshake is (smtp_tls_loglevel 2)."""
+
+    step: str
+    protocol: str = "smtp"
+
+
+@value()
 class TlsEstablished(Event):
     """`Verified TLS connection established to host[addr]:port: ...` (smtp_tls_loglevel 1)."""
 

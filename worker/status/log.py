@@ -35,6 +35,7 @@ from worker.status.events import (
     TlsEstablished,
     TlsHandshakeFailed,
     TlsNotVerified,
+    TlsStep,
     UnexpectedError,
     Warned,
 )
@@ -253,6 +254,10 @@ def _established(event: TlsEstablished) -> list[LogLine]:
     )
 
 
+def _step(event: TlsStep) -> list[LogLine]:
+    return _info(event.protocol, f"SSL_connect:{escape(event.step)}")
+
+
 def _not_verified(event: TlsNotVerified) -> list[LogLine]:
     where = escape(event.relay)
     return _info(
@@ -314,6 +319,7 @@ _RENDERERS: Final[Mapping[type[Event], _Renderer]] = {
     Noted: _for(Noted, _noted),
     StartTlsOffered: _for(StartTlsOffered, _offered),
     TlsEstablished: _for(TlsEstablished, _established),
+    TlsStep: _for(TlsStep, _step),
     TlsNotVerified: _for(TlsNotVerified, _not_verified),
     TlsHandshakeFailed: _for(TlsHandshakeFailed, _handshake_failed),
     UnexpectedError: _for(UnexpectedError, _unexpected),

@@ -10,6 +10,7 @@ something. One that did not meet its policy is not kept: the next one may fare b
 """
 
 import traceback
+from collections.abc import Callable
 from contextlib import suppress
 from ipaddress import ip_address
 from typing import Any, Final
@@ -18,7 +19,7 @@ import trio
 from cryptography.hazmat.bindings.openssl.binding import Binding
 from OpenSSL import SSL
 
-from worker.status.events import Emit, UnexpectedError
+from worker.status.events import Emit, TlsStep, UnexpectedError
 from worker.tls.contexts import Contexts
 from worker.tls.policy import TlsFacts, TlsPolicy
 from worker.tls.sessions import Remembered, SessionStore
@@ -42,8 +43,18 @@ class HandshakeError(Exception):
 class TlsEngine:
     """Shakes hands with servers under policies."""
 
-    def __init__(self, contexts: Contexts, sessions: SessionStore | None, emit: Emit) -> None:
-        """`sessions`: None: no session is resumed."""
+    def __init__(
+        self,
+        contexts: Contexts,
+        sessions: SessionStore | None,
+        emit: Emit,
+        *,
+        steps_of: str = "",
+    ) -> None:
+        """`sessions`: None: no session is resumed. `steps_of`: the program ("smtp", "lmtp") that
+        tells the steps of each handshake (smtp_tls_loglevel 2); empty: none does.
+        """
+        self._steps_of = steps_of
         self._contexts = contexts
         self._sessions = sessions if _session_reused is not None else None
         self._emit = emit
@@ -76,7 +87,7 @@ class TlsEngine:
         key = f"{policy.fingerprint} {nexthop} {host} {address} {port}"
         offered = self._offer(connection, key)
         try:
-            intake = await shake(connection, transport)
+            intake = await shake(connection, transport, self._tell)
         except HandshakeError:
             if offered is not None:
                 self._forget(key)  # it may have been the session that the server did not like
@@ -91,6 +102,10 @@ class TlsEngine:
         if self._sessions is not None and facts.meets(policy.level):
             stream.on_first_read = lambda: self._save(key, connection, facts)
         return stream
+
+    def _tell(self, step: str) -> None:
+        if self._steps_of:
+            self._emit(TlsStep(step, self._steps_of))
 
     def _offer(self, connection: SSL.Connection, key: str) -> Remembered | None:
         """The session that the server is asked to resume, if there is one."""
@@ -125,11 +140,19 @@ def _server_name(name: str) -> bytes:
     return name.encode()
 
 
-async def shake(connection: SSL.Connection, transport: trio.abc.Stream) -> Intake:
-    """Do the handshake of `connection`, of either side, over `transport`. Raises HandshakeError."""
+async def shake(
+    connection: SSL.Connection,
+    transport: trio.abc.Stream,
+    tell: Callable[[str], None] = lambda step: None,
+) -> Intake:
+    """Do the handshake of `connection`, of either side, over `transport`.
+
+    `tell`: is told of each wait, in OpenSSL's words. Raises HandshakeError.
+    """
     intake = Intake(connection)
     try:
         while not _step(connection):
+            tell(connection.get_state_string().decode("ascii", "replace"))
             await _flush(connection, transport)
             # A server that always has something to say must not keep us from looking at the clock.
             await trio.lowlevel.checkpoint()
