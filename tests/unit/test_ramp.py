@@ -4,9 +4,10 @@ from worker.queue.ramp import FAST, FREE, STEP, STEP_TIME, Ramp
 
 
 def grow(ramp: Ramp, slots: int, limit: int, now: float) -> int:
-    """Open slots until the ramp says no; how many are open then."""
+    """Open slots until the ramp says no; how many are open then. Each gets its worker at once."""
     while ramp.allows(slots, limit, now):
         slots += 1
+        ramp.opened(now)
     return slots
 
 
@@ -48,6 +49,29 @@ def test_fast_slots_do_not_become_more() -> None:
         assert grow(ramp, FREE + more, 1000, now=3 * STEP_TIME) > FREE
 
 
+def test_slots_that_wait_for_workers_are_no_sign_of_slow_peers() -> None:
+    ramp, slots = Ramp(), 0
+    while ramp.allows(slots, 1000, now=0.0):
+        slots += 1
+    for step in range(1, 5):
+        assert not ramp.allows(slots, 1000, now=step * STEP_TIME)
+    ready = 4.5 * STEP_TIME
+    for _ in range(slots):
+        ramp.opened(ready)
+    # They are given a whole interval from then on, and are slow if they did nothing in that.
+    assert not ramp.allows(slots, 1000, now=5.25 * STEP_TIME)
+    assert ramp.rises_at == ready + STEP_TIME
+    assert ramp.allows(slots, 1000, now=ready + STEP_TIME)
+
+
+def test_slots_that_have_left_their_workers_are_not_judged() -> None:
+    ramp = Ramp()
+    slots = grow(ramp, 0, 1000, now=0.0)
+    for _ in range(slots):
+        ramp.closed()
+    assert not ramp.allows(slots, 1000, now=STEP_TIME)
+
+
 def test_a_small_limit_holds_from_the_start() -> None:
     assert grow(Ramp(), 0, 4, now=0.0) == 4
 
@@ -55,6 +79,7 @@ def test_a_small_limit_holds_from_the_start() -> None:
 def test_a_freed_slot_is_given_out_again_without_a_step() -> None:
     ramp = Ramp()
     slots = grow(ramp, 0, 1000, now=0.0)
+    ramp.closed()
     ramp.released(slots - 1)
     assert ramp.allows(slots - 1, 1000, now=0.01)
     assert not ramp.allows(slots, 1000, now=0.01)

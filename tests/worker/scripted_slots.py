@@ -79,6 +79,7 @@ class ScriptedWorkers:
         self.open_slots = 0
         self.most_slots = 0
         self.deepest = 0  # unanswered requests in one slot
+        self.ready = 0.0  # no slot can be had before
         self.unreachable = 0  # so many of the next slots cannot be opened
         self.opened: list[DestinationKey] = []  # for whom, in order
         self.misplaced = False  # whether slots say that another worker has less to do
@@ -86,6 +87,7 @@ class ScriptedWorkers:
     async def open_slot(self, destination: DestinationKey) -> Slot:
         """See SlotOpener."""
         await trio.lowlevel.checkpoint()
+        await trio.sleep_until(max(self.ready, trio.current_time()))
         if self.unreachable:
             self.unreachable -= 1
             raise WorkerLost("no worker listens")

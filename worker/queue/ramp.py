@@ -6,6 +6,8 @@ shows in what the slots get done: the ceiling rises step by step up to `postrio_
 they answer fewer than FAST requests a second each. Whether slots become free was turned down as the
 sign: under a long queue each one that does is wanted at once, so the ceiling rose all the same.
 Postfix's fixed limit of 100 processes was turned down, too: it lets slow peers block all others.
+Only slots that a worker serves are judged: those that wait for workers to start get nothing done,
+however fast the peers are.
 """
 
 from typing import Final
@@ -29,6 +31,7 @@ class Ramp:
         self._ceiling = FREE
         self._rises_at: float | None = None  # the ceiling is reached, and somebody waits
         self._answered = 0  # requests, since the ceiling was reached or did not rise
+        self._served = 0  # slots that a worker has
 
     def allows(self, slots: int, limit: int, now: float) -> bool:
         """Another slot may be opened beside `slots` open ones; asked when somebody wants one."""
@@ -40,7 +43,7 @@ class Ramp:
         if self._rises_at is None:
             self._wait(now)
         elif now >= self._rises_at:
-            if self._answered < slots * FAST * (now - self._rises_at + STEP_TIME):
+            if self._answered < self._served * FAST * (now - self._rises_at + STEP_TIME):
                 self._ceiling += max(STEP, self._ceiling // SHARE)
                 self._rises_at = None
                 return True
@@ -51,16 +54,26 @@ class Ramp:
         self._rises_at = now + STEP_TIME
         self._answered = 0
 
+    def opened(self, now: float) -> None:
+        """A slot has got its worker. From the first one on there is something to judge by."""
+        if not self._served and self._rises_at is not None:
+            self._wait(now)
+        self._served += 1
+
     def answered(self) -> None:
         """A slot has answered a request."""
         self._answered += 1
+
+    def closed(self) -> None:
+        """A slot has left its worker; it is released() next."""
+        self._served -= 1
 
     def at_ceiling(self, slots: int, limit: int) -> bool:
         """No slot is to be had now."""
         return slots >= min(self._ceiling, limit)
 
     def released(self, slots: int) -> None:
-        """A slot was closed; `slots` are left. A quiet node starts slowly again."""
+        """A slot is no more; `slots` are left. A quiet node starts slowly again."""
         if slots < FREE // 2:
             self._ceiling = FREE
         self._rises_at = None if slots < self._ceiling - STEP else self._rises_at

@@ -365,6 +365,14 @@ class Scheduler:
         """See Owner."""
         return 0.0 if self._stopping.is_set() else max(1.0, self._settings.transport_retry)
 
+    def opened(self) -> None:
+        """See Owner."""
+        self._ramp.opened(trio.current_time())
+
+    def closed(self) -> None:
+        """See Owner."""
+        self._ramp.closed()
+
     def delivered(
         self, destination: Destination, entry: Entry, result: DeliveryResult
     ) -> Entry | None:
