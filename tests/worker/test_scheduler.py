@@ -370,6 +370,20 @@ async def test_no_more_slots_are_opened_because_workers_take_long_to_start(
     assert len(node.workers.opened) == FREE  # each is a session, and these were fast enough
 
 
+@pytest.mark.parametrize("saturated", [False, True])
+@trio_test
+async def test_no_more_slots_are_opened_while_our_own_processes_have_no_time_for_them(
+    autojump_clock: MockClock, saturated: bool
+) -> None:
+    node = Node(lambda _: replace(SENT, delay=0.5), QueueSettings(slot_limit=5000))
+    node.workers.busy_all_the_time = saturated
+    for number in range(3_000):
+        node.submit(f"u@d{number % 50}.example")
+    await node.run()
+    assert node.workers.accepted.total() == 3_000
+    assert (node.workers.most_slots > FREE) != saturated
+
+
 @trio_test
 async def test_no_slot_is_opened_for_what_will_be_gone_in_a_moment(
     autojump_clock: MockClock,

@@ -86,7 +86,7 @@ class Scheduler:
         self._next_look = 0.0  # wall: when the store is looked at again without wake(); 0: now
         self._next_sweep = 0.0  # wall
         self._slots = 0
-        self._ramp = Ramp()
+        self._ramp = Ramp(workers.saturated)
         self._due = trio.Event()  # there may be something to claim, and room for it
         self._turn = trio.Event()  # a destination may be given a slot
         self._no_slots = trio.Event()
