@@ -68,6 +68,7 @@ _NOTHING_KNOWN: Final = ClientFacts()
 _CONTROLS: Final = bytes((*range(1, 32), 127))  # NUL separates; the rest has no business here
 _WORD = re.compile(r"[!-~]{1,128}")  # queue id, transport
 _DSN = re.compile(r"[245]\.[0-9]{1,3}\.[0-9]{1,3}")
+_SAME_KEYS: Final = "recipients of the request cannot be told apart by key"
 _UNFIT = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")  # for texts of results
 
 
@@ -78,7 +79,7 @@ def encode_request(request: DeliveryRequest) -> bytes:
     """Return the payload for `request`.
 
     Raises LocalProtocolError if decode_request() would refuse it: a control character anywhere,
-    a value out of bounds, no recipient or more than MAX_RECIPIENTS.
+    a value out of bounds, no recipient or more than MAX_RECIPIENTS, two with the same key.
     """
     _check_request(request)
     client = request.client
@@ -126,8 +127,14 @@ def _check_request(request: DeliveryRequest) -> None:
         raise LocalProtocolError(f"bad times {request.arrival} and {request.active}")
     if not 0 <= request.size <= _MAX_KEY:
         raise LocalProtocolError(f"bad size {request.size}")
+    # As numbers: operators of flags are slow.
+    flags, options, ret = int(request.flags), int(request.options), int(request.ret)
+    if flags & ~_ALL_FLAGS or not (0 <= options < len(_OPTIONS) and 0 <= ret < len(_RETS)):
+        raise LocalProtocolError(f"bad flags {flags:#x}, options {options} or RET {ret}")
     if not 1 <= len(request.recipients) <= MAX_RECIPIENTS:
         raise LocalProtocolError(f"{len(request.recipients)} recipients in one request")
+    if not _told_apart(request.recipients):
+        raise LocalProtocolError(_SAME_KEYS)
 
 
 def decode_request(data: bytes) -> DeliveryRequest:
@@ -136,14 +143,15 @@ def decode_request(data: bytes) -> DeliveryRequest:
         _REQUEST, data, MAX_REQUEST_SIZE
     )
     end = _REQUEST.size + _check_count(count) * _RECIPIENT.size
-    texts = _decoded(data, end, _REQUEST_TEXTS + count * _RECIPIENT_TEXTS)
+    # An address may be any octets: those that are no UTF-8 come as surrogates, and leave as octets.
+    texts = _decoded(data, end, _REQUEST_TEXTS + count * _RECIPIENT_TEXTS, "surrogateescape")
     queue_id, transport, nexthop, sender, envelope_id, *client = texts[:_REQUEST_TEXTS]
     if not (_WORD.fullmatch(queue_id) and _WORD.fullmatch(transport) and nexthop):
         raise _bad("queue id, transport or nexthop", f"{queue_id} {transport} {nexthop}")
     if size < 0 or not (0 <= arrival < _MAX_TIME and 0 <= active < _MAX_TIME):
         raise _bad("size or times", f"{size} {arrival} {active}")
     try:
-        return DeliveryRequest(
+        request = DeliveryRequest(
             queue_id=queue_id,
             transport=transport,
             protocol=_PROTOCOLS[protocol],
@@ -171,6 +179,9 @@ def decode_request(data: bytes) -> DeliveryRequest:
         )
     except LookupError as exc:
         raise _bad("number", f"{protocol} {encoding} {options} {ret}, or a NOTIFY") from exc
+    if not _told_apart(request.recipients):
+        raise RemoteProtocolError(_SAME_KEYS)
+    return request
 
 
 def _recipient(key: int, notify: int, texts: list[str], place: int) -> Recipient:
@@ -267,13 +278,14 @@ def decode_result(data: bytes, request: DeliveryRequest) -> DeliveryResult:
     """
     bits, count = _unpacked(_RESULT, data, MAX_RESULT_SIZE)
     end = _RESULT.size + _check_count(count) * _OUTCOME.size
-    texts = _decoded(data, end, _RESULT_TEXTS + count * _OUTCOME_TEXTS)
+    # Strictly: encode_result() sends nothing but UTF-8, and these texts go into logs and notices.
+    texts = _decoded(data, end, _RESULT_TEXTS + count * _OUTCOME_TEXTS, "strict")
     dsn, reason = texts[:_RESULT_TEXTS]
     if (dsn and not _DSN.fullmatch(dsn)) or bits & ~(_KEPT | _STOPPED):
         raise _bad("status or flags", f"{dsn} {bits:x}")
     waiting = {recipient.key: recipient for recipient in request.recipients}
     if len(waiting) != len(request.recipients):
-        raise RemoteProtocolError("recipients of the request cannot be told apart by key")
+        raise RemoteProtocolError(_SAME_KEYS)
     outcomes: dict[int, RecipientOutcome] = {}
     place = _RESULT_TEXTS
     for numbers in _OUTCOME.iter_unpack(data[_RESULT.size : end]):
@@ -370,8 +382,18 @@ def _check_count(count: int) -> int:
     return count
 
 
-def _decoded(data: bytes, start: int, count: int) -> list[str]:
-    """The texts of a payload, from `start` to its end: exactly `count`."""
+def _told_apart(recipients: tuple[Recipient, ...]) -> bool:
+    """No two have the same key: an outcome is matched by it."""
+    return len(recipients) == 1 or len({recipient.key for recipient in recipients}) == len(
+        recipients
+    )
+
+
+def _decoded(data: bytes, start: int, count: int, errors: str) -> list[str]:
+    """The texts of a payload, from `start` to its end: exactly `count`.
+
+    `errors`: what becomes of octets that are no UTF-8, as bytes.decode() takes it.
+    """
     octets = data[start:]
     if len(octets.translate(None, _CONTROLS)) != len(octets):
         raise RemoteProtocolError("control character in a delivery message")
@@ -379,7 +401,10 @@ def _decoded(data: bytes, start: int, count: int) -> list[str]:
     # What is behind the last NUL must be nothing.
     if (found := octets.count(0)) != count or not octets.endswith(b"\0"):
         raise RemoteProtocolError(f"delivery message with {found} texts, not {count}")
-    texts = octets.decode("utf-8", "surrogateescape").split("\0")[:-1]
+    try:
+        texts = octets.decode("utf-8", errors).split("\0")[:-1]
+    except UnicodeDecodeError as exc:
+        raise RemoteProtocolError(f"text of a delivery message is not UTF-8: {exc.reason}") from exc
     if len(octets) > MAX_FIELD and max(map(len, texts)) > MAX_FIELD:
         raise RemoteProtocolError("field of a delivery message is too long")
     return texts

@@ -178,7 +178,7 @@ async def test_mail_stays_queued_while_every_worker_is_in_a_crash_loop(
             await node.send(CONTENT, "a@to.example")
             for number in range(2):
                 (line, *_) = await node.wait_for(f"worker process {number} .*a crash loop")
-                assert "ended with status 3, its end number 3 in 1 s: a crash loop" in line
+                assert "ended with status 3, its end number 3 in " in line
             assert [message["queue_name"] for message in await node.listed()] == ["active"]
             unflag(flags, "dies")
             await node.wait_for(": removed$")

@@ -5,6 +5,7 @@ import struct
 import tracemalloc
 from contextlib import suppress
 from dataclasses import fields, replace
+from typing import cast
 
 import pytest
 from hypothesis import given, settings
@@ -263,6 +264,12 @@ def test_recipients_that_share_a_key_cannot_be_answered() -> None:
         replace(REQUEST, sender="a\0sender\0b"),
         replace(REQUEST, sender="\ud800"),
         replace(REQUEST, size=-1),
+        replace(REQUEST, flags=RequestFlags(1 << 32)),
+        replace(REQUEST, flags=RequestFlags(2)),  # fits the wire, and means nothing
+        replace(REQUEST, options=SendOptions(16)),
+        replace(REQUEST, options=SendOptions(256)),
+        replace(REQUEST, ret=cast("Ret", 7)),
+        replace(REQUEST, ret=cast("Ret", 256)),
         replace(REQUEST, arrival=-1.0),
         replace(REQUEST, active=float("nan")),
         replace(REQUEST, active=float("inf")),
@@ -275,11 +282,19 @@ def test_recipients_that_share_a_key_cannot_be_answered() -> None:
             REQUEST,
             recipients=(Recipient(address="a@x", notify=Notify.NEVER | Notify.SUCCESS),),
         ),
+        replace(REQUEST, recipients=(Recipient(address="a@x"), Recipient(address="b@x"))),
     ],
 )
 def test_a_request_that_would_be_refused_is_not_sent(request_: DeliveryRequest) -> None:
     with pytest.raises(LocalProtocolError):
         encode_request(request_)
+
+
+def test_a_request_with_one_key_for_two_recipients_is_refused() -> None:
+    place = _REQUEST.size + _RECIPIENT.size  # of the second one's key
+    data = repacked(_RECIPIENT, encode_request(REQUEST), place, 0, REQUEST.recipients[0].key)
+    with pytest.raises(RemoteProtocolError, match="told apart"):
+        decode_request(data)
 
 
 def repacked(head: struct.Struct, data: bytes, start: int, place: int, value: float) -> bytes:
@@ -366,6 +381,9 @@ def test_odd_numbers_of_an_outcome_are_refused(place: int, value: float) -> None
         (b"4.4.1", b"3.0.0"),
         (b"250 ok", b"250\nok"),
         (b"250 ok", b"250\0ok"),
+        (b"250 ok", b"250 \xff"),
+        (b"250 ok", b"\xed\xa0\x80"),  # a surrogate, as if it were a character
+        (b"no", b"\xc3"),
     ],
 )
 def test_odd_texts_of_a_result_are_refused(before: bytes, after: bytes) -> None:

@@ -79,18 +79,26 @@ class ScriptedWorkers:
         self.open_slots = 0
         self.most_slots = 0
         self.deepest = 0  # unanswered requests in one slot
+        self.ready = 0.0  # no slot can be had before
         self.unreachable = 0  # so many of the next slots cannot be opened
         self.opened: list[DestinationKey] = []  # for whom, in order
+        self.busy_all_the_time = False  # see saturated()
         self.misplaced = False  # whether slots say that another worker has less to do
 
     async def open_slot(self, destination: DestinationKey) -> Slot:
         """See SlotOpener."""
         await trio.lowlevel.checkpoint()
+        if trio.current_time() < self.ready:
+            await trio.sleep_until(self.ready)
         if self.unreachable:
             self.unreachable -= 1
             raise WorkerLost("no worker listens")
         self.opened.append(destination)
         return ScriptedSlot(self)
+
+    def saturated(self) -> bool:
+        """See SlotOpener."""
+        return self.busy_all_the_time
 
     def accept(self, request: DeliveryRequest, answer: Answer) -> None:
         """The server has taken the message for these recipients."""

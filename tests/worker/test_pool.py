@@ -38,6 +38,10 @@ class IdleWorkers:
         await trio.lowlevel.checkpoint()
         ENDED.append("workers")
 
+    def saturated(self) -> bool:
+        """They have nothing to do."""
+        return False
+
     def stop(self) -> None:
         """No more work."""
         self._stopped.set()

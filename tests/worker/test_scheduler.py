@@ -31,6 +31,7 @@ from tests.worker.scripted_slots import (
 )
 from worker.config.config import Config
 from worker.content import Content
+from worker.queue.ramp import FREE
 from worker.queue.records import MessageState, NoticeDraft, Submission
 from worker.queue.routing import Router
 from worker.queue.scheduler import Scheduler
@@ -354,6 +355,33 @@ async def test_slots_together_stay_below_their_limit_and_every_destination_gets_
         if request.nexthop != "busy.example"
     )
     assert last < 200  # not after all 500 of the busy one
+
+
+@trio_test
+async def test_no_more_slots_are_opened_because_workers_take_long_to_start(
+    autojump_clock: MockClock,
+) -> None:
+    node = Node(lambda _: replace(SENT, delay=0.01))
+    node.workers.ready = 10.0
+    for number in range(4_000):
+        node.submit(f"u@d{number % 50}.example")
+    await node.run()
+    assert node.workers.accepted.total() == 4_000
+    assert len(node.workers.opened) == FREE  # each is a session, and these were fast enough
+
+
+@pytest.mark.parametrize("saturated", [False, True])
+@trio_test
+async def test_no_more_slots_are_opened_while_our_own_processes_have_no_time_for_them(
+    autojump_clock: MockClock, saturated: bool
+) -> None:
+    node = Node(lambda _: replace(SENT, delay=0.5), QueueSettings(slot_limit=5000))
+    node.workers.busy_all_the_time = saturated
+    for number in range(3_000):
+        node.submit(f"u@d{number % 50}.example")
+    await node.run()
+    assert node.workers.accepted.total() == 3_000
+    assert (node.workers.most_slots > FREE) != saturated
 
 
 @trio_test

@@ -1,6 +1,7 @@
 """Which worker gets a slot. Virtual clock, no process; the sockets are real."""
 
 import errno
+import os
 import subprocess
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -26,8 +27,14 @@ class World:
 
     def __init__(self, directory: Path, count: int) -> None:
         self.processes = FakeProcesses()
+        self.occupied: dict[int, float] = {}  # process id -> seconds; see occupancy.py
         self.workers = Workers(
-            directory, count, ["postrio", "worker"], lambda _: None, start=self.processes
+            directory,
+            count,
+            ["postrio", "worker"],
+            lambda _: None,
+            start=self.processes,
+            occupied=self.occupied.get,
         )
         self.slots: list[CountedSlot] = []
 
@@ -265,3 +272,61 @@ async def test_without_a_descriptor_for_a_slot_no_worker_is_reached_and_none_is_
             with pytest.raises(WorkerLost, match="Too many open files"):
                 await world.workers.open_slot(key("one.example"))
         assert world.counts == [0]
+
+
+# --- how much time they have ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("own", "shares", "saturated"),
+    [
+        (0.0, (1.0, 0.95), True),
+        (0.0, (1.0, 0.5), False),  # one of them has time
+        (0.0, (0.0, 0.0), False),
+        (1.0, (0.0, 0.0), True),  # nothing can be handed to them
+    ],
+)
+@trio_test
+async def test_what_can_be_done_is_being_done(
+    autojump_clock: MockClock,
+    tmp_path: Path,
+    own: float,
+    shares: tuple[float, float],
+    saturated: bool,
+) -> None:
+    async with some_workers(tmp_path, 2) as world:
+        pids = (os.getpid(), world.process(0).pid, world.process(1).pid)
+        world.occupied.update(dict.fromkeys(pids, 0.0))
+        assert not world.workers.saturated()
+        await trio.sleep(1.0)
+        world.occupied.update(zip(pids, (own, *shares), strict=True))
+        assert world.workers.saturated() == saturated
+
+
+@trio_test
+async def test_no_slot_has_to_move_where_no_worker_has_time(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    async with some_workers(tmp_path, 2) as world:
+        await world.open("one.example")
+        first = world.slots[0]
+        await world.open("two.example")
+        other = world.slots.pop()
+        for number in range(10):  # at the first worker, by keeping the second out
+            world.workers._workers[1].child.ready = False
+            await world.open(f"d{number}.example")
+        world.workers._workers[1].child.ready = True
+        await other.aclose()
+        pids = (world.process(0).pid, world.process(1).pid)
+        world.occupied.update(dict.fromkeys(pids, 0.0))
+        said = [first.misplaced]
+        await trio.sleep(1.0)
+        world.occupied.update(dict.fromkeys(pids, 1.0))
+        said.append(first.misplaced)
+        await trio.sleep(1.0)
+        said.append(first.misplaced)
+        assert said == [True, False, True]
+        await trio.sleep(1.0)
+        world.occupied.update(dict.fromkeys(pids, 2.0))
+        world.workers._workers[0].child.ready = False  # it takes no more: busy or not, it ends
+        assert first.misplaced

@@ -8,6 +8,7 @@ warmth does not count where a worker has clearly more of them than another.
 How a process is kept running is in `child.py`.
 """
 
+import os
 import sys
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -20,6 +21,7 @@ from protocol.outcome import DeliveryResult
 from protocol.request import DeliveryRequest
 from worker.content import Content
 from worker.pool.child import Child, Start, start_process
+from worker.pool.occupancy import SATURATED, Occupancy, Read, occupied_seconds
 from worker.pool.slots import StreamSlot
 from worker.queue.slot import DestinationKey, WorkerLost
 from worker.status.events import Emit, Noted
@@ -34,11 +36,12 @@ SPREAD_SHARE: Final = 4  # and a fourth of what the other one has
 
 
 class Worker:
-    """One worker process, and how many slots it serves."""
+    """One worker process, how many slots it serves, and how much time it has."""
 
-    def __init__(self, child: Child) -> None:
+    def __init__(self, child: Child, read: Read) -> None:
         self.child = child
         self.open_slots = 0
+        self.occupancy = Occupancy(read)
 
 
 class Workers:
@@ -52,9 +55,11 @@ class Workers:
         emit: Emit,
         *,
         start: Start = start_process,
+        occupied: Read = occupied_seconds,
     ) -> None:
         """Make the sockets `worker.0`, `worker.1`, ... in `directory`. Raises OSError."""
         self._emit = emit
+        self._occupancy = Occupancy(occupied)  # of this process
         self._changed = trio.Event()  # a worker came or went, or we stop
         self._started = trio.Event()  # slots may be given out
         self._stopping = False
@@ -70,7 +75,8 @@ class Workers:
                     emit,
                     start=start,
                     changed=self._look_again,
-                )
+                ),
+                occupied,
             )
             for number in range(count)
         ]
@@ -152,9 +158,22 @@ class Workers:
         return min(running, key=lambda worker: worker.open_slots, default=None)
 
     def crowded(self, worker: Worker) -> bool:
-        """It has clearly more slots than another, or takes no more: a slot there is misplaced."""
+        """It has clearly more slots than another, or takes no more: a slot there is misplaced.
+
+        Where no worker has time for more, a slot is as well placed as anywhere, and keeps its
+        session.
+        """
         least = self._least()
-        return least is not None and (not worker.child.ready or _crowded(worker, least))
+        return least is not None and (
+            not worker.child.ready or (_crowded(worker, least) and not self.saturated())
+        )
+
+    def saturated(self) -> bool:
+        """See `SlotOpener.saturated`: all workers are occupied all the time, or this process is."""
+        now = trio.current_time()
+        shares = [w.occupancy.share(w.child.pid, now) for w in self._workers if w.child.ready]
+        own = self._occupancy.share(os.getpid(), now)
+        return own >= SATURATED or min(shares, default=0.0) >= SATURATED
 
     def closed(self, worker: Worker, destination: DestinationKey) -> None:
         """A slot has ended."""

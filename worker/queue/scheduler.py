@@ -86,7 +86,7 @@ class Scheduler:
         self._next_look = 0.0  # wall: when the store is looked at again without wake(); 0: now
         self._next_sweep = 0.0  # wall
         self._slots = 0
-        self._ramp = Ramp()
+        self._ramp = Ramp(workers.saturated)
         self._due = trio.Event()  # there may be something to claim, and room for it
         self._turn = trio.Event()  # a destination may be given a slot
         self._no_slots = trio.Event()
@@ -364,6 +364,14 @@ class Scheduler:
     def open_limit(self) -> float:
         """See Owner."""
         return 0.0 if self._stopping.is_set() else max(1.0, self._settings.transport_retry)
+
+    def opened(self) -> None:
+        """See Owner."""
+        self._ramp.opened(trio.current_time())
+
+    def closed(self) -> None:
+        """See Owner."""
+        self._ramp.closed()
 
     def delivered(
         self, destination: Destination, entry: Entry, result: DeliveryResult

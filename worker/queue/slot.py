@@ -59,3 +59,9 @@ class SlotOpener(Protocol):
 
         Waits while no worker runs. Raises WorkerLost: none can be reached, or none will run.
         """
+
+    def saturated(self) -> bool:
+        """Whether all that can be done is being done: more slots would not change that.
+
+        Over the time since it was asked last, or some moments. Cheap.
+        """

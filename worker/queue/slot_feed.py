@@ -70,6 +70,12 @@ class Owner(Protocol):
     def open_limit(self) -> float:
         """Seconds to wait for a slot (transport_retry_time); 0: we are stopping."""
 
+    def opened(self) -> None:
+        """A worker serves the slot from now on."""
+
+    def closed(self) -> None:
+        """It does no longer."""
+
     async def without_content(self, entry: Entry) -> None:
         """The store has no content for it."""
 
@@ -101,9 +107,11 @@ class SlotFeed:
             slot = await self._open()
             if slot is None:
                 return
+            self._owner.opened()
             try:
                 await self._feed(slot)
             finally:
+                self._owner.closed()
                 with trio.move_on_after(CLOSE_LIMIT, shield=True):
                     await slot.aclose()
         except (WorkerLost, RemoteProtocolError) as exc:
