@@ -97,7 +97,7 @@ async def test_deliver_sends_a_message_and_reports_each_recipient(tmp_path: Path
     lines = [json.loads(line) for line in done.stdout.splitlines()]
     assert [line["recipient"] for line in lines] == ["b@y.example", "c@y.example"]
     assert list(lines[0]) == [
-        *("recipient", "status", "dsn", "relay", "reply", "delays", "conn_use"),
+        *("recipient", "status", "dsn", "relay", "reply", "delays", "conn_use", "tls"),
     ]
     assert (lines[0]["status"], lines[0]["dsn"], lines[0]["conn_use"]) == ("sent", "2.0.0", 1)
     assert lines[0]["relay"] == f"127.0.0.1[127.0.0.1]:{nexthop.rpartition(':')[2]}"
