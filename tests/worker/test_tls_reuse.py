@@ -330,6 +330,26 @@ async def test_s099_a_message_that_has_waited_goes_in_the_clear_and_serves_nobod
     assert not any(message.encrypted for message in peer.accepted)
 
 
+@pytest.mark.parametrize("steady", [True, False])
+@trio_test
+async def test_s099_a_fresh_message_does_not_follow_it_in_the_clear(
+    pki: Pki,
+    steady: bool,  # a parameter
+) -> None:
+    peer = broken(pki)
+    world = World(peer, rules=rules(smtp_tls_security_level="may"))
+    fresh = [replace(request(n), arrival=299.0, active=300.0) for n in range(3)]
+    waited = replace(request(3), arrival=0.0, active=300.0)
+
+    async def scenario() -> None:
+        await world.deliver_in_a_row([waited, *fresh, waited, waited], steady=steady)
+
+    await world.play(scenario)
+    sent = [result.outcomes[0].action is Action.SENT for result in world.results]
+    assert sent == [True, False, False, False, True, True]
+    assert [message.recipients for message in peer.accepted] == [("b3@example.com",)] * 3
+
+
 @trio_test
 async def test_s099_a_fresh_message_waits_and_the_site_is_not_blamed(pki: Pki) -> None:
     world = World(broken(pki), rules=rules(smtp_tls_security_level="may"))

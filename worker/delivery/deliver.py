@@ -392,6 +392,8 @@ class _Delivery:
         ahead = session.ahead is not None and session.ahead.behind_dot
         if begun is not None and begun.sending:
             ahead = begun.travelled_ahead
+        # In the clear because TLS is broken: others may not have waited long enough for that.
+        keep = self._wishes.keep and not session.security.clear
         try:
             if news is not None:
                 self._environment.emit(news)
@@ -403,13 +405,13 @@ class _Delivery:
                 facts,
                 self.slot,
                 self._environment.emit,
-                following=partial(self._following, session) if self._wishes.keep else None,
+                following=partial(self._following, session) if keep else None,
                 begun=begun,
             )
             self._passed_over += self.outcomes.reasons()
             if self._refused_ahead is not None and self.outcomes.any_sent:
                 self._distrust(self._refused_ahead, doubt=False)  # that was not said to us
-            if parkable is not None and self._wishes.keep:
+            if parkable is not None and keep:
                 self.slot.park(self._key, parkable, self._save(first=not self._sessions))
             else:
                 if session.ahead is not None:
