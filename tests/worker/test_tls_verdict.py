@@ -367,6 +367,65 @@ async def test_a_certificate_that_cannot_be_read_is_untrusted_and_no_crash(
     assert (await shown(leaf, replace(policy, level=Level.MAY))).meets(Level.ENCRYPT)
 
 
+def element(tag: bytes, *content: bytes) -> bytes:
+    """In DER."""
+    octets = b"".join(content)
+    return tag + b"\x82" + len(octets).to_bytes(2, "big") + octets
+
+
+def fields_of(sequence: bytes) -> list[bytes]:
+    """The parts of a SEQUENCE in DER."""
+    parts, at = [], 2 + (sequence[1] & 0x7F if sequence[1] & 0x80 else 0)
+    while at < len(sequence):
+        octets = sequence[at + 1] & 0x7F if sequence[at + 1] & 0x80 else 0
+        begin = at + 2 + octets
+        length = int.from_bytes(sequence[at + 2 : begin], "big") if octets else sequence[at + 1]
+        parts.append(sequence[at : begin + length])
+        at = begin + length
+    return parts
+
+
+def with_key_of_another(der: bytes, key: bytes, where: str) -> bytes:
+    """`key` where a reader of DER would look for it; OpenSSL takes BER, and sees its own key."""
+    tbs, *rest = fields_of(der)
+    version, serial, algorithm, *others = fields_of(tbs)
+    if where == "indefinite length":  # of the parameters of an algorithm
+        (oid,) = fields_of(algorithm)
+        parameters = b"\x30\x80" + b"\x30\x00" + key + b"\0\0"
+        algorithm = b"\x30\x80" + oid + parameters + b"\0\0"
+    elif where == "a tag in two octets":  # of the serial number
+        inside = b"\x01" + 4 * b"\x30\x00" + key  # as many fields as stand before a key
+        serial = b"\x1f\x02" + bytes([len(inside)]) + inside
+    return element(b"\x30", element(b"\x30", version, serial, algorithm, *others), *rest)
+
+
+@pytest.mark.parametrize("where", ["nowhere", "indefinite length", "a tag in two octets"])
+@trio_test
+async def test_the_key_that_counts_is_the_one_of_the_handshake(
+    where: str, pki: Pki, tmp_path: Path
+) -> None:
+    """Nobody passes for another with that one's public key somewhere in his certificate."""
+    key = (
+        pki.leaf("good")
+        .certificate.public_key()
+        .public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
+    )
+    leaf = odd(
+        tmp_path, lambda builder: builder, HOST, lambda der: with_key_of_another(der, key, where)
+    )
+    expected = hashlib.sha256(key).hexdigest()
+    policy = TlsPolicy(level=Level.FINGERPRINT, match=(expected,))
+    facts = await shown(leaf, policy)
+    assert facts.key_digest != expected
+    assert not facts.meets(Level.FINGERPRINT)
+    own = hashlib.sha256(ssl.PEM_cert_to_DER_cert(leaf.chain.read_text())).hexdigest()
+    if where == "nowhere":
+        assert facts.key_digest == leaf.key_digest()
+    else:
+        assert facts.key_digest == ""
+        assert facts.certificate_digest == own  # which is enough, if somebody wants it so
+
+
 @trio_test
 async def test_names_that_are_no_names_are_none(tmp_path: Path) -> None:
     # A subjectAltName that is no list of names.

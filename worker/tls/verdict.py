@@ -27,8 +27,12 @@ MAX_TEXT: Final = 255  # characters of a name that is taken from a certificate
 MIN_RSA_BITS: Final = 2_048
 MIN_EC_BITS: Final = 224  # as strong as RSA with 2048 bits (NIST SP 800-57)
 WEAK_HASHES: Final = ("md5", "sha1")
-EXPLICIT_VERSION: Final = 0xA0  # tag of a certificate's version
-LONG_LENGTH: Final = 0x80  # and above: so many octets of length follow
+# First octets of what a certificate is made of, and the fields before its key: serialNumber,
+# signature, issuer, validity, subject (RFC 5280 section 4.1).
+SEQUENCE: Final = 0x30
+EXPLICIT_VERSION: Final = 0xA0
+BEFORE_KEY: Final = (0x02, SEQUENCE, SEQUENCE, SEQUENCE, SEQUENCE)
+LONG_LENGTH: Final = 0x80  # above: so many octets of length follow; itself: it is indefinite
 # What cryptography says of a certificate that OpenSSL could read; there is no class for all of it.
 UNREADABLE: Final = (
     ValueError,
@@ -314,25 +318,32 @@ def _stand_in(issued: x509.Certificate, key: CertificateIssuerPublicKeyTypes) ->
 def key_octets(certificate: bytes) -> bytes:
     """The public key as it stands in a certificate in DER: subjectPublicKeyInfo (RFC 5280, 4.1).
 
-    Nothing if it is not found. OpenSSL could tell, too, but takes 0.3 ms to write it anew.
+    Nothing if it is not found. OpenSSL could tell, too, but takes 0.3 ms to write it anew. It also
+    reads what is not DER: tags in several octets, and lengths that are told by the end alone. There
+    nothing is found, because somebody else's key might stand where we would look for it.
     """
     try:
-        outer, _ = _element(certificate, 0)
-        position, end = _element(certificate, outer)  # tbsCertificate
+        outer, _ = _element(certificate, 0, SEQUENCE)
+        position, end = _element(certificate, outer, SEQUENCE)  # tbsCertificate
         if certificate[position] == EXPLICIT_VERSION:
-            _, position = _element(certificate, position)
-        for _ in range(5):  # serialNumber, signature, issuer, validity, subject
-            _, position = _element(certificate, position)
-        _, after = _element(certificate, position)
+            _, position = _element(certificate, position, EXPLICIT_VERSION)
+        for tag in BEFORE_KEY:
+            _, position = _element(certificate, position, tag)
+        _, after = _element(certificate, position, SEQUENCE)
     except IndexError:
         return b""
     return certificate[position:after] if after <= end else b""
 
 
-def _element(octets: bytes, position: int) -> tuple[int, int]:
-    """Where the content of the DER element at `position` begins and ends. Raises IndexError."""
+def _element(octets: bytes, position: int, tag: int) -> tuple[int, int]:
+    """Where the content of the DER element at `position` begins and ends.
+
+    Raises IndexError if there is none that begins with `tag`.
+    """
     length, begin = octets[position + 1], position + 2
-    if length >= LONG_LENGTH:
+    if octets[position] != tag or length == LONG_LENGTH:
+        raise IndexError
+    if length > LONG_LENGTH:
         size = length - LONG_LENGTH
         length = int.from_bytes(octets[begin : begin + size], "big")
         begin += size
