@@ -291,6 +291,24 @@ async def test_mail_that_has_waited_goes_in_the_clear_if_tls_broke_before_anybod
     assert [link.tls is None for link in peer.links] == [False, True]
 
 
+@pytest.mark.parametrize("phase", [Phase.MAIL, Phase.RCPT, Phase.DATA])
+@trio_test
+async def test_a_server_that_ends_the_session_inside_tls_has_no_broken_tls(
+    autojump_clock: MockClock,
+    certificates: Pki,
+    rules: dict[tuple[str, Protocol], SecurityRules],
+    phase: Phase,
+) -> None:
+    peer = Peer(
+        {phase: ["421 4.7.0 too many messages, come back later", "250 2.0.0 ok"]},
+        tls=ServerTls(server_context(certificates.leaf("good"))),
+    )
+    (outcome,) = (await deliver(make_world(rules, "may", peer), arrival=WAITED)).outcomes
+    assert outcome.action is Action.DEFERRED
+    assert "421 4.7.0 too many messages" in outcome.reason
+    assert [link.tls is None for link in peer.links] == [False]
+
+
 @trio_test
 async def test_when_somebody_was_settled_the_others_wait_for_tls(
     autojump_clock: MockClock,

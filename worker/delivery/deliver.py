@@ -158,6 +158,7 @@ class _Delivery:
         self._sessions = 0  # that got as far as taking mail (smtp_mx_session_limit)
         self._site_failure: SiteFailure | None = None
         self._served = False  # some session came to the end of a transaction
+        self._broke_off = False  # the last one that did not: it was no reply that ended it
         self._refused_ahead: Endpoint | None = None  # where MAIL was, for good, if it was ours
         self._asked: set[tuple[str, int]] = set()  # who has had its say on a reused session
         self._passed_over: list[str] = []  # reasons to log once another endpoint is tried
@@ -340,7 +341,9 @@ class _Delivery:
         session.born = connected_since
         secured = session.tls is not None
         ended = await self._use(session, SessionOpened(endpoint.relay))
-        return secured and not ended and len(self.outcomes.undecided) == undecided
+        # A server that takes its leave with a reply has no trouble with TLS.
+        broke = not ended and self._broke_off
+        return secured and broke and len(self.outcomes.undecided) == undecided
 
     def _may_downgrade(self, security: Security) -> bool:
         """TLS is wished for, not asked for, and the message has waited long enough (S099).
@@ -438,6 +441,7 @@ class _Delivery:
             self.outcomes.deferred(self.outcomes.undecided, error, facts, now)
             return True
         if isinstance(error, SessionError) and not isinstance(error, StaleSession):
+            self._broke_off = error.reply is None
             self._failed(error, facts)
             self.outcomes.failed(self.outcomes.undecided, error, facts, now)
             return True
