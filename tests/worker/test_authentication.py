@@ -704,6 +704,21 @@ async def test_a_server_that_repeats_what_we_say_is_not_believed_on_that(echo: s
     assert "[...]" in reason
 
 
+@pytest.mark.parametrize("length", [10, 30, 203, 2048])
+@trio_test
+async def test_the_beginning_of_a_secret_is_not_seen_either(length: int) -> None:
+    """Servers cut what they repeat, and so do we cut a line that is too long."""
+    token = "".join(f"{number:04}" for number in range(600))
+    server = Server("334 ", lambda line: f"500 what? {line[:length]}")
+    settings = {"smtp_sasl_mechanism_filter": "xoauth2"}
+    _, reason = await refused(server, client(settings), "XOAUTH2", password=token)
+    assert reason.endswith("said: 500 what? [...]")
+    server = Server(f"535 {length} {token[:length]} {token[:length]}is wrong")
+    _, reason = await refused(server, client(), password=token[:300])
+    assert token[:10] not in reason
+    assert reason.startswith(f"SASL authentication failed; server {PEER} said: 535 {length} [...]")
+
+
 STEPS = [
     ("PLAIN", ["CUT"]),
     ("PLAIN", [NO]),

@@ -11,6 +11,7 @@ that repeat a command they do not like.
 import binascii
 from collections.abc import Collection
 from dataclasses import replace
+from itertools import takewhile
 from math import inf
 from typing import Final
 
@@ -35,6 +36,8 @@ from worker.tls.policy import Trust
 ROUNDS: Final = 100  # replies 334 in one exchange
 REFUSED: Final = 535  # RFC 4954 section 6: authentication credentials invalid
 SHORTEST: Final = 4  # characters of a text that is looked for in replies
+# Of a longer text as many from its beginning are: what a server repeats may be cut anywhere.
+BEGINNING: Final = 8
 GONE: Final = "[...]"  # in its place
 
 
@@ -232,10 +235,20 @@ class _Exchange:
     def _without_secrets(self, reply: Reply) -> Reply:
         """The same reply; there are servers that repeat what they do not understand."""
         for secret in self._hidden:
-            if len(secret.reveal()) >= SHORTEST and secret.reveal() in reply.text:
-                lines = tuple(line.replace(secret.reveal(), GONE) for line in reply.lines)
+            if len(secret.reveal()) >= SHORTEST and secret.reveal()[:BEGINNING] in reply.text:
+                lines = tuple(_without(secret, line) for line in reply.lines)
                 reply = replace(reply, lines=lines)
         return reply
+
+
+def _without(secret: Secret, line: str) -> str:
+    """The line with GONE for as much of the secret as stands there. Raises nothing."""
+    shown, at = "", 0
+    while (start := line.find(secret.reveal()[:BEGINNING], at)) >= 0:
+        shown += line[at:start] + GONE
+        pairs = zip(line[start:], secret.reveal(), strict=False)
+        at = start + sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+    return shown + line[at:]
 
 
 def _encoded(octets: bytes | None) -> Secret | None:
