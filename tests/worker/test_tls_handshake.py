@@ -1,7 +1,9 @@
 """The handshake: what is sent, how it fails, and which sessions are resumed."""
 
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import trio
@@ -14,6 +16,7 @@ from worker.status.events import Event, UnexpectedError
 from worker.tls.contexts import Contexts, TlsFilesError
 from worker.tls.handshake import HandshakeError, TlsEngine
 from worker.tls.policy import Anchors, Level, TlsPolicy, Trust, Version
+from worker.tls.session_file import SessionFile
 from worker.tls.sessions import SessionStore
 from worker.tls.stream import TlsStream
 
@@ -192,6 +195,55 @@ def verify(pki: Pki, versions: frozenset[Version]) -> TlsPolicy:
         versions=versions,
         anchors=Anchors(file=str(pki.ca_file())),
     )
+
+
+@pytest.mark.parametrize("kind", ["file", "directory", "trust file", "trusted key"])
+@trio_test
+async def test_a_verdict_ends_with_the_trust_in_who_issued_the_certificate(
+    kind: str, server: Server, pki: Pki, tmp_path: Path
+) -> None:
+    """Somebody takes an authority off the list and reloads: the sessions in the file are old."""
+    name = tmp_path / "trusted"
+    anchors = {
+        "file": Anchors(file=str(name)),
+        "directory": Anchors(directory=str(name)),
+        "trust file": Anchors(trust_files=(str(name),)),
+        "trusted key": Anchors(trust_files=(str(name),)),
+    }[kind]
+    policy = replace(verify(pki, TLS13), anchors=anchors)
+    if kind == "directory":
+        shutil.copytree(pki.ca_directory(), name, symlinks=True)
+    else:
+        make = pki.ca_key_file if kind == "trusted key" else pki.ca_file
+        name.write_bytes(make("root").read_bytes())
+
+    def load() -> Site:
+        site = Site(server)
+        file = SessionFile(tmp_path / "sessions", 3600.0, site.events.append)
+        site.store = SessionStore(3600.0, file)
+        site.engine = TlsEngine(site.contexts, site.store, site.events.append)
+        return site
+
+    before, other = load(), load()
+    try:
+        assert (await before.visit(policy)).facts.trust is Trust.VERIFIED
+        assert (await before.visit(policy)).facts.resumed
+        assert (await other.visit(policy)).facts.resumed
+    finally:
+        before.store.close()
+        other.store.close()
+    if kind == "directory":
+        shutil.rmtree(name)
+        name.mkdir()
+    else:
+        name.write_bytes(make("stranger").read_bytes())
+    after = load()
+    try:
+        facts = (await after.visit(policy)).facts
+    finally:
+        after.store.close()
+    assert not facts.resumed
+    assert facts.trust is Trust.UNTRUSTED
 
 
 @pytest.mark.parametrize("versions", [TLS12, TLS13], ids=["1.2", "1.3"])

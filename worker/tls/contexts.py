@@ -5,6 +5,7 @@ one share it. Files are read once, by `check()` before rights are given up where
 configuration gets new `Contexts`.
 """
 
+import hashlib
 import os
 import re
 from collections import OrderedDict
@@ -82,6 +83,7 @@ class Contexts:
         self._files: dict[str, tuple[crypto.X509, ...]] = {}
         self._trust_files: dict[str, TrustFile] = {}
         self._identities: dict[Identity, tuple[_Pair, ...]] = {}
+        self._digests: dict[Anchors, str] = {}  # of the files; see trust()
 
     def check(self, policy: TlsPolicy) -> None:
         """Read all that `policy` names. Raises TlsFilesError."""
@@ -100,6 +102,36 @@ class Contexts:
         else:
             self._contexts.move_to_end(key)
         return context
+
+    def trust(self, anchors: Anchors) -> str:
+        """A digest of whom these anchors trust, now; they were read for some context.
+
+        A policy only names files. What was proved by what stood in them is proved no more when that
+        has changed. Of a directory, which OpenSSL reads whenever it needs one of its files, the
+        time of its last change must do.
+        """
+        digest = self._digests.get(anchors)
+        if digest is None:
+            digest = self._digests[anchors] = self._digest(anchors)
+        if not anchors.directory:
+            return digest
+        try:
+            return f"{digest} {Path(anchors.directory).stat().st_mtime_ns}"
+        except OSError:
+            return f"{digest} -"
+
+    def _digest(self, anchors: Anchors) -> str:
+        digest = hashlib.sha256()
+        for file in anchors.trust_files or _anchor_files(anchors):
+            if anchors.trust_files:
+                trusted = self._trust_file(file)
+            else:
+                trusted = TrustFile(self._certificates(file), ())
+            for certificate in trusted.certificates:
+                digest.update(crypto.dump_certificate(crypto.FILETYPE_ASN1, certificate))
+            for key in trusted.keys:
+                digest.update(key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo))
+        return digest.hexdigest()[:32]
 
     def _make(self, policy: TlsPolicy, *, strict: bool) -> SSL.Context:
         context = SSL.Context(SSL.TLS_CLIENT_METHOD)
@@ -145,10 +177,7 @@ class Contexts:
                     store.add_cert(certificate)
                 keys += trusted.keys
             return tuple(keys)
-        files = [anchors.file] if anchors.file else []
-        if anchors.system:
-            files.append(system_file())
-        for file in files:
+        for file in _anchor_files(anchors):
             for certificate in self._certificates(file):
                 store.add_cert(certificate)
         if anchors.directory:
@@ -218,6 +247,12 @@ class TrustFile:
 
     certificates: tuple[crypto.X509, ...]
     keys: TrustedKeys
+
+
+def _anchor_files(anchors: Anchors) -> list[str]:
+    """The files of authorities. Raises TlsFilesError."""
+    files = [anchors.file] if anchors.file else []
+    return [*files, system_file()] if anchors.system else files
 
 
 def system_file() -> str:

@@ -3,7 +3,8 @@
 A session that was resumed proves only that the server is the one that an earlier handshake was
 with: no certificate is shown again, and OpenSSL says that all is well whatever it was. So the
 verdict of the handshake that made the session is kept with it, under a key that holds the whole
-policy: what was good enough for level `may` serves no other level.
+policy: what was good enough for level `may` serves no other level. So does whom we trust: an
+authority that was struck off the list vouches for nobody any more.
 
 Of TLS 1.3 the tickets come after the handshake, so a session is kept when the server has said
 something. One that did not meet its policy is not kept: the next one may fare better.
@@ -84,7 +85,8 @@ class TlsEngine:
         connection.set_connect_state()
         if name := _server_name(policy.servername):
             connection.set_tlsext_host_name(name)
-        key = f"{policy.fingerprint} {nexthop} {host} {address} {port}"
+        trust = self._contexts.trust(policy.anchors) if self._sessions is not None else ""
+        key = f"{policy.fingerprint} {trust} {nexthop} {host} {address} {port}"
         offered = self._offer(connection, key)
         try:
             intake = await shake(connection, transport, self._tell)
