@@ -170,6 +170,15 @@ TABLE = {
         ("[2001:db8::1]", Level.MAY),  # verbatim
         ("bücher.test", Level.ENCRYPT),
         ("БЮРО.рф", Level.VERIFY),
+        # What lies below a domain is whatever DNS may find there.
+        ("-b.a.example", Level.VERIFY),
+        ("b-.c.a.example", Level.VERIFY),
+        ("$b.a.example", Level.VERIFY),
+        ("*.a.example", Level.VERIFY),
+        ("c。b。a。example", Level.VERIFY),  # IDNA knows more dots than one
+        ("c。b.a.example", Level.VERIFY),
+        ("x。a。рф", Level.VERIFY),
+        ("a.example。", Level.ENCRYPT),
     ],
 )
 def test_a_nexthop_is_found_as_written_and_a_bare_domain_by_its_parents_too(

@@ -39,7 +39,7 @@ def a_label(name: str) -> str:
     if name.isascii():
         return name
     try:
-        return idna.encode(name, uts46=True).decode("ascii")
+        return idna.encode(name, uts46=True).decode("ascii").removesuffix(".")
     except (idna.IDNAError, UnicodeError):
         return name
 

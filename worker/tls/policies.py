@@ -31,7 +31,7 @@ from worker.tls.match import (
     a_label,
     expand,
     expand_servername,
-    is_host_name,
+    is_address,
     parse_digest,
 )
 from worker.tls.per_site import parse_site, site_level
@@ -252,9 +252,12 @@ class TlsPolicies:
         text = nexthop.removeprefix("inet:") if lmtp else nexthop
         name = a_label(destination.name)
         keys = [text]
-        if text == destination.name and is_host_name(name):
-            forms = (text.removesuffix("."), name)
-            for step in zip(*(_with_parents(form) for form in forms), strict=False):
+        if text == destination.name and not is_address(name):
+            # Whatever DNS may know below a domain, odd names too, is meant by its entry.
+            written = text.removesuffix(".")
+            # Of dots that are none in ASCII (RFC 3490 section 3.1) only the A-labels' show.
+            forms = (written, name) if written.count(".") == name.count(".") else (name,)
+            for step in zip(*(_with_parents(form) for form in forms), strict=True):
                 keys += step
         return _Nexthop(tuple(dict.fromkeys(keys)), name)
 
