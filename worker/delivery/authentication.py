@@ -200,6 +200,7 @@ class _Exchange:
         """What to answer to a 334. Raises SiteError if there is nothing to say to it."""
         peer = self._session.peer
         if rounds > ROUNDS:
+            reply = self._without_secrets(reply)
             what = f"authentication protocol loop with server {peer}"
             raise SiteError("4.3.0", f"SASL authentication failed; {what}", reply, peer)
         held, self._held = self._held, None
