@@ -16,7 +16,7 @@ from protocol.outcome import Action
 from protocol.request import DeliveryRequest, Protocol, RequestFlags
 from tests.integration.pki import Pki
 from tests.worker.memory_cache import MemoryCache
-from tests.worker.peer import EXTENSIONS, Answer, Fault, Peer, Phase
+from tests.worker.peer import EXTENSIONS, Answer, Fault, Peer, Phase, Script
 from tests.worker.tls_server import Break, Harm, ServerTls, server_context
 from tests.worker.world import World, make_request
 from worker.config.config import Config
@@ -97,6 +97,27 @@ async def test_s149_one_slot_sends_message_after_message_over_one_tls_session(pk
     assert uses(world) == [1, 2, 3, 4, 5]
     assert handshakes(peer) == 1
     assert all(message.encrypted for message in peer.accepted)
+
+
+@pytest.mark.parametrize("lines", [False, True])
+@trio_test
+async def test_a_yes_that_came_before_the_content_is_no_answer_to_it(
+    pki: Pki, autojump_clock: MockClock, lines: bool
+) -> None:
+    """However the server cuts what it says into records."""
+    tls = ServerTls(server_context(pki.leaf("good")), lines=lines)
+    script: dict[Phase, Script] = {
+        Phase.DATA: ["354 go", "354 go", ("354 go", "250 2.0.0 queued"), "354 go"],
+        Phase.DOT: ["250 ok", "250 ok", Fault.CUT],
+    }
+    peer = Peer(script, tls=tls, glued=True)
+    world = World(peer, rules=rules(**FULL))
+
+    async def scenario() -> None:
+        await world.deliver_in_a_row([request(n) for n in range(4)])
+
+    await world.play(scenario)
+    assert [o.action for result in world.results for o in result.outcomes][2] is Action.DEFERRED
 
 
 @trio_test

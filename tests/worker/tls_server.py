@@ -64,6 +64,7 @@ class ServerTls:
     wrapper: bool = False  # TLS from the first octet
     again: bool = False  # STARTTLS is offered inside TLS, too
     broken: Break | None = None
+    lines: bool = False  # each line is a record of its own, all of them under way at once
     seen: list[Seen] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)  # in OpenSSL's words
     records: list[int] = field(default_factory=list)  # lengths of those sent, all connections
@@ -106,6 +107,11 @@ class ServerStream(trio.abc.Stream):
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         """Send all of it."""
+        if self._tls.lines:
+            for line in bytes(data).splitlines(keepends=True):
+                self._object.write(line)
+            await self.transport.send_all(self._out.read())
+            return
         self._object.write(data)
         await self._flush()
 

@@ -226,7 +226,7 @@ class _Run:
         if not until <= scope.deadline <= until + LATENESS:
             scope.deadline = until if scope.deadline == inf else until + LATENESS
         data = await self._stream.wait_and_receive(RECEIVE_SIZE)
-        self._up_to_date = True
+        self._up_to_date = self._stream.receives_all
         self._session.replies.receive_data(data)
         return bool(data)
 

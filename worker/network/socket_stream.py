@@ -10,7 +10,7 @@ import select
 import socket
 from abc import abstractmethod
 from contextlib import suppress
-from typing import Final
+from typing import ClassVar, Final
 
 import trio
 
@@ -19,6 +19,10 @@ RECEIVE_SIZE: Final = 65_536
 
 class EagerStream(trio.abc.Stream):
     """A stream that can be asked to do what it can do at once."""
+
+    # A receive returns all that has come, if there is room: whoever was not given more knows that
+    # the peer has said no more. False: some of it may have been kept for the next one.
+    receives_all: ClassVar[bool] = True
 
     @abstractmethod
     def send_nowait(self, data: bytes) -> int:

@@ -11,7 +11,7 @@ wire, and not even a close_notify may follow it.
 import re
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Final
+from typing import ClassVar, Final
 
 import trio
 from OpenSSL import SSL
@@ -73,6 +73,8 @@ class Intake:
 
 class TlsStream(EagerStream):
     """Owns `transport`, on which the connection of `intake` has finished its handshake."""
+
+    receives_all: ClassVar[bool] = False  # but one record, of those that have come together
 
     def __init__(
         self,
