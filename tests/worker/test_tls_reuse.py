@@ -121,6 +121,28 @@ async def test_a_yes_that_came_before_the_content_is_no_answer_to_it(
 
 
 @trio_test
+async def test_a_server_that_goes_on_talking_in_another_record_proves_nothing(
+    pki: Pki, autojump_clock: MockClock
+) -> None:
+    no = "554 5.5.1 no valid recipients"
+    tls = ServerTls(server_context(pki.leaf("good")), lines=True)
+    script: dict[Phase, Script] = {
+        Phase.RCPT: {"b1@example.com": "550 5.1.1 who?"},
+        Phase.DATA: ["354 go", f"{no}\n250 2.0.0 more", no, "354 go"],
+    }
+    peer = Peer(script, tls=tls, glued=True)
+    world = World(peer, rules=rules(**FULL))
+
+    async def scenario() -> None:
+        await world.deliver_in_a_row([request(n) for n in range(3)])
+
+    await world.play(scenario)
+    actions = [o.action for result in world.results for o in result.outcomes]
+    assert actions == [Action.SENT, Action.BOUNCED, Action.SENT]
+    assert len(peer.links) == 2
+
+
+@trio_test
 async def test_b07_another_slot_finds_the_tls_session_in_the_cache(pki: Pki) -> None:
     peer, cache = server(pki), MemoryCache()
     world = World(peer, rules=rules(**FULL), cache=cache)

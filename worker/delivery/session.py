@@ -159,6 +159,13 @@ class Session:
         # Of another stream the next read will find out.
         return not isinstance(self.stream, EagerStream) or self.stream.is_quiet()
 
+    def has_heard_all(self) -> bool:
+        """Nothing that had come together with the last reply is left unread."""
+        if self.replies.unread:
+            return False
+        stream = self.stream
+        return not isinstance(stream, EagerStream) or stream.receives_all or stream.is_quiet()
+
     @contextmanager
     def conversation(self) -> "Iterator[Conversation]":
         """Talk to the peer, phase after phase; one failure ends it, and with it the session.

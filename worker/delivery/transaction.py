@@ -380,7 +380,7 @@ class _Transaction:
         if self._accepted:
             proven = reply.code == 354
         else:
-            silent = not self._session.replies.unread
+            silent = self._session.has_heard_all()
             proven = reply.code in NO_VALID_RECIPIENTS and silent and not self._holds_complaint()
         if not proven:
             raise self._out_of_step(command, reply)
