@@ -4,6 +4,9 @@ What is lent here is a stream over a pair of sockets: the holder does not know w
 other end of that pair is the server, the end that is lent is the user's.
 """
 
+import errno
+import os
+import select
 import socket
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -467,6 +470,40 @@ async def test_nothing_is_lent_by_one_who_retires_or_does_not_run() -> None:
             it.holder.lend(it.made, PEER)
         assert not it.closed  # it is still the caller's
         await it.made.aclose()
+
+
+@pytest.mark.parametrize("room", [0, 1])
+@trio_test
+async def test_where_the_kernel_watches_no_more_it_is_lent_all_the_same(
+    monkeypatch: pytest.MonkeyPatch, room: int
+) -> None:
+    make = select.epoll
+
+    class Full:
+        """An epoll object with room for so many descriptors."""
+
+        def __init__(self) -> None:
+            self._epoll = make()
+            self._room = room
+
+        def register(self, sock: socket.socket, events: int) -> None:
+            if not self._room:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            self._room -= 1
+            self._epoll.register(sock, events)
+
+        def __getattr__(self, name: str) -> object:
+            return getattr(self._epoll, name)
+
+    monkeypatch.setattr("worker.tls.holder.select.epoll", Full)
+    async with scene() as here:
+        monkeypatch.undo()
+        end = here.lend()
+        await end.send_all(b"NOOP\r\n")
+        assert await here.server.receive_some() == b"NOOP\r\n"
+        await here.server.send_all(b"250 ok\r\n")
+        assert await end.receive_some() == b"250 ok\r\n"
+        await end.aclose()
 
 
 @trio_test

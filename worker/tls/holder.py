@@ -27,6 +27,7 @@ import socket
 import struct
 import traceback
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from enum import Enum
 from os import getpid
 from typing import Final
@@ -285,13 +286,18 @@ class _Resting:
         self._lent.clear()
 
     def add(self, lent: _Lent) -> bool:
-        """Watch it; False: that cannot be done, as there is no socket to watch."""
+        """Watch it; False: there is no socket to watch, or the kernel watches no more of them."""
         server = _socket_of(lent.stream)
         if self._epoll is None or server is None:
             return False
-        for sock in (lent.near, server):
-            self._epoll.register(sock, select.EPOLLIN)
-            self._lent[sock.fileno()] = lent
+        try:
+            self._epoll.register(lent.near, select.EPOLLIN)
+            self._epoll.register(server, select.EPOLLIN)
+        except OSError:  # of all a user's processes there may be max_user_watches (epoll(7))
+            with suppress(OSError):
+                self._epoll.unregister(lent.near)
+            return False
+        self._lent[lent.near.fileno()] = self._lent[server.fileno()] = lent
         return True
 
     def remove(self, lent: _Lent) -> bool:
