@@ -68,13 +68,25 @@ def make_environment(
         },
         networks=networks,
         reuse={protocol: ReusePolicy.from_config(config, protocol) for protocol in Protocol},
-        security={protocol: make_rules(config, protocol, emit) for protocol in Protocol},
         downgrade_after=config.seconds("minimal_backoff_time"),
         cached=cached,
         emit=emit,
         wall=wall,
         time_limit=config.seconds("daemon_timeout"),
+        security=_all_rules(config, emit),  # last: it opens files
     )
+
+
+def _all_rules(config: Config, emit: Emit) -> dict[Protocol, SecurityRules]:
+    rules: dict[Protocol, SecurityRules] = {}
+    try:
+        for protocol in Protocol:
+            rules[protocol] = make_rules(config, protocol, emit)
+    except BaseException:
+        for each in rules.values():
+            each.close()
+        raise
+    return rules
 
 
 def make_rules(
@@ -93,15 +105,16 @@ def make_rules(
         raise ConfigError(
             [problem_of(config, _naming(config, protocol, exc.file), str(exc))]
         ) from exc
+    sasl = SaslClient.from_config(config, protocol)
     sessions = None
-    if resume:
+    if resume:  # last: nothing that can fail comes behind it, and leaves the file open
         sessions = SessionStore.opened(policies.session_timeout, policies.session_database, emit)
     rules = SecurityRules(
         policies=policies,
         engine=TlsEngine(
             contexts, sessions, emit, steps_of=protocol.value if policies.loglevel >= 2 else ""
         ),
-        sasl=SaslClient.from_config(config, protocol),
+        sasl=sasl,
         emit=emit,
     )
     for warning in rules.warnings:

@@ -12,6 +12,7 @@ import random
 import signal
 import time
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
@@ -224,10 +225,13 @@ def run_order(order: Order, config: Config, log_format: LogFormat) -> list[Recip
             resolver=order.resolver,
             cache_socket=Path(order.cache_socket) if order.cache_socket else None,
         )
-        limit = config.integer(config.for_transport("destination_recipient_limit", protocol.value))
-        requests = split_request(request, config.text("myorigin"), limit)
-        stop_limit = config.seconds("postrio_shutdown_timeout")
-        outcomes = _deliver_all(list(requests), content, environment, log, stop_limit)
+        with closing(environment):
+            limit = config.integer(
+                config.for_transport("destination_recipient_limit", protocol.value)
+            )
+            requests = split_request(request, config.text("myorigin"), limit)
+            stop_limit = config.seconds("postrio_shutdown_timeout")
+            outcomes = _deliver_all(list(requests), content, environment, log, stop_limit)
     finally:
         content.close()
         log.close()

@@ -85,6 +85,16 @@ class Environment:
     downgrade_after: float = 300.0
     time_limit: float = inf  # daemon_timeout (18000s): seconds that one request may take
 
+    def close(self) -> None:
+        """Another one has taken its place: give back what it holds open.
+
+        Deliveries that are under way go on, without the cache and without TLS sessions to resume.
+        """
+        if self.cached is not None:
+            self.cached.close()
+        for rules in self.security.values():
+            rules.close()
+
     def saving(self, key: SessionKey, wishes: Wishes, *, first: bool) -> Save | None:
         """How a session is given to the cache, if it may be.
 

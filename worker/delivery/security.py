@@ -62,6 +62,11 @@ class SecurityRules:
         policies = self.policies.warnings if self.policies is not None else ()
         return (*policies, *(self.sasl.warnings if self.sasl is not None else ()))
 
+    def close(self) -> None:
+        """Give back what is held open: the file of TLS sessions. All goes on without it."""
+        if self.engine is not None:
+            self.engine.close()
+
     async def security(self, request: DeliveryRequest, endpoint: Endpoint) -> Security:
         """What holds for `request` at `endpoint`. Raises SiteError: it cannot be said, so wait.
 

@@ -82,8 +82,7 @@ class Worker:
         except Exception as exc:  # noqa: BLE001  # a bad file must not end deliveries
             self._emit(Warned(f"configuration not reloaded: {exc}"))
         else:
-            if before.cached is not None:
-                before.cached.close()
+            before.close()
             self._emit(Noted("configuration reloaded"))
 
     async def _accept(self, listener: trio.socket.SocketType, nursery: trio.Nursery) -> None:

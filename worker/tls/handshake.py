@@ -60,6 +60,11 @@ class TlsEngine:
         self._sessions = sessions if _session_reused is not None else None
         self._emit = emit
 
+    def close(self) -> None:
+        """Let go of the sessions to resume; handshakes go on without them."""
+        if self._sessions is not None:
+            self._sessions.close()
+
     def check(self, policy: TlsPolicy) -> None:
         """Read all files that `policy` names. Raises TlsFilesError."""
         self._contexts.check(policy)

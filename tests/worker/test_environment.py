@@ -1,0 +1,69 @@
+"""What a configuration opens is closed when another one takes its place, or when it will not do.
+
+The collector of cycles is off: a worker calls it rarely.
+"""
+
+import gc
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from trio.testing import trio_test
+
+from worker.config.config import Config
+from worker.config.problems import ConfigError
+from worker.delivery.deliver import Environment
+from worker.environment import make_environment
+from worker.pool.worker import Worker
+from worker.status.events import Event, Noted
+
+
+@pytest.fixture(autouse=True)
+def no_collector() -> Iterator[None]:
+    gc.disable()
+    yield
+    gc.enable()
+
+
+@pytest.fixture
+def main_cf(tmp_path: Path) -> dict[str, str]:
+    """Both protocols have a file of TLS sessions."""
+    tmp_path.chmod(0o700)
+    return {
+        "smtp_tls_session_cache_database": f"btree:{tmp_path}/smtp",
+        "lmtp_tls_session_cache_database": f"btree:{tmp_path}/lmtp",
+    }
+
+
+def open_descriptors() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+def environment(main_cf: dict[str, str]) -> Environment:
+    return make_environment(
+        Config.from_mapping(main_cf), lambda event: None, lambda: 0.0, random.Random(1)
+    )
+
+
+@trio_test
+async def test_a_worker_that_reads_its_configuration_anew_closes_what_the_old_one_had_opened(
+    main_cf: dict[str, str],
+) -> None:
+    told: list[Event] = []
+    worker = Worker(lambda: environment(main_cf), told.append)
+    worker.reload()  # of a file that is open twice SQLite keeps a descriptor, to use it again
+    before = open_descriptors()
+    for _ in range(5):
+        worker.reload()
+    assert told == [Noted("configuration reloaded")] * 6
+    assert open_descriptors() == before
+
+
+@trio_test
+async def test_one_that_will_not_do_leaves_nothing_open(main_cf: dict[str, str]) -> None:
+    before = open_descriptors()
+    for broken in ("smtp_sasl_auth_enable", "lmtp_sasl_auth_enable"):
+        with pytest.raises(ConfigError):
+            environment({**main_cf, broken: "yes"})
+        assert open_descriptors() == before
