@@ -108,16 +108,17 @@ class Worker:
             slot.stop()
             stream.stop()
         try:
-            await serve(stream, slot, lambda: self._environment)
+            try:
+                await serve(stream, slot, lambda: self._environment)
+            finally:
+                stream.close()
+                del self._slots[slot]
+                await slot.release()
         except (OSError, RemoteProtocolError) as exc:
             self._emit(Warned(f"slot closed: {exc}"))
         except Exception as exc:  # noqa: BLE001  # the queue process sees the slot end
             text = "".join(traceback.format_exception(exc))
             self._emit(UnexpectedError("serving a slot", text))
-        finally:
-            stream.close()
-            del self._slots[slot]
-            await slot.release()
 
 
 class _Intake(RequestStream):
