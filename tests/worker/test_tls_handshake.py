@@ -337,6 +337,30 @@ async def test_a_session_is_given_up_after_a_handshake_that_failed(
 
 
 @trio_test
+async def test_a_session_is_given_up_after_a_handshake_that_took_too_long(
+    server: Server, pki: Pki, autojump_clock: trio.testing.MockClock
+) -> None:
+    """Or a server that falls silent at it would do so for as long as it is remembered."""
+    site = Site(server)
+    policy = verify(pki, TLS13)
+    await site.visit(policy)
+    near, _ = memory_stream_pair()
+    with trio.move_on_after(300) as scope:
+        await site.engine.handshake(near, policy, port=25, **WHERE)
+    assert scope.cancelled_caught
+    assert not (await site.visit(policy)).facts.resumed
+
+
+@trio_test
+async def test_a_step_that_comes_octet_by_octet_is_told_once(server: Server) -> None:
+    told: list[Event] = []
+    engine = TlsEngine(Contexts(), None, told.append, steps_of="smtp")
+    near, far = windowed_pair(1)
+    await connect(near, far, server, replace(MAY, versions=TLS12), engine)
+    assert 0 < len(told) < 10
+
+
+@trio_test
 async def test_a_session_is_known_after_the_first_word_only(server: Server) -> None:
     site = Site(server)
     client, end = await connect(*memory_stream_pair(), server, MAY, site.engine)

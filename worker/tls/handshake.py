@@ -95,9 +95,10 @@ class TlsEngine:
         offered = self._offer(connection, key)
         try:
             intake = await shake(connection, transport, self._tell)
-        except HandshakeError:
+        except BaseException:
             if offered is not None:
-                self._forget(key)  # it may have been the session that the server did not like
+                # It may have been the session that the server did not like, or fell silent at.
+                self._forget(key)
             raise
         if offered is not None and _session_reused(connection._ssl):  # noqa: SLF001
             facts = resumed(connection, offered.facts)
@@ -161,9 +162,11 @@ async def shake(
         while not _step(connection):
             tell(connection.get_state_string().decode("ascii", "replace"))
             await _flush(connection, transport)
-            # A server that always has something to say must not keep us from looking at the clock.
-            await trio.lowlevel.checkpoint()
-            intake.feed(await transport.receive_some(RECORD))
+            records = 0
+            while not records:  # in part it is nothing to OpenSSL
+                # A server that always has something to say must not keep us from the clock.
+                await trio.lowlevel.checkpoint()
+                records = intake.feed(await transport.receive_some(RECORD))
         await _flush(connection, transport)
     except SSL.SysCallError as exc:
         raise HandshakeError("lost connection") from exc
