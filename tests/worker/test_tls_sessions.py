@@ -21,7 +21,7 @@ from worker.status.events import Event, Noted, Warned
 from worker.tls import session_der, session_file
 from worker.tls.policy import TlsFacts, Trust
 from worker.tls.session_der import decode_session, encode_session
-from worker.tls.session_file import SessionFile
+from worker.tls.session_file import PURGED, SessionFile
 from worker.tls.sessions import SessionStore
 
 FACTS = TlsFacts(
@@ -370,6 +370,23 @@ def test_old_rows_go_and_the_number_is_bounded(
     file.close()
 
 
+def test_never_many_rows_go_at_once(host: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each takes its time, and the loop stands still meanwhile."""
+    file = SessionFile(host.file, 100.0, host.events.append, host.clock)
+    monkeypatch.setattr(session_file, "PURGE_EVERY", 1_000)
+    for number in range(200):
+        file.save(f"key {number}", host.clock(), b"der", FACTS)
+    monkeypatch.setattr(session_file, "PURGE_EVERY", 1)
+    host.clock.now += 200.0
+    left = []
+    for number in range(4):
+        file.save(f"new {number}", host.clock(), b"der", FACTS)
+        left.append(sum(file.find(f"key {n}") is not None for n in range(200)))
+    assert left == [200 - PURGED, 200 - 2 * PURGED, 200 - 3 * PURGED, 0]
+    assert file.find("new 0") is not None
+    file.close()
+
+
 # --- the file -------------------------------------------------------------------------------------
 
 
@@ -497,6 +514,26 @@ def test_a_busy_file_is_a_miss_and_nothing_to_tell(host: World) -> None:
     assert second.find("key") is not None
     first.close()
     second.close()
+    assert host.events == []
+
+
+def test_who_opens_a_busy_file_waits_for_nobody(
+    host: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a reload does, in a running loop."""
+    host.process().close()
+    other = sqlite3.connect(host.file, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    monkeypatch.setattr(session_file, "OPENING", 0.0)  # and whoever would wait fails
+    store = host.process()
+    other.execute("COMMIT")
+    other.close()
+    session, _ = host.connect(host.context())
+    store.save("key", session, FACTS)
+    again = host.process()
+    assert again.find("key") is not None
+    again.close()
+    store.close()
     assert host.events == []
 
 

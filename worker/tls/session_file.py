@@ -28,7 +28,9 @@ FORMAT: Final = 1  # of the rows; a file of another format begins anew
 BUSY: Final = 0.005  # seconds that a call may wait for another process
 OPENING: Final = 5.0  # and while the file is opened: processes are often started together
 ROWS: Final = 10_000  # about; the oldest go first
-PURGE_EVERY: Final = 256  # saves
+PURGE_EVERY: Final = 32  # saves
+# Rows that go at one time: more than have come since the last time, and done in a few milliseconds.
+PURGED: Final = 64
 
 T = TypeVar("T")
 
@@ -138,21 +140,24 @@ class SessionFile:
                 f"PRAGMA user_version = {FORMAT};"
                 "COMMIT"
             )
-        self._purge(database)
+        # A file that is there is opened in a running loop, too, by a reload: from here on nobody is
+        # waited for.
         database.execute(f"PRAGMA busy_timeout = {int(BUSY * 1000)}")
+        try:
+            self._purge(database)
+        except sqlite3.OperationalError as exc:
+            if not _busy(exc):
+                raise
 
     def _purge(self, database: sqlite3.Connection) -> None:
+        """Some rows of those that are too old, or too many, or of the future."""
         now = self._wall()
-        database.execute(
-            "DELETE FROM session WHERE proved NOT BETWEEN ? AND ?", (now - self._timeout, now)
-        )
+        some = "DELETE FROM session WHERE name IN (SELECT name FROM session"
+        for when, limit in (("proved < ?", now - self._timeout), ("proved > ?", now)):
+            database.execute(f"{some} WHERE {when} LIMIT ?)", (limit, PURGED))
         (rows,) = database.execute("SELECT count(*) FROM session").fetchone()
         if rows > ROWS:
-            database.execute(
-                "DELETE FROM session WHERE name IN"
-                " (SELECT name FROM session ORDER BY proved LIMIT ?)",
-                (rows - ROWS,),
-            )
+            database.execute(f"{some} ORDER BY proved LIMIT ?)", (min(rows - ROWS, PURGED),))
 
     def _try(self, work: Callable[[sqlite3.Connection], T]) -> T | None:
         """What `work` returns; None: it could not be done, which matters to nobody."""
