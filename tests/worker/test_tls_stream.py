@@ -182,6 +182,37 @@ async def test_a_send_that_was_cancelled_is_the_last(policy: TlsPolicy, server: 
 
 
 @trio_test
+async def test_a_send_that_was_cancelled_before_its_turn_is_the_last_too(server: Server) -> None:
+    """What a receiver sends first is in its way."""
+    near, far = windowed_pair(3_000)
+    client, end = await connect(near, far, server)
+    assert client.send_nowait(bytes(10_000)) == 10_000
+    received = bytearray()
+
+    async def receive() -> None:
+        assert await client.receive_some() == b""
+
+    async def read() -> None:
+        while len(received) < 10_000:
+            received.extend(await end.receive_some())
+        await wait_all_tasks_blocked()
+        await end.aclose()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(receive)
+        await wait_all_tasks_blocked()
+        with trio.CancelScope() as scope:
+            scope.cancel()
+            await client.send_all(b"never")
+        assert scope.cancelled_caught
+        with pytest.raises(trio.BrokenResourceError):
+            await client.send_all(b"more")
+        nursery.start_soon(read)
+    assert bytes(received) == bytes(10_000)
+    await client.aclose()
+
+
+@trio_test
 async def test_a_broken_octet_breaks_the_connection(server: Server) -> None:
     near, far = windowed_pair(100_000)
     client, end = await connect(near, far, server)

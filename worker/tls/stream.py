@@ -124,6 +124,10 @@ class TlsStream(EagerStream):
                 for start in range(0, len(view), PIECE):
                     self._encrypt(view[start : start + PIECE])
                     await self._flush()
+        except BaseException:
+            # Also where it only waited for a receiver that was flushing: it must not go out later.
+            self._broken = True
+            raise
         finally:
             self._sending = False
 
