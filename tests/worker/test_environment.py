@@ -11,12 +11,15 @@ from pathlib import Path
 import pytest
 from trio.testing import trio_test
 
+from worker.cli.options import ConfigChoice
+from worker.cli.worker import _Process
 from worker.config.config import Config
 from worker.config.problems import ConfigError
 from worker.delivery.deliver import Environment
 from worker.environment import make_environment
 from worker.pool.worker import Worker
 from worker.status.events import Event, Noted
+from worker.status.sinks import LogFormat
 
 
 @pytest.fixture(autouse=True)
@@ -58,6 +61,30 @@ async def test_a_worker_that_reads_its_configuration_anew_closes_what_the_old_on
         worker.reload()
     assert told == [Noted("configuration reloaded")] * 6
     assert open_descriptors() == before
+
+
+@trio_test
+async def test_a_log_that_cannot_be_opened_leaves_nothing_else_open(
+    main_cf: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = Config.from_mapping(main_cf)
+    choice = ConfigChoice()
+    monkeypatch.setattr(ConfigChoice, "load", lambda _: config)
+    process = _Process(choice, config, LogFormat.TEXT, syslog=False)
+    first = process._load()
+
+    def fail(_config: Config) -> None:
+        raise OSError("no log")
+
+    monkeypatch.setattr(process.log, "reopen", fail)
+    with pytest.raises(OSError, match="no log"):
+        process._load()  # SQLite keeps a descriptor, as above
+    before = open_descriptors()
+    with pytest.raises(OSError, match="no log"):
+        process._load()
+    assert open_descriptors() == before
+    first.close()
+    process.log.writer.close()
 
 
 @trio_test

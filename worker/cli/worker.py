@@ -130,7 +130,11 @@ class _Process:
             return first
         config = self._choice.load()
         environment = self._make(config)
-        self.log.reopen(config)
+        try:
+            self.log.reopen(config)
+        except BaseException:
+            environment.close()
+            raise
         self._watchdog.limit = config.seconds("daemon_timeout")
         return environment
 
