@@ -352,6 +352,24 @@ async def test_a_session_is_given_up_after_a_handshake_that_took_too_long(
 
 
 @trio_test
+async def test_a_session_is_given_up_if_the_server_says_no_word_in_it(
+    server: Server, pki: Pki
+) -> None:
+    site = Site(server)
+    where = {"host": "mx.good.example", "nexthop": "n"}  # as connect() has them
+    policy = verify(pki, TLS13)
+    await site.visit(policy, 25, **where)
+    client, end = await connect(*memory_stream_pair(), server, policy, site.engine)
+    assert client.facts.resumed
+    await end.transport.aclose()
+    with pytest.raises(trio.BrokenResourceError):
+        await client.receive_some()
+    await client.aclose()
+    assert not (await site.visit(policy, 25, **where)).facts.resumed
+    assert (await site.visit(policy, 25, **where)).facts.resumed
+
+
+@trio_test
 async def test_a_step_that_comes_octet_by_octet_is_told_once(server: Server) -> None:
     told: list[Event] = []
     engine = TlsEngine(Contexts(), None, told.append, steps_of="smtp")

@@ -109,6 +109,9 @@ class TlsEngine:
         stream = TlsStream(transport, intake, policy, facts)
         if self._sessions is not None and facts.meets(policy.level):
             stream.on_first_read = lambda: self._save(key, connection, facts)
+        if facts.resumed:
+            # In TLS 1.3 a server may find out only when the handshake is over, for us.
+            stream.on_no_word = lambda: self._forget(key)
         return stream
 
     def _tell(self, step: str) -> None:

@@ -93,6 +93,8 @@ class TlsStream(EagerStream):
         # Called once, when the server has said something. By then a server of TLS 1.3 has sent the
         # tickets that this session can be resumed with.
         self.on_first_read: Callable[[], None] | None = None
+        # Called once, at the end, if it never has.
+        self.on_no_word: Callable[[], None] | None = None
         self._plain = b""  # decrypted by is_quiet(), and not yet received
         self._unsent = b""  # encrypted, and not yet taken by the transport
         # OpenSSL has nothing to decrypt: asking it would cost an exception.
@@ -352,6 +354,7 @@ class TlsStream(EagerStream):
             raise self._failure(exc) from exc
         if self._one_record and len(plain) < size:
             self._dry = True
+        self.on_no_word = None
         if self.on_first_read is not None:
             on_first_read, self.on_first_read = self.on_first_read, None
             on_first_read()
@@ -395,7 +398,10 @@ class TlsStream(EagerStream):
         """
         if not self._closed:
             self._closed = True
+            on_no_word, self.on_no_word = self.on_no_word, None
             try:
+                if on_no_word is not None:
+                    on_no_word()
                 if not (self._broken or self._sending or self._flushing):
                     await self._say_goodbye()
             finally:
