@@ -1,7 +1,7 @@
 """Lookup tables. Answers of types that Postfix has were checked against postmap -q (3.7)."""
 
 import os
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from worker.config.table_memory import Random
 from worker.config.tables import Maps, Table, TableConfigError, TableError, open_maps, open_table
 
 T = TypeVar("T")
@@ -87,6 +88,15 @@ def test_the_fail_table_never_answers() -> None:
         ("static:{a}{b}", "after the braces"),
         ("texthash:table", "depends on the working directory"),
         ("texthash:/nowhere/at/all", "cannot be read: No such file"),
+        ("unionmap:{}", "unionmap without a table; expected unionmap:{type:name, ...}"),
+        ("unionmap:static:x", "not in braces"),
+        ("unionmap:{static:x", "not in braces"),
+        ("pipemap:{static:x}y", "after the braces"),
+        ("pipemap:{foo}", '"foo" is not a table'),
+        ("pipemap:{hsh:x}", 'no table type "hsh"'),
+        ("unionmap:{" * 2000 + "static:x" + "}" * 2000, "over 20 deep"),
+        ("randmap:{}", "randmap without a text"),
+        ("randmap:x", "not in braces"),
         ("regexp:{{/a/ $1}}", "$1, but there are 0 groups"),
     ],
 )
@@ -94,6 +104,71 @@ def test_a_table_that_cannot_be_opened_says_why(spec: str, why: str) -> None:
     with pytest.raises(TableConfigError) as caught:
         table(spec)
     assert why in str(caught.value)
+
+
+# --- tables of tables ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("spec", "key", "text"),
+    [
+        ("unionmap:{static:1, static:2}", "a", "1,2"),
+        ("unionmap:{inline:{a=1},inline:{b=2},inline:{a=3}}", "A", "1,3"),
+        ("unionmap:{inline:{a=1},inline:{b=2}}", "c", None),
+        ("unionmap:{static:{a b},  static:c , }", "", "a b,c"),
+        ("unionmap:{inline:{a=}, static:x, inline:{a=}}", "a", "x,"),
+        ("unionmap:{inline:{a=}}", "a", None),
+        ("pipemap:{inline:{a=B} inline:{b=C},inline:{c=D}}", "A", "D"),
+        ("pipemap:{inline:{a=b},inline:{x=c}}", "a", None),
+        ("pipemap:{inline:{a=b},fail:x}", "z", None),
+        ("pipemap:{inline:{a=}, static:x}", "a", "x"),
+        ("unionmap:{pipemap:{static:a,inline:{a=1}},static:2}", "k", "1,2"),
+        ("randmap:{x, x}", "a", "x"),
+        ("randmap:{{a b}}", "a", "{a b}"),
+    ],
+)
+def test_tables_of_tables_answer_as_in_postfix(spec: str, key: str, text: str | None) -> None:
+    assert find(spec, key) == text
+
+
+@pytest.mark.parametrize("kind", ["unionmap", "pipemap"])
+def test_a_table_in_trouble_fails_the_tables_made_of_it(kind: str) -> None:
+    with pytest.raises(TableError, match="fail:x"):
+        find(f"{kind}:{{static:a, fail:x}}", "key")
+
+
+@pytest.mark.parametrize(
+    ("name", "partial"),
+    [("{static:x,cidr:{{::1 x}}}", "x"), ("{regexp:{{/./ x}}, static:x}", None)],
+)
+@pytest.mark.parametrize("kind", ["unionmap", "pipemap"])
+def test_the_first_table_says_whether_parts_of_an_address_are_asked_for(
+    kind: str, name: str, partial: str | None
+) -> None:
+    maps = open_maps([f"{kind}:{name}"], environ={}, clock=Clock())
+    assert result(maps.find("::1", partial=True)) == (
+        partial and {"unionmap": "x,x", "pipemap": None}[kind]
+    )
+
+
+def test_randmap_draws_from_all_texts_for_whole_keys() -> None:
+    texts: list[str] = []
+
+    def choose(given: Sequence[str]) -> str:
+        texts.extend(given)
+        return given[-1]
+
+    drawn = Random("randmap:{a, b c}", "{a, b c}", choose)
+    assert result(drawn.lookup("key")) == "c"
+    assert texts == ["a", "b", "c"]
+    assert drawn.whole_keys_only
+
+
+def test_warnings_of_the_tables_inside_are_told(tmp_path: Path) -> None:
+    path = written(tmp_path, "noval\n")
+    assert table(f"unionmap:{{static:x, texthash:{path}}}").warnings == (
+        f"{path}:1: left out; expected key, white space, text",
+    )
 
 
 # --- lists of tables -----------------------------------------------------------------------------

@@ -1,6 +1,7 @@
-"""Tables without a file: inline, static, fail, environ."""
+"""Tables without a file: inline, static, randmap, fail, environ."""
 
-from collections.abc import Mapping
+import random
+from collections.abc import Callable, Mapping, Sequence
 
 from worker.config.table import Table, TableConfigError, TableError
 from worker.config.values import split_list
@@ -12,7 +13,7 @@ class Inline(Table):
     def __init__(self, spec: str, name: str) -> None:
         super().__init__(spec)
         self._texts: dict[str, str] = {}
-        for item in split_list(unbraced(name)):
+        for item in braced_items(name):
             pair = unbraced(item) if item.startswith("{") else item
             key, equals, text = pair.partition("=")
             if not equals or not key.strip():
@@ -38,6 +39,29 @@ class Static(Table):
         return self._text
 
 
+class Random(Table):
+    """`randmap:{text, ...}`: one of the texts for every key, each as likely as the others.
+
+    As in Postfix it is asked with whole addresses only: a search by parts would draw lots anew.
+    """
+
+    whole_keys_only = True
+
+    def __init__(
+        self, spec: str, name: str, choose: Callable[[Sequence[str]], str] = random.choice
+    ) -> None:
+        """Raises TableConfigError."""
+        super().__init__(spec)
+        self._choose = choose
+        self._texts = braced_items(name)
+        if not self._texts:
+            raise TableConfigError("randmap without a text", "randmap:{text, ...}")
+
+    async def lookup(self, key: str) -> str | None:
+        """See Table."""
+        return self._choose(self._texts)
+
+
 class Fail(Table):
     """`fail:name`: never an answer; for trying out what happens then."""
 
@@ -56,6 +80,11 @@ class Environ(Table):
     async def lookup(self, key: str) -> str | None:
         """See Table."""
         return self._environ.get(key)
+
+
+def braced_items(text: str) -> tuple[str, ...]:
+    """The items in `{item, item}`, as they are. Raises TableConfigError."""
+    return split_list(unbraced(text))
 
 
 def unbraced(text: str) -> str:

@@ -6,8 +6,9 @@ To add a type, write a Table (`table.py`) and put its opener into TYPES.
 from collections.abc import Callable, Mapping, Sequence
 
 from worker.config.table import Table, TableConfigError, TableError
+from worker.config.table_combined import open_pipe, open_union
 from worker.config.table_files import Clock, open_texthash
-from worker.config.table_memory import Environ, Fail, Inline, Static
+from worker.config.table_memory import Environ, Fail, Inline, Random, Static
 from worker.config.table_patterns import open_cidr, open_pcre, open_regexp
 
 __all__ = ["TYPES", "Maps", "Table", "TableConfigError", "TableError", "open_maps", "open_table"]
@@ -21,9 +22,12 @@ TYPES: Mapping[str, Opener] = {
     "fail": lambda spec, _name, _environ, _clock: Fail(spec),
     "inline": lambda spec, name, _environ, _clock: Inline(spec, name),
     "pcre": lambda spec, name, _environ, clock: open_pcre(spec, name, clock),
+    "pipemap": lambda spec, name, environ, clock: open_pipe(spec, name, _opener(environ, clock)),
+    "randmap": lambda spec, name, _environ, _clock: Random(spec, name),
     "regexp": lambda spec, name, _environ, clock: open_regexp(spec, name, clock),
     "static": lambda spec, name, _environ, _clock: Static(spec, name),
     "texthash": lambda spec, name, _environ, clock: open_texthash(spec, name, clock),
+    "unionmap": lambda spec, name, environ, clock: open_union(spec, name, _opener(environ, clock)),
 }
 
 # Types of Postfix that we may meet in a configuration made for it.
@@ -31,8 +35,7 @@ INDEXED = frozenset({"btree", "cdb", "dbm", "hash", "lmdb", "sdbm"})  # made by 
 SERVED = frozenset(
     {
         *("debug", "internal", "ldap", "memcache", "mongodb", "mysql", "netinfo", "nis", "nisplus"),
-        *("pgsql", "pipemap", "proxy", "proxywrite", "randmap", "socketmap", "sqlite", "tcp"),
-        *("unionmap", "unix"),
+        *("pgsql", "proxy", "proxywrite", "socketmap", "sqlite", "tcp", "unix"),
     }
 )
 
@@ -74,6 +77,11 @@ def open_maps(specs: Sequence[str], *, environ: Mapping[str, str], clock: Clock)
     looked at for changes.
     """
     return Maps([open_table(spec, environ=environ, clock=clock) for spec in specs])
+
+
+def _opener(environ: Mapping[str, str], clock: Clock) -> Callable[[str], Table]:
+    """How a table opens the tables that it is made of."""
+    return lambda spec: open_table(spec, environ=environ, clock=clock)
 
 
 def open_table(spec: str, *, environ: Mapping[str, str], clock: Clock) -> Table:
