@@ -52,9 +52,13 @@ SYNTAX = (
     " commas or white space.",
     "A lookup table is type:name. Types: texthash:/file (lines of key, white space, text),"
     " inline:{key=text, ...}, static:text, regexp:/file, pcre:/file, cidr:/file, environ:name and"
-    " fail:name. Changed files are read again within a second. unionmap:{type:name, ...} has what all"
-    " of its tables have for a key, with commas between; pipemap:{type:name, ...} asks each table for"
-    " what the one before answered; randmap:{text, ...} answers any of its texts.",
+    " fail:name. Changed files are read again within a second.",
+    "Tables of tables: unionmap:{type:name, ...} has what all of them have for a key, with commas"
+    " between; pipemap:{type:name, ...} asks each of them for what the one before answered;"
+    " randmap:{text, ...} has any of its texts. Tables of servers: socketmap:inet:host:port:name,"
+    " socketmap:unix:/path:name, tcp:host:port.",
+    "A table that cannot answer defers mail. Tables of patterns, randmap and those of servers are"
+    " asked for whole addresses only, unionmap and pipemap as the first of their tables.",
     "A list to match is searched in order, and the first item that fits a key decides: a name fits"
     " itself, in any case of letters, and type:table every key that it has, whatever the text. A"
     " /file stands for the items in it; lines that begin with # are comments. !item takes what it"

@@ -16,6 +16,20 @@ __all__ = ["TYPES", "Maps", "Table", "TableConfigError", "TableError", "open_map
 # (whole `type:name`, name, environment, clock) -> table
 Opener = Callable[[str, str, Mapping[str, str], Clock], Table]
 
+
+def _open_socketmap(spec: str, name: str) -> Table:
+    # Modules that need an event loop are loaded for who has such a table: commands start sooner.
+    from worker.config.table_socketmap import open_socketmap
+
+    return open_socketmap(spec, name)
+
+
+def _open_tcp(spec: str, name: str) -> Table:
+    from worker.config.table_tcp import open_tcp
+
+    return open_tcp(spec, name)
+
+
 TYPES: Mapping[str, Opener] = {
     "cidr": lambda spec, name, _environ, clock: open_cidr(spec, name, clock),
     "environ": lambda spec, _name, environ, _clock: Environ(spec, environ),
@@ -25,7 +39,9 @@ TYPES: Mapping[str, Opener] = {
     "pipemap": lambda spec, name, environ, clock: open_pipe(spec, name, _opener(environ, clock)),
     "randmap": lambda spec, name, _environ, _clock: Random(spec, name),
     "regexp": lambda spec, name, _environ, clock: open_regexp(spec, name, clock),
+    "socketmap": lambda spec, name, _environ, _clock: _open_socketmap(spec, name),
     "static": lambda spec, name, _environ, _clock: Static(spec, name),
+    "tcp": lambda spec, name, _environ, _clock: _open_tcp(spec, name),
     "texthash": lambda spec, name, _environ, clock: open_texthash(spec, name, clock),
     "unionmap": lambda spec, name, environ, clock: open_union(spec, name, _opener(environ, clock)),
 }
@@ -35,7 +51,7 @@ INDEXED = frozenset({"btree", "cdb", "dbm", "hash", "lmdb", "sdbm"})  # made by 
 SERVED = frozenset(
     {
         *("debug", "internal", "ldap", "memcache", "mongodb", "mysql", "netinfo", "nis", "nisplus"),
-        *("pgsql", "proxy", "proxywrite", "socketmap", "sqlite", "tcp", "unix"),
+        *("pgsql", "proxy", "proxywrite", "sqlite", "unix"),
     }
 )
 
