@@ -56,7 +56,8 @@ SYNTAX = (
     "Tables of tables: unionmap:{type:name, ...} has what all of them have for a key, with commas"
     " between; pipemap:{type:name, ...} asks each of them for what the one before answered;"
     " randmap:{text, ...} has any of its texts. Tables of servers: socketmap:inet:host:port:name,"
-    " socketmap:unix:/path:name, tcp:host:port.",
+    " socketmap:unix:/path:name, tcp:host:port. A query to a database: sqlite:/file, with dbpath,"
+    " query and more as in sqlite_table(5).",
     "A table that cannot answer defers mail. Tables of patterns, randmap and those of servers are"
     " asked for whole addresses only, unionmap and pipemap as the first of their tables.",
     "A list to match is searched in order, and the first item that fits a key decides: a name fits"

@@ -31,10 +31,10 @@ class Tcp(ServedTable):
         return end or None
 
     def _read(self, reply: bytes) -> str | None:
-        match = re.fullmatch(rb"([0-9]{3})(?:[ \t]+(.*))?", reply.rstrip(b"\r\n"), re.DOTALL)
+        match = re.fullmatch(rb"([0-9]{3})[ \t]+(.*)", reply.rstrip(b"\r\n"), re.DOTALL)
         if match is None:
             raise BadReplyError('no "200 text", "400 text" or "500 text"')
-        text = _ENCODED.sub(_decoded, match[2] or b"").decode("utf-8")
+        text = _ENCODED.sub(_decoded, match[2]).decode("utf-8")
         match match[1]:
             case b"200":
                 return text

@@ -4,6 +4,7 @@ To add a type, write a Table (`table.py`) and put its opener into TYPES.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 from worker.config.table import Table, TableConfigError, TableError
 from worker.config.table_combined import open_pipe, open_union
@@ -24,6 +25,12 @@ def _open_socketmap(spec: str, name: str) -> Table:
     return open_socketmap(spec, name)
 
 
+def _open_sqlite(spec: str, name: str, environ: Mapping[str, str], clock: Clock) -> Table:
+    from worker.config.table_sqlite import Sqlite
+
+    return Sqlite(spec, Path(name), environ, clock)
+
+
 def _open_tcp(spec: str, name: str) -> Table:
     from worker.config.table_tcp import open_tcp
 
@@ -40,6 +47,7 @@ TYPES: Mapping[str, Opener] = {
     "randmap": lambda spec, name, _environ, _clock: Random(spec, name),
     "regexp": lambda spec, name, _environ, clock: open_regexp(spec, name, clock),
     "socketmap": lambda spec, name, _environ, _clock: _open_socketmap(spec, name),
+    "sqlite": _open_sqlite,
     "static": lambda spec, name, _environ, _clock: Static(spec, name),
     "tcp": lambda spec, name, _environ, _clock: _open_tcp(spec, name),
     "texthash": lambda spec, name, _environ, clock: open_texthash(spec, name, clock),
@@ -51,7 +59,7 @@ INDEXED = frozenset({"btree", "cdb", "dbm", "hash", "lmdb", "sdbm"})  # made by 
 SERVED = frozenset(
     {
         *("debug", "internal", "ldap", "memcache", "mongodb", "mysql", "netinfo", "nis", "nisplus"),
-        *("pgsql", "proxy", "proxywrite", "sqlite", "unix"),
+        *("pgsql", "proxy", "proxywrite", "unix"),
     }
 )
 
