@@ -396,6 +396,59 @@ def test_sendmail_ends_with_the_status_that_callers_know(
     assert shell.sendmail(*arguments, stdin=b"To: b@@\n\n").status == status
 
 
+# --- table -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "out"),
+    [
+        (["inline:{a=1}", "a"], 0, "1\n"),
+        (["inline:{a=1}", "b"], 1, ""),
+        (["inline:{a=1, b=2}", "A", "x", "b"], 0, "A\t1\nb\t2\n"),
+        (["inline:{a=1}, static:rest", "b"], 0, "rest\n"),
+        (["inline:{a=1}", "-"], 0, "a\t1\n"),
+        (["static:1", "-"], 0, "a\t1\nb c\t1\n"),
+        (["inline:{c=1}", "-"], 1, ""),
+        (["transport_maps", "here.example"], 0, "smtp:[relay]\n"),
+        (
+            ["--json", "inline:{a=1}", "a", "b"],
+            0,
+            '{"key": "a", "text": "1"}\n{"key": "b", "text": null}\n',
+        ),
+    ],
+)
+def test_table_query_answers_as_postmap(
+    shell: Shell, arguments: list[str], status: int, out: str
+) -> None:
+    with shell.main_cf.open("a") as main_cf:
+        main_cf.write("transport_maps = inline:{here.example=smtp:[relay]}\n")
+    ended = shell.postrio("table", "query", *arguments, stdin=b"a\n\nb c")
+    assert ended == Ended(status, out, "")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "complaint"),
+    [
+        (["fail:x", "a"], 75, "fail:x lookup of a fails as configured"),
+        (["hsh:x", "a"], 78, 'there is no table type "hsh"'),
+        (["inline:{a", "a"], 78, '"{" without "}"'),
+        (
+            ["relayhost", "a"],
+            64,
+            '"relayhost" is neither a table nor a parameter that holds tables',
+        ),
+        (["static:x"], 64, "Missing argument"),
+        (["static:x", "-"], 65, "a line of 65536 octets or more"),
+    ],
+)
+def test_table_query_says_what_is_wrong(
+    shell: Shell, arguments: list[str], status: int, complaint: str
+) -> None:
+    ended = shell.postrio("table", "query", *arguments, stdin=b"x" * 70_000)
+    assert (ended.status, ended.out) == (status, "")
+    assert complaint in ended.err
+
+
 def _recipients(message: dict[str, object]) -> list[dict[str, object]]:
     recipients = message["recipients"]
     assert isinstance(recipients, list)

@@ -24,6 +24,7 @@ COMMANDS: Final[Mapping[str, tuple[str, str]]] = {
     "queue": ("worker.cli.queue", "Look at the queue, and change what is in it."),
     "deliver": ("worker.cli.deliver", "Deliver one message now, without a queue."),
     "config": ("worker.cli.config", "Show parameters, as postconf."),
+    "table": ("worker.cli.table", "Ask lookup tables, as postmap -q."),
     "check": ("worker.cli.check", "Say what is wrong with configuration and queue."),
     "scache": ("worker.cli.scache", "Keep idle connections: the connection cache daemon."),
     "worker": ("worker.cli.worker", "Deliver for a queue process; started by `run`."),
