@@ -74,6 +74,8 @@ class Sqlite(Table):
     async def lookup(self, key: str) -> str | None:
         """See Table. Keys in any case of letters, as in Postfix. Raises TableError."""
         settings = self._file.contents()
+        if not _is_text(key):
+            return None  # as in Postfix: the database holds text, so it has no such key
         parts = Parts.of(key.casefold())
         if not settings.needs.met_by(parts) or not await _eligible(settings, parts):
             return None
@@ -87,6 +89,15 @@ class Sqlite(Table):
 
 class _TooMuchError(Exception):
     """More was found than may be. The text says what."""
+
+
+def _is_text(key: str) -> bool:
+    """Whether it came from UTF-8: other octets are kept as surrogates."""
+    try:
+        key.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 async def _eligible(settings: SqliteSettings, key: Parts) -> bool:
