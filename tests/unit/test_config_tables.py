@@ -106,6 +106,19 @@ def test_a_table_that_cannot_be_opened_says_why(spec: str, why: str) -> None:
     assert why in str(caught.value)
 
 
+# --- proxy ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("proxy", ["proxy:", "proxy:" * 2000])
+def test_proxy_stands_for_the_table_behind_it(proxy: str) -> None:
+    assert find(f"{proxy}inline:{{a=1}}", "A") == "1"
+    assert find(f"unionmap:{{{proxy}inline:{{a=1}}, static:2}}", "a") == "1,2"
+    assert table(f"{proxy}regexp:{{{{/a/ 1}}}}").whole_keys_only
+    for wrong, why in [("", "is not a table"), ("hsh:x", 'no table type "hsh"')]:
+        with pytest.raises(TableConfigError, match=why):
+            table(f"{proxy}{wrong}")
+
+
 # --- tables of tables ----------------------------------------------------------------------------
 
 
