@@ -1,7 +1,7 @@
 """What a lookup table is: a text by a key, or trouble. Types are listed in `tables.py`.
 
-`lookup` is async for all types, although those of today answer at once from memory: others will ask
-servers.
+`lookup` is async for all types: some ask a server or a database, which may take its time. Those in
+memory answer at once, without a checkpoint.
 """
 
 from abc import ABC, abstractmethod
