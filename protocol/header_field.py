@@ -31,12 +31,12 @@ _MIME: Final = frozenset(
     )
 )
 
-_TSPECIALS: Final = b'()<>@,;:\\"/[]?='  # RFC 2045 section 5.1
-_SKIPPED: Final = re.compile(rb"[ \t\r\n]+")
-_QUOTED: Final = re.compile(rb'"((?:[^"\\]|\\.)*)(?:"|\\?\Z)', re.DOTALL)
-_WORD: Final = re.compile(rb'[^\x00- \x7f()<>@,;:\\"/\[\]?=]+')
-_IN_COMMENT: Final = re.compile(rb"[()]|\\.", re.DOTALL)
-_FOLD: Final = re.compile(rb"[ \t\r\n]*\n")
+_SKIPPED: Final = re.compile(r"[ \t\r\n]+")
+_QUOTED: Final = re.compile(r'"((?:[^"\\]|\\.)*)(?:"|\\?\Z)', re.DOTALL)
+# Neither white space nor control nor tspecials (RFC 2045 section 5.1).
+_WORD: Final = re.compile(r'[^\x00- \x7f()<>@,;:\\"/\[\]?=]+')
+_IN_COMMENT: Final = re.compile(r"[()]|\\.", re.DOTALL)
+_FOLD: Final = re.compile(r"[ \t\r\n]*\n")
 
 
 def holds_addresses(name: bytes) -> bool:
@@ -52,21 +52,21 @@ def is_mime(name: bytes) -> bool:
 class Domain(Enum):
     """What octets a body holds (RFC 2045 section 6.2), whatever encodes them."""
 
-    SEVEN_BIT = b"7bit"
-    EIGHT_BIT = b"8bit"
-    BINARY = b"binary"
+    SEVEN_BIT = "7bit"
+    EIGHT_BIT = "8bit"
+    BINARY = "binary"
 
 
 _DOMAINS: Final = {
     **{domain.value: domain for domain in Domain},
-    b"base64": Domain.SEVEN_BIT,
-    b"quoted-printable": Domain.SEVEN_BIT,
+    "base64": Domain.SEVEN_BIT,
+    "quoted-printable": Domain.SEVEN_BIT,
 }
 
 
 def transfer_domain(value: bytes) -> Domain | None:
     """The domain that Content-Transfer-Encoding tells; None: it says nothing that is known."""
-    for kind, text in _tokens(value):
+    for kind, text in _tokens(value.decode("latin-1")):
         return _DOMAINS.get(text.lower()) if kind is _Kind.WORD else None
     return None
 
@@ -78,31 +78,31 @@ class ContentType:
     More than one is illegal: each of them may be the one that a reader goes by.
     """
 
-    main: bytes
-    sub: bytes
+    main: str
+    sub: str
     boundaries: tuple[bytes, ...] = ()
 
 
 def content_type(value: bytes) -> ContentType:
     """What Content-Type tells; the parameters are read for multipart alone."""
-    items = _items(value)
+    items = _items(value.decode("latin-1"))
     first = next(items, [])
-    main = first[0][1].lower() if first and first[0][0] is _Kind.WORD else b""
-    sub = b""
-    if len(first) == 3 and first[1] == (_Kind.SPECIAL, b"/") and first[2][0] is _Kind.WORD:
+    main = first[0][1].lower() if first and first[0][0] is _Kind.WORD else ""
+    sub = ""
+    if len(first) == 3 and first[1] == (_Kind.SPECIAL, "/") and first[2][0] is _Kind.WORD:
         sub = first[2][1].lower()
-    if main != b"multipart":
+    if main != "multipart":
         return ContentType(main, sub)
     return ContentType(
         main,
         sub,
         tuple(
-            item[2][1]
+            item[2][1].encode("latin-1")
             for item in items
             if len(item) == 3
             and item[0][0] is _Kind.WORD
-            and item[0][1].lower() == b"boundary"
-            and item[1] == (_Kind.SPECIAL, b"=")
+            and item[0][1].lower() == "boundary"
+            and item[1] == (_Kind.SPECIAL, "=")
         ),
     )
 
@@ -113,14 +113,14 @@ class _Kind(Enum):
     SPECIAL = "special"
 
 
-_Token = tuple[_Kind, bytes]
+_Token = tuple[_Kind, str]
 
 
-def _items(value: bytes) -> Iterator[list[_Token]]:
+def _items(value: str) -> Iterator[list[_Token]]:
     """The first three tokens of each item between semicolons."""
     item: list[_Token] = []
     for token in _tokens(value):
-        if token == (_Kind.SPECIAL, b";"):
+        if token == (_Kind.SPECIAL, ";"):
             yield item
             item = []
         elif len(item) < 3:
@@ -128,7 +128,7 @@ def _items(value: bytes) -> Iterator[list[_Token]]:
     yield item
 
 
-def _tokens(value: bytes) -> Iterator[_Token]:
+def _tokens(value: str) -> Iterator[_Token]:
     """The tokens of a structured field, without comments and white space."""
     at = 0
     while at < len(value):
@@ -138,9 +138,9 @@ def _tokens(value: bytes) -> Iterator[_Token]:
             yield _Kind.WORD, match[0]
         elif match := _QUOTED.match(value, at):
             # A fold goes with the white space before it; what follows belongs to the value.
-            text = _FOLD.sub(b"", match[1])
-            yield _Kind.QUOTED, re.sub(rb"\\(.)", rb"\1", text, flags=re.DOTALL)
-        elif value[at : at + 1] == b"(":
+            text = _FOLD.sub("", match[1])
+            yield _Kind.QUOTED, re.sub(r"\\(.)", r"\1", text, flags=re.DOTALL)
+        elif value[at : at + 1] == "(":
             at = comment_end(value, at)
             continue
         else:
@@ -150,12 +150,12 @@ def _tokens(value: bytes) -> Iterator[_Token]:
         at = match.end()
 
 
-def comment_end(value: bytes, start: int) -> int:
+def comment_end(text: str, start: int) -> int:
     """Where the comment that begins at `start` ends; comments nest. Unclosed: the end."""
     depth, at = 0, start
-    while match := _IN_COMMENT.search(value, at):
+    while match := _IN_COMMENT.search(text, at):
         at = match.end()
-        depth += {b"(": 1, b")": -1}.get(match[0], 0)
+        depth += {"(": 1, ")": -1}.get(match[0], 0)
         if depth == 0:
             return at
-    return len(value)
+    return len(text)

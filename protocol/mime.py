@@ -246,14 +246,14 @@ class MimeParser:
 
     def _note_content_type(self, field: bytes) -> None:
         found = content_type(field)
-        if found.main == b"multipart":
-            self._content = _Content.SIGNED if found.sub == b"signed" else _Content.MULTIPART
-            default = _Content.MESSAGE if found.sub == b"digest" else _Content.LEAF
+        if found.main == "multipart":
+            self._content = _Content.SIGNED if found.sub == "signed" else _Content.MULTIPART
+            default = _Content.MESSAGE if found.sub == "digest" else _Content.LEAF
             for boundary in found.boundaries:
                 self._open(boundary, default)
-        elif found.main == b"message" and found.sub == b"rfc822":
+        elif found.main == "message" and found.sub == "rfc822":
             self._content = _Content.MESSAGE
-        elif found.main == b"message" and found.sub in (b"partial", b"external-body"):
+        elif found.main == "message" and found.sub in ("partial", "external-body"):
             self._content = _Content.FIXED
         elif found.main:
             self._content = _Content.LEAF
@@ -269,9 +269,7 @@ class MimeParser:
     @property
     def _converting(self) -> bool:
         """Here, that is: not inside of what is signed."""
-        return self._convert and not any(
-            boundary.signed for boundary in self._stack[: self._outer]
-        )
+        return self._convert and not any(boundary.signed for boundary in self._stack[: self._outer])
 
     def _end_header(self) -> None:
         """The header is complete: it gets the field that tells of the body as it will be.
@@ -325,10 +323,7 @@ class MimeParser:
         if not self._stack:
             self._take_body(len(buffer))
             return False
-        if self._line_start and buffer.startswith(b"--"):
-            at = 0
-        else:
-            at = buffer.find(b"\n--") + 1 or -1
+        at = 0 if self._line_start and buffer.startswith(b"--") else buffer.find(b"\n--") + 1 or -1
         while at >= 0:
             end = buffer.find(b"\n", at)
             line = buffer[at:] if end < 0 else buffer[at:end].removesuffix(b"\r")

@@ -28,8 +28,7 @@ class RecordingServer:
         self._server.daemon_threads = True
         self.port: int = self._server.server_address[1]
         self._thread = threading.Thread(
-            daemon=True,
-            target=self._server.serve_forever, kwargs={"poll_interval": 0.02}
+            daemon=True, target=self._server.serve_forever, kwargs={"poll_interval": 0.02}
         )
 
     def __enter__(self) -> Self:

@@ -1,5 +1,7 @@
 """Long lines are found and broken where the limit says, however the stream is cut."""
 
+import itertools
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -16,7 +18,7 @@ LIMIT = st.integers(2, 12)
 def cut(content: bytes, cuts: list[int]) -> list[bytes]:
     """The content in blocks that begin at these places."""
     edges = [0, *sorted(at for at in cuts if at < len(content)), len(content)]
-    return [content[start:end] for start, end in zip(edges, edges[1:], strict=False)]
+    return [content[start:end] for start, end in itertools.pairwise(edges)]
 
 
 def fold(blocks: list[bytes], limit: int) -> bytes:

@@ -1,5 +1,7 @@
 """What the parser makes of messages: events that are the message again, however it was cut."""
 
+import itertools
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -66,14 +68,12 @@ def written(events: list[Event]) -> bytes:
 def cut(content: bytes, cuts: list[int]) -> list[bytes]:
     """The content in blocks that begin at these places."""
     edges = [0, *sorted(at for at in cuts if at < len(content)), len(content)]
-    return [content[start:end] for start, end in zip(edges, edges[1:], strict=False)]
+    return [content[start:end] for start, end in itertools.pairwise(edges)]
 
 
 @pytest.mark.parametrize("convert", [False, True])
 @given(message=MESSAGES, cuts=CUTS)
-def test_events_are_the_same_under_any_cut(
-    convert: bool, message: bytes, cuts: list[int]
-) -> None:
+def test_events_are_the_same_under_any_cut(convert: bool, message: bytes, cuts: list[int]) -> None:
     whole = parse([message], convert=convert)
     assert parse(cut(message, cuts), convert=convert) == whole
     assert parse([bytes([octet]) for octet in message], convert=convert) == whole
@@ -94,9 +94,7 @@ def test_the_events_are_the_message_again(message: bytes, parts: bool) -> None:
 
 def places(message: bytes) -> list[tuple[Place, bytes]]:
     """The fields, and where they stand."""
-    return [
-        (event.place, event.name) for event in parse([message]) if isinstance(event, Header)
-    ]
+    return [(event.place, event.name) for event in parse([message]) if isinstance(event, Header)]
 
 
 def test_fields_are_found_in_parts_and_in_messages_inside() -> None:

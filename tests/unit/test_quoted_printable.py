@@ -1,5 +1,6 @@
 """Quoted-printable text decodes to what was encoded, and is fit for any server."""
 
+import itertools
 import quopri
 import re
 
@@ -38,7 +39,7 @@ def encode(blocks: list[bytes], piece: int) -> bytes:
 def cut(content: bytes, cuts: list[int]) -> list[bytes]:
     """The content in blocks that begin at these places."""
     edges = [0, *sorted(at for at in cuts if at < len(content)), len(content)]
-    return [content[start:end] for start, end in zip(edges, edges[1:], strict=False)]
+    return [content[start:end] for start, end in itertools.pairwise(edges)]
 
 
 @given(content=TEXT, cuts=CUTS)
