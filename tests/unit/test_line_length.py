@@ -68,6 +68,18 @@ def test_a_long_line_is_seen(content: bytes, limit: int, column: int) -> None:
     assert has_longer_line(content, limit, column) == (max(map(len, lines)) > limit)
 
 
+@given(
+    st.lists(st.integers(0, 13), min_size=20, max_size=200), st.integers(2, 12), st.integers(0, 12)
+)
+def test_a_long_line_is_seen_among_many(lengths: list[int], limit: int, column: int) -> None:
+    column = min(column, limit)
+    content = b"".join(b"x" * min(length, limit) + b"\r\n" for length in lengths)
+    first = content.index(b"\r\n")
+    assert has_longer_line(content, limit, column) == (first + column > limit)
+    longer = content + b"x" * (limit + 1) + b"\r\n" + content
+    assert has_longer_line(longer, limit)
+
+
 @pytest.mark.parametrize("length", [997, 998, 999])
 def test_lines_of_up_to_998_octets_stay_as_they_are(length: int) -> None:
     block = b"short\r\n" + b"x" * length + b"\r\nshort\r\n"

@@ -1,6 +1,6 @@
 """What the configuration says about changing a message's content on its way out (S070 to S084)."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, Self
 
 from protocol.capabilities import Capabilities
@@ -27,6 +27,13 @@ class ContentSettings:
     nested_header_checks: Maps = _NO_TABLES  # smtp_nested_header_checks
     body_checks: Maps = _NO_TABLES  # smtp_body_checks
     generic: GenericMaps | None = None  # smtp_generic_maps; None: empty
+    # There are checks: every content is looked at. Kept, because it is asked for every message.
+    has_checks: bool = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Draw the conclusions."""
+        checks = (self.header_checks, self.mime_header_checks, self.nested_header_checks)
+        object.__setattr__(self, "has_checks", any(map(bool, (*checks, self.body_checks))))
 
     @classmethod
     def from_config(cls, config: Config, protocol: Protocol) -> Self:
@@ -49,16 +56,6 @@ class ContentSettings:
             generic=GenericMaps.from_config(config, protocol),
         )
 
-    @property
-    def has_checks(self) -> bool:
-        """Every message's content is looked at."""
-        return bool(
-            self.header_checks
-            or self.mime_header_checks
-            or self.nested_header_checks
-            or self.body_checks
-        )
-
     def converts_for(self, request: DeliveryRequest, announced: Capabilities) -> bool:
         """8-bit parts are to be encoded: the server takes 7 bits only, and there may be more.
 
@@ -73,13 +70,12 @@ class ContentSettings:
 
     def leaves(self, request: DeliveryRequest, announced: Capabilities, content: bytes) -> bool:
         """This content is sent as it is, but for line ends and dots."""
+        if self.has_checks or self.generic is not None:
+            return False
+        if not announced.eightbitmime and self.converts_for(request, announced):
+            return False
         limit = self.line_limit
-        return not (
-            self.has_checks
-            or self.generic is not None
-            or self.converts_for(request, announced)
-            or (0 < limit < len(content) and has_longer_line(content, limit))
-        )
+        return not (0 < limit < len(content) and has_longer_line(content, limit))
 
 
 AS_IT_IS: Final = ContentSettings()
