@@ -114,7 +114,8 @@ class MimeParser:
         self._nesting_limit = nesting_limit
         self._boundary_limit = boundary_limit
         self._header_limit = header_limit
-        self._buffer = b""  # not yet understood
+        self._buffer = b""
+        self._at = 0  # how much of it is understood: to cut it off each time would be quadratic
         self._events: list[Event] = []
         self._state = _State.HEADER
         self._place = Place.PRIMARY
@@ -134,6 +135,7 @@ class MimeParser:
         self._buffer = self._buffer + block if self._buffer else block
         while self._step():
             pass
+        self._buffer, self._at = self._buffer[self._at :], 0
         events, self._events = self._events, []
         return events
 
@@ -151,7 +153,7 @@ class MimeParser:
 
     def _step(self) -> bool:
         """Understand some more of the buffer; False: more is needed."""
-        if not self._buffer:
+        if self._at >= len(self._buffer):
             return False
         match self._state:
             case _State.HEADER:
@@ -164,14 +166,14 @@ class MimeParser:
     # --- header -----------------------------------------------------------------------------
 
     def _read_header(self) -> bool:
-        buffer = self._buffer
-        goes_on = buffer[:1] in (b" ", b"\t")
+        buffer, at = self._buffer, self._at
+        goes_on = buffer.startswith((b" ", b"\t"), at)
         if self._too_long and goes_on:
             self._state = _State.REST
             return True
         self._too_long = False
-        end = buffer.find(b"\r\n")
-        line = buffer[:end] if end >= 0 else buffer.removesuffix(b"\r")
+        end = buffer.find(b"\r\n", at)
+        line = buffer[at:end] if end >= 0 else buffer[at:].removesuffix(b"\r")
         if self._size + len(line) > self._header_limit:
             self._read_long_line(line)
             return True
@@ -186,7 +188,7 @@ class MimeParser:
                 self._begin_body(line)
                 return True
             self._add(field[1] + line[field.end() - 1 :])
-        self._buffer = buffer[end + 2 :]
+        self._at = end + 2
         return True
 
     def _add(self, line: bytes) -> None:
@@ -207,14 +209,16 @@ class MimeParser:
             return
         self._add(field[1] + line[field.end() - 1 : limit])
         self._end_field()
-        self._buffer = b" " + self._buffer[limit:]  # it goes on in another line
+        self._events.append(HeaderRest(b" "))  # it goes on in another line
+        self._at += limit
         self._state = _State.REST
         self._too_long = True
 
     def _read_to_line_end(self) -> bool:
         """Pass on the rest of a line that is known for what it is."""
-        end = self._buffer.find(b"\n") + 1 or len(self._buffer)
-        octets, self._buffer = self._buffer[:end], self._buffer[end:]
+        end = self._buffer.find(b"\n", self._at) + 1 or len(self._buffer)
+        octets = self._buffer[self._at : end]
+        self._at = end
         if self._state is _State.REST:
             self._events.append(HeaderRest(octets))
             after = _State.HEADER
@@ -302,7 +306,7 @@ class MimeParser:
             if self._place is Place.PRIMARY:
                 self._events.append(Separator())
             return  # in a part, an empty line more would break signatures
-        self._buffer = self._buffer[len(b"\r\n") :]
+        self._at += len(b"\r\n")
         self._events.append(Separator())
         if self._parts and self._content is _Content.MESSAGE:
             self._begin_header(Place.NESTED, _Content.LEAF)
@@ -319,11 +323,12 @@ class MimeParser:
 
         Lines are not looked at one by one: only those that begin with two dashes.
         """
-        buffer = self._buffer
+        buffer, start = self._buffer, self._at
         if not self._stack:
             self._take_body(len(buffer))
             return False
-        at = 0 if self._line_start and buffer.startswith(b"--") else buffer.find(b"\n--") + 1 or -1
+        boundary_first = self._line_start and buffer.startswith(b"--", start)
+        at = start if boundary_first else buffer.find(b"\n--", start) + 1 or -1
         while at >= 0:
             end = buffer.find(b"\n", at)
             line = buffer[at:] if end < 0 else buffer[at:end].removesuffix(b"\r")
@@ -339,15 +344,16 @@ class MimeParser:
                     return True
             at = buffer.find(b"\n--", at) + 1 or -1
         # A dash at the very end may be the first of two.
-        first = self._line_start and buffer == b"-"
-        self._take_body(len(buffer) - (first or buffer.endswith(b"\n-")))
+        only = self._line_start and start == len(buffer) - 1 and buffer.endswith(b"-")
+        self._take_body(len(buffer) - (only or buffer.endswith(b"\n-", start)))
         return False
 
-    def _take_body(self, size: int) -> None:
-        """Pass on so many octets of the buffer."""
-        if not size:
+    def _take_body(self, end: int) -> None:
+        """Pass on the buffer up to there."""
+        if end == self._at:
             return
-        octets, self._buffer = self._buffer[:size], self._buffer[size:]
+        octets = self._buffer[self._at : end]
+        self._at = end
         self._line_start = octets.endswith(b"\n")
         convert = self._convert and self._domain is not Domain.SEVEN_BIT
         self._events.append(Body(octets, convert))

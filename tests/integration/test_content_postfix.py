@@ -364,6 +364,23 @@ def test_postmap_finds_for_header_fields_what_we_find(name: str, tmp_path: Path)
     assert done.stdout.decode() == "".join(ours(table, message))
 
 
+def test_postmap_finds_for_body_lines_what_we_find(tmp_path: Path) -> None:
+    table = tmp_path / "body"
+    table.write_text(RULES["body"])
+    body = CHECKED["body"].replace(b"\r\n", b"\n")[1:]
+    done = subprocess.run(
+        [find_program("postmap") or "postmap", "-b", "-q", "-", f"regexp:{table}"],
+        input=b"\n" + body,
+        stdout=subprocess.PIPE,
+        check=False,
+    )
+    found = open_table(f"regexp:{table}", environ={}, clock=lambda: 0.0)
+    lines = {line: trio.run(found.lookup, line) for line in body.decode().splitlines()}
+    assert done.stdout.decode() == "".join(
+        f"{line}\t{text}\n" for line, text in lines.items() if text is not None
+    )
+
+
 def ours(table: Path, message: bytes) -> Iterator[str]:
     """What postmap -h writes: each primary field that the table has, and the text there."""
     found = open_table(f"regexp:{table}", environ={}, clock=lambda: 0.0)

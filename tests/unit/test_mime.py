@@ -23,7 +23,8 @@ CRUMBS = st.sampled_from(
         b"no field\r\n",
     ]
 )
-MESSAGES = st.lists(CRUMBS, max_size=25).map(b"".join)
+START = st.sampled_from([b"", b"Content-Type: multipart/mixed; boundary=B\r\n\r\n--B\r\n"])
+MESSAGES = st.tuples(START, st.lists(CRUMBS, max_size=25).map(b"".join)).map(b"".join)
 CUTS = st.lists(st.integers(0, 300), max_size=8)
 
 
@@ -155,6 +156,15 @@ def test_what_is_nested_too_deeply_is_text_or_an_error_in_a_conversion() -> None
     parser = MimeParser(convert=True, nesting_limit=3)
     with pytest.raises(MimeError, match="nesting"):
         parser.feed(nested(4) + b"\r\n")
+
+
+@pytest.mark.parametrize("piece", [b"a:\r\n", b" \r\n", b"--B\r\n\r\n", b"--\r\n", b"\r\n--C\r\n"])
+def test_a_block_full_of_small_things_is_read_in_one_go(piece: bytes) -> None:
+    # Quadratic work would take minutes.
+    message = b"Content-Type: multipart/mixed; boundary=B\r\n\r\n--B\r\n" + piece * 200_000
+    parser = MimeParser()
+    parser.feed(message)
+    parser.finish()
 
 
 def test_what_is_kept_is_bounded() -> None:

@@ -5,7 +5,7 @@ import quopri
 import re
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from protocol import quoted_printable
@@ -43,6 +43,7 @@ def cut(content: bytes, cuts: list[int]) -> list[bytes]:
 
 
 @given(content=TEXT, cuts=CUTS)
+@example(content=b"a" * 14 + b"\r\n", cuts=[])
 def test_the_text_is_the_same_under_any_cut(piece: int, content: bytes, cuts: list[int]) -> None:
     whole = encode([content], piece)
     assert encode(cut(content, cuts), piece) == whole

@@ -348,7 +348,7 @@ async def test_a_header_is_matched_as_a_whole_and_its_first_match_wins() -> None
 
 @trio_test
 async def test_what_an_action_makes_of_a_folded_header_stays_one_field() -> None:
-    table = "pcre:{{/^A: 1\\n (.*)$$/ REPLACE B: $$1}}"
+    table = "pcre:{{/^A: 1\\n (x.*\\n) (.*)$$/ REPLACE B: $$1$$2}}"
     out, _ = await checked(b"A: 1\r\n x\r\n Subject: y\r\n\r\n", {HEADER: table})
     assert out == b"B: x\r\n Subject: y\r\n\r\n"
 
@@ -512,14 +512,18 @@ async def test_a_result_that_is_no_address_is_trouble(text: str) -> None:
         await generic(f"static:{{{text}}}").find("u@x.example")
 
 
+@pytest.mark.parametrize("more", [{}, {"smtp_mime_header_checks": "static:DUNNO"}])
 @trio_test
-async def test_addresses_in_the_primary_header_are_rewritten_and_nowhere_else() -> None:
+async def test_addresses_in_the_primary_header_are_rewritten_and_nowhere_else(
+    more: dict[str, str],
+) -> None:
     inner = b"From: u@x.example\r\n\r\nFrom: u@x.example\r\n"
     message = (
         b'From: "U, Ser" <u@x.example>\r\nTo: a@y.example,\r\n\tu@x.example (me)\r\n'
         b"Subject: u@x.example\r\nContent-Type: message/rfc822\r\n\r\n"
     )
-    out, _ = await checked(message + inner, {"smtp_generic_maps": "inline:{u@x.example=n@o.ex}"})
+    mapping = {"smtp_generic_maps": "inline:{u@x.example=n@o.ex}", **more}
+    out, _ = await checked(message + inner, mapping)
     assert out == (
         b'From: "U, Ser" <n@o.ex>\r\nTo: a@y.example,\r\n\tn@o.ex (me)\r\n'
         b"Subject: u@x.example\r\nContent-Type: message/rfc822\r\n\r\n" + inner

@@ -116,9 +116,10 @@ async def test_a_message_that_cannot_be_converted_is_bounced_and_not_taken(store
 async def test_a_table_in_trouble_defers_and_nothing_is_taken(store: Store, parameter: str) -> None:
     peer, other = Peer(), Peer()
     world = World(peer, other, settings=configured({parameter: "fail:it"}))
-    result = await deliver(world, store(b"Subject: x\r\n" + LARGE))
+    result = await deliver(world, store(b"Subject: x\r\n \xffy\r\n" + LARGE))
     assert [(one.action, one.dsn) for one in result.outcomes] == [(Action.DEFERRED, "4.3.0")]
     assert "fail:it" in result.outcomes[0].reason
+    assert result.outcomes[0].reason.isprintable()
     assert peer.accepted == other.accepted == []
     assert not other.links
 

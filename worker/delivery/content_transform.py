@@ -25,7 +25,8 @@ from worker.delivery.content_settings import ContentSettings
 from worker.delivery.generic_maps import GenericMaps
 from worker.status.events import ContentChecked, Emit, LinesBroken, Warned
 
-TURN: Final = 100  # lines of a body that are checked before others get their turn
+TURN: Final = 100  # lines of a body, or events, that are looked at before others get their turn
+SHOWN: Final = 200  # characters of a checked line that others are told of
 
 
 def make_transform(
@@ -77,7 +78,9 @@ class ContentTransform:
 
     async def _write(self, events: Iterable[Event]) -> bytes:
         out: list[bytes] = []
-        for event in events:
+        for number, event in enumerate(events, 1):
+            if number % TURN == 0:
+                await trio.lowlevel.checkpoint()
             match event:
                 case Body(octets, convert):
                     if convert:
@@ -114,7 +117,7 @@ class ContentTransform:
     def _log(self, action: str, where: str, line: str, text: str) -> None:
         request = self._request
         program = request.protocol.value
-        self._emit(ContentChecked(request.queue_id, action, where, line, text, program))
+        self._emit(ContentChecked(request.queue_id, action, where, line[:SHOWN], text, program))
 
     def _warn(self, text: str) -> None:
         self._emit(Warned(text, self._request.queue_id))

@@ -53,6 +53,7 @@ PIPELINING_ADVICE: Final = (
 # What servers say to DATA when no recipient was accepted (RFC 5321 section 3.3, RFC 2033 section
 # 4.2).
 NO_VALID_RECIPIENTS: Final = (503, 554)
+REASON_LIMIT: Final = 200  # characters
 NOT_REWRITTEN: Final[dict[str, str]] = {}
 
 Following = Callable[[], Envelope | None]  # the next message's envelope, if it may travel ahead
@@ -293,7 +294,7 @@ class _Transaction:
                 if other is not None:
                     new[address] = other
         except TableError as exc:
-            raise ContentUnreadable("4.3.0", f"generic maps: {exc}") from exc
+            raise _undecided(exc) from exc
         return new
 
     async def _forward_client(self, talk: Conversation) -> None:
@@ -520,7 +521,7 @@ class _Transaction:
                     await talk.send(octets)
             return encoder.feed(await transform.finish()) + encoder.finish()
         except TableError as exc:
-            raise ContentUnreadable("4.3.0", f"{exc}") from exc
+            raise _undecided(exc) from exc
         except OSError as exc:
             raise _unreadable(exc) from exc
 
@@ -675,6 +676,12 @@ class _Transaction:
 def _unreadable(error: OSError) -> ContentUnreadable:
     """No dot may follow, the server would accept a truncated message: the session is closed."""
     return ContentUnreadable("4.3.0", f"cannot read the queued message: {error.strerror}")
+
+
+def _undecided(error: TableError) -> ContentUnreadable:
+    """In one line: a table may name its key, which is somebody's header field here."""
+    text = str(error)[:REASON_LIMIT]
+    return ContentUnreadable("4.3.0", "".join(c if c.isprintable() else "?" for c in text))
 
 
 class _SpokenEarly(Exception):
