@@ -200,18 +200,19 @@ def tell_both(
     senders: Mapping[str, str] | None = None,
 ) -> Both:
     """Deliver each message to its name; `main_cf` in Postfix's words, files by @DIR@."""
-    directory = Path(tempfile.mkdtemp(prefix="content-"))
-    directory.chmod(0o755)
-    for name, text in {**RULES, "generic": GENERIC_TABLE}.items():
-        (directory / name).write_text(text)
-    settings = {name: text.replace("@DIR@", str(directory)) for name, text in main_cf.items()}
-    senders = senders or {}
-    log = ""
-    told = []
-    for client in (by_postfix, by_us):
-        with RecordingServer("PIPELINING", "SIZE 0") as server:
-            log = client(messages, settings, senders, server.port, directory) or log
-            told.append(Told(server.contents, server.mails, server.rcpts))
+    with tempfile.TemporaryDirectory(prefix="content-") as path:
+        directory = Path(path)
+        directory.chmod(0o755)
+        for name, text in {**RULES, "generic": GENERIC_TABLE}.items():
+            (directory / name).write_text(text)
+        settings = {name: text.replace("@DIR@", str(directory)) for name, text in main_cf.items()}
+        senders = senders or {}
+        log = ""
+        told = []
+        for client in (by_postfix, by_us):
+            with RecordingServer("PIPELINING", "SIZE 0") as server:
+                log = client(messages, settings, senders, server.port, directory) or log
+                told.append(Told(server.contents, server.mails, server.rcpts))
     postfix, ours = told
     return Both(postfix, ours, log)
 
