@@ -69,8 +69,10 @@ CORPUS: Final[dict[str, bytes]] = {
 }
 
 RECIPIENT_DOMAIN: Final = "to.example"
-# The corpus is larger than the default allows.
-SIZE_LIMIT: Final = {"message_size_limit": "40000000"}
+# The corpus has lines that are longer than the default allows; they are to arrive whole.
+UNBROKEN: Final = {"smtp_line_length_limit": "0", "lmtp_line_length_limit": "0"}
+# It is larger than the default allows, too.
+CORPUS_LIMITS: Final = {"message_size_limit": "40000000", **UNBROKEN}
 
 
 def write_corpus(directory: Path) -> dict[str, Path]:
@@ -89,6 +91,8 @@ def deliver_corpus(files: Mapping[str, Path], nexthop: str, protocol: str, *opti
     """
     for name, file in files.items():
         arguments = ["deliver", str(file), "--sender", SENDER, "--nexthop", nexthop]
+        for parameter, value in UNBROKEN.items():
+            arguments += ["-o", f"{parameter}={value}"]
         arguments += ["--recipient", f"{name}@{RECIPIENT_DOMAIN}", "--protocol", protocol]
         arguments += options
         assert invoke(arguments) == 0, name
@@ -102,7 +106,7 @@ async def queue_corpus(
 ) -> None:
     """Each message with `postrio send`, through one node; returns when all have left its queue."""
     async with Node(
-        directory, {**SIZE_LIMIT, "default_transport": transport, **(main_cf or {})}
+        directory, {**CORPUS_LIMITS, "default_transport": transport, **(main_cf or {})}
     ) as node:
         for name, file in files.items():
             arguments = ["send", "-c", str(node.main_cf), "--message", str(file)]

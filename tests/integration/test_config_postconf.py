@@ -149,6 +149,7 @@ OUR_OWN = {
     "default_database_type",  # the one table type without postmap(1)
     "mail_name",
     "mail_version",
+    "mydestination",  # holds the names of this host
     "mydomain",
     "myhostname",
     "myorigin",

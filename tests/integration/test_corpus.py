@@ -12,7 +12,7 @@ from trio.testing import trio_test
 
 from tests.integration.corpus import (
     CORPUS,
-    SIZE_LIMIT,
+    CORPUS_LIMITS,
     assert_arrived,
     canonical,
     deliver_corpus,
@@ -63,13 +63,14 @@ async def test_both_commands_as_processes_carry_25_mb_from_standard_input(tmp_pa
         port = port_of(await open_sink(nursery, mailbox))
         done = await run_command(
             *("deliver", "--nexthop", f"[127.0.0.1]:{port}", "--json"),
+            *("-o", "smtp_line_length_limit=0"),
             *("--sender", "", "--recipient", "b@to.example"),
             stdin=content,
         )
         assert done.returncode == 0, done.stderr
         outcome = json.loads(done.stdout)
         assert (outcome["status"], outcome["relay"]) == ("sent", f"127.0.0.1[127.0.0.1]:{port}")
-        main_cf = {**SIZE_LIMIT, "default_transport": f"smtp:[127.0.0.1]:{port}"}
+        main_cf = {**CORPUS_LIMITS, "default_transport": f"smtp:[127.0.0.1]:{port}"}
         async with Node(tmp_path, main_cf) as node:
             await node.send(content, "b@to.example")
             await node.wait_for(": removed$")

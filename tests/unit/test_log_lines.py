@@ -12,11 +12,13 @@ from protocol.outcome import Action, Delays, RecipientOutcome
 from protocol.request import Recipient
 from worker.status.events import (
     ConnectFailed,
+    ContentChecked,
     DeliveryInDoubt,
     DestinationSuspended,
     EhloKeywordsDiscarded,
     EndpointFailed,
     Event,
+    LinesBroken,
     MessageActive,
     MessageExpired,
     MessageRemoved,
@@ -142,6 +144,18 @@ def test_an_address_is_logged_in_its_quoted_form() -> None:
         (
             EhloKeywordsDiscarded("3kQ1", ("DSN",), "lmtp"),
             "lmtp: 3kQ1: discarding EHLO keywords: DSN",
+        ),
+        (
+            ContentChecked("3kQ1", "replace", "header", "Subject: " + "s" * 70, "X: 1"),
+            "smtp: 3kQ1: replace: header Subject: " + "s" * 51 + ": X: 1",
+        ),
+        (
+            ContentChecked("3kQ1", "strip", "body", "a\nb", "", "lmtp"),
+            "lmtp: 3kQ1: strip: body a?b",
+        ),
+        (
+            LinesBroken("3kQ1", 998),
+            "smtp: warning: 3kQ1: breaking line > 998 bytes with <CR><LF>SPACE",
         ),
         (Warned("table is old"), "postrio: warning: table is old"),
         (Warned("bad key", "3kQ1"), "postrio: warning: 3kQ1: bad key"),

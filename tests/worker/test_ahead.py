@@ -68,7 +68,7 @@ async def in_a_row(world: World, batch: Sequence[DeliveryRequest]) -> list[dict[
 async def test_the_next_envelope_is_in_one_segment_with_the_final_dot(
     autojump_clock: MockClock, protocol: Protocol
 ) -> None:
-    peer = Peer(lmtp=protocol is Protocol.LMTP, extensions=("PIPELINING", "SIZE"))
+    peer = Peer(lmtp=protocol is Protocol.LMTP, extensions=("PIPELINING", "SIZE", "8BITMIME"))
     world = World(peer)
     assert await in_a_row(world, requests("a", "b", "c", protocol=protocol)) == [
         {"a": SENT},

@@ -98,7 +98,7 @@ async def test_all_but_the_first_message_of_a_busy_slot_are_of_the_run(
 async def test_requests_that_come_one_by_one_are_of_the_run_too(
     autojump_clock: MockClock, own_deliveries: list[str]
 ) -> None:
-    peer = Peer(extensions=("PIPELINING",))
+    peer = Peer(extensions=("PIPELINING", "8BITMIME"))
     world = World(peer)
     outcomes = await in_a_row(world, requests("a", "b,b2", "c"), late=True)
     assert own_deliveries == ["A"]

@@ -59,7 +59,7 @@ lmdb_map_size luser_relay mail_owner mail_release_date mail_spool_directory
 maillog_file_compressor maillog_file_prefixes maillog_file_rotate_suffix mailq_path
 manpage_directory maps_rbl_domains maps_rbl_reject_code masquerade_classes masquerade_domains
 masquerade_exceptions master_service_disable message_drop_headers message_reject_characters
-message_strip_characters meta_directory mime_header_checks mydestination mynetworks
+message_strip_characters meta_directory mime_header_checks mynetworks
 mynetworks_style nested_header_checks newaliases_path non_fqdn_reject_code non_smtpd_milters
 openssl_path owner_request_special permit_mx_backup_networks pickup_service_name
 pipe_delivery_status_filter plaintext_reject_code postlog_service_name postlogd_watchdog_timeout
@@ -86,12 +86,11 @@ _CLIENT_BEGINNINGS = (
 
 _CLIENT_NAMES = """
 default_delivery_status_filter internal_mail_filter_classes max_idle max_use
-mime_boundary_length_limit mime_nesting_limit service_name
+service_name
 """
 
 _CLIENT_ENDINGS = """
-address_verify_target body_checks delivery_status_filter dns_reply_filter dns_resolver_options
-generic_maps header_checks mime_header_checks nested_header_checks reply_filter
+address_verify_target delivery_status_filter dns_reply_filter dns_resolver_options reply_filter
 """
 
 _OTHER = frozenset(_OTHER_NAMES.split())

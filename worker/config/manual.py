@@ -10,6 +10,7 @@ from pathlib import Path
 from worker.config.parameters import PARAMETERS, TRANSPORT_SUFFIXES, Kind, Parameter
 from worker.config.rows_cache import DAEMON, REUSE
 from worker.config.rows_client import DESTINATIONS, DIALOGUE, LIMITS
+from worker.config.rows_content import CONTENT
 from worker.config.rows_general import IDENTITY, LOGGING, PROCESSES
 from worker.config.rows_queue import NOTICES, RETRIES, ROUTING, SCHEDULER, STORE
 from worker.config.rows_sasl import SASL
@@ -20,6 +21,7 @@ SECTIONS: tuple[tuple[str, tuple[Parameter, ...]], ...] = (
     ("Finding a server", DESTINATIONS),
     ("Time and other limits of a session", LIMITS),
     ("The dialogue with the server", DIALOGUE),
+    ("Changing the content on its way out", CONTENT),
     ("TLS: what a server must do", TLS_LEVEL),
     ("TLS: whom to believe, and who we are", TLS_PROOF),
     ("TLS: versions and ciphers", TLS_CIPHERS),

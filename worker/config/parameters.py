@@ -14,6 +14,7 @@ from protocol.request import Protocol
 from worker.config.parameter import Kind, Parameter, Twin
 from worker.config.rows_cache import CACHE
 from worker.config.rows_client import CLIENT
+from worker.config.rows_content import CONTENT
 from worker.config.rows_general import GENERAL
 from worker.config.rows_queue import QUEUE
 from worker.config.rows_sasl import SASL
@@ -80,7 +81,9 @@ def _for_transport(table: Mapping[str, Parameter], transport: str, suffix: str) 
     )
 
 
-PARAMETERS: Mapping[str, Parameter] = _build((*CLIENT, *TLS, *SASL, *CACHE, *QUEUE, *GENERAL))
+PARAMETERS: Mapping[str, Parameter] = _build(
+    (*CLIENT, *CONTENT, *TLS, *SASL, *CACHE, *QUEUE, *GENERAL)
+)
 
 
 def find(name: str) -> Parameter | None:

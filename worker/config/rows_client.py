@@ -269,16 +269,6 @@ DIALOGUE: tuple[Parameter, ...] = (
         "no",
         "Tell a server that offers XFORWARD which client the message came from.",
     ),
-    integer(
-        "smtp_line_length_limit",
-        "998",
-        "Octets of the longest line sent; longer lines are broken. 0: never.",
-    ),
-    boolean(
-        "disable_mime_output_conversion",
-        "no",
-        "Send 8-bit content as it is to servers without 8BITMIME.",
-    ),
     boolean(
         "lmtp_assume_final",
         "no",

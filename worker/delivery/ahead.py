@@ -28,6 +28,7 @@ def next_envelope(
         upcoming is None
         or not announced.pipelining
         or settings.send_xforward
+        or settings.content.generic is not None  # its lookups may have to wait
         or not key.serves(upcoming)
         or (key.smtputf8 and not announced.smtputf8)
         or 0 < announced.size_limit < upcoming.size
@@ -37,7 +38,11 @@ def next_envelope(
         return None
     try:
         envelope = Envelope(
-            upcoming, upcoming.each_recipient, announced, quote=settings.quote_envelope
+            upcoming,
+            upcoming.each_recipient,
+            announced,
+            quote=settings.quote_envelope,
+            size=0 if settings.content.converts_for(upcoming, announced) else None,
         )
     except MessageRefused:
         return None

@@ -7,7 +7,8 @@ An envelope may travel ahead: in one segment with the final dot of the message b
 2920 section 3.1 allows (`ahead.py`). A busy session then costs one round trip for each message.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Final
 
 from protocol import phrases
@@ -25,6 +26,7 @@ from worker.errors import MessageRefused
 # unanswered. A nursery with a concurrent reader was turned down: it costs more than the flight.
 PIPELINE_WINDOW: Final = 4096
 
+_AS_THEY_ARE: Final[Mapping[str, str]] = MappingProxyType({})
 _DATA: Final = (Data(), Data().to_wire())
 _RSET: Final = (Rset(), Rset().to_wire())
 
@@ -39,11 +41,14 @@ class Envelope:
         announced: Capabilities,
         *,
         quote: bool,
+        size: int | None = None,
+        outside: Mapping[str, str] = _AS_THEY_ARE,
     ) -> None:
         """Write the commands for `recipients` and a server that `announced` its extensions.
 
-        `quote`: smtp_quote_rfc821_envelope. Who has an address that cannot be sent is left out, see
-        `unsendable`. Raises MessageRefused if that is so of the sender.
+        `quote`: smtp_quote_rfc821_envelope. `size`: see mail_parameters(). `outside`: addresses
+        that are called something else there (smtp_generic_maps). Who has an address that cannot
+        be sent is left out, see `unsendable`. Raises MessageRefused if that is so of the sender.
         """
         self.request = request
         self.recipients: list[Recipient] = []  # whose RCPT is not answered yet
@@ -51,21 +56,29 @@ class Envelope:
         self.behind_dot = False  # it went in one segment with another message's final dot
         self._announced = announced
         self._waiting: list[tuple[Command, bytes]] = []  # not said yet, with their octets
-        self._write(recipients, quote=quote)
+        self._write(recipients, quote, size, outside)
 
-    def _write(self, recipients: Sequence[Recipient], *, quote: bool) -> None:
+    def _write(
+        self,
+        recipients: Sequence[Recipient],
+        quote: bool,  # noqa: FBT001  # as it was given, once
+        size: int | None,
+        outside: Mapping[str, str],
+    ) -> None:
         request, announced = self.request, self._announced
         utf8 = request.options.requires_smtputf8
         waiting = self._waiting
         try:
-            sender = request.sender if utf8 else to_ascii(request.sender)
-            mail = Mail(sender, mail_parameters(request, announced), quote)
+            sender = outside.get(request.sender, request.sender)
+            sender = sender if utf8 else to_ascii(sender)
+            mail = Mail(sender, mail_parameters(request, announced, size), quote)
             waiting.append((mail, mail.to_wire()))
         except (AddressError, LocalProtocolError) as exc:
             raise MessageRefused("5.1.7", f"bad sender address: {exc}") from exc
         for recipient in recipients:
             try:
-                address = recipient.address if utf8 else to_ascii(recipient.address)
+                address = outside.get(recipient.address, recipient.address)
+                address = address if utf8 else to_ascii(address)
                 rcpt = Rcpt(address, rcpt_parameters(recipient, announced), quote)
                 waiting.append((rcpt, rcpt.to_wire()))
             except (AddressError, LocalProtocolError) as exc:

@@ -8,6 +8,7 @@ from protocol.request import Protocol
 from worker.config.config import Config
 from worker.config.parameters import PARAMETERS
 from worker.config.tables import Maps
+from worker.delivery.content_settings import AS_IT_IS, ContentSettings
 
 # One object for all: tables are equal only if they are the same, and settings are compared.
 NO_TABLES: Final = Maps()
@@ -50,6 +51,7 @@ class DeliverySettings:
     send_xforward: bool = False  # smtp_send_xforward_command
     by_sender: bool = False  # smtp_sender_dependent_authentication, if there is any
     log_tls: bool = True  # smtp_log_tls_feature_status: `tls=` in the log
+    content: ContentSettings = AS_IT_IS
     reuse_time_limit: float = 300.0  # smtp_connection_reuse_time_limit, seconds
     reuse_count_limit: int = 0  # smtp_connection_reuse_count_limit; 0: no limit
     fingerprint: str = ""  # of all parameters that shape a session: equal in processes that agree
@@ -98,6 +100,7 @@ class DeliverySettings:
             and config.boolean(name("smtp_sasl_auth_enable"))
             and config.boolean("smtp_sender_dependent_authentication"),
             log_tls=config.boolean(name("smtp_log_tls_feature_status")),
+            content=ContentSettings.from_config(config, protocol),
             reuse_time_limit=seconds("smtp_connection_reuse_time_limit"),
             reuse_count_limit=config.integer(name("smtp_connection_reuse_count_limit")),
             fingerprint=_fingerprint(config, protocol),

@@ -168,7 +168,7 @@ class _Run:
             handed_off = self._environment.wall()
             request, content = requests.take_upcoming()
             begun = Begun(request, content, session, now, handed_off, ahead.behind_dot)
-            if not isinstance(content, InlineContent):
+            if not isinstance(content, InlineContent) or not self._leaves(request, content.data):
                 return begun
             begun.sending = True
             self.begun = begun
@@ -190,6 +190,11 @@ class _Run:
                 return None  # whoever reads results is slow: wait outside of our scope
             self.answering = False
         return None
+
+    def _leaves(self, request: DeliveryRequest, content: bytes) -> bool:
+        """The content goes as it is: what has to be changed may have to be looked up."""
+        session = self._session
+        return session.settings.content.leaves(request, session.capabilities, content)
 
     def interrupted(self) -> Begun | None:
         """The scope was cancelled while it waited: by its deadline, or because we shall stop."""

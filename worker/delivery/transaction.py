@@ -28,9 +28,13 @@ from protocol.command import Command, Data, EndOfData, Mail, Quit, Rcpt, Rset, X
 from protocol.data import DataEncoder
 from protocol.envelope_parameters import xforward_commands
 from protocol.errors import RemoteProtocolError
+from protocol.line_length import has_longer_line
+from protocol.mime import MimeError
 from protocol.reply import Reply
 from protocol.request import DeliveryRequest, Protocol, Recipient
+from worker.config.tables import TableError
 from worker.content import Content, FileContent, InlineContent
+from worker.delivery.content_transform import BrokenLines, ContentTransform, make_transform
 from worker.delivery.envelope import PIPELINE_WINDOW, Envelope, check_size, smtputf8_missing
 from worker.delivery.introduction import SERVICE_CLOSING
 from worker.delivery.outcomes import Outcomes, SessionFacts
@@ -49,6 +53,8 @@ PIPELINING_ADVICE: Final = (
 # What servers say to DATA when no recipient was accepted (RFC 5321 section 3.3, RFC 2033 section
 # 4.2).
 NO_VALID_RECIPIENTS: Final = (503, 554)
+REASON_LIMIT: Final = 200  # characters
+NOT_REWRITTEN: Final[dict[str, str]] = {}
 
 Following = Callable[[], Envelope | None]  # the next message's envelope, if it may travel ahead
 
@@ -109,7 +115,9 @@ class RefusedAhead(StaleSession):
 
 
 class ContentUnreadable(DeliveryError):
-    """Our own copy of the message cannot be read: nothing is concluded, nobody else is tried."""
+    """Our own copy of the message cannot be read, or a table cannot say what is to become of it:
+    nothing is concluded, nobody else is tried.
+    """
 
 
 async def transfer(
@@ -243,7 +251,7 @@ class _Transaction:
     async def _prepare(self, talk: Conversation) -> Envelope | None:
         """The envelope for whoever can be offered to this server; None: nobody."""
         session, request, outcomes = self._session, self._request, self._outcomes
-        announced = session.capabilities
+        announced, settings = session.capabilities, session.settings
         if session.replies.unread:
             raise RemoteProtocolError("the server answers what it was not asked")
         if missing := smtputf8_missing(request, announced, session.peer):
@@ -252,7 +260,12 @@ class _Transaction:
         try:
             check_size(request, announced, session.peer)
             envelope = Envelope(
-                request, outcomes.undecided, announced, quote=session.settings.quote_envelope
+                request,
+                outcomes.undecided,
+                announced,
+                quote=session.settings.quote_envelope,
+                size=0 if settings.content.converts_for(request, announced) else None,
+                outside=await self._outside() if settings.content.generic else NOT_REWRITTEN,
             )
         except MessageRefused as exc:
             self._refuse(outcomes.undecided, exc)
@@ -266,6 +279,23 @@ class _Transaction:
         if session.needs_reset:
             envelope.reset_first()
         return envelope
+
+    async def _outside(self) -> dict[str, str]:
+        """What addresses of the envelope are called outside, where it is something else (S074)."""
+        generic = self._session.settings.content.generic
+        if generic is None:
+            return {}
+        sender = self._request.sender
+        addresses = [sender, *(recipient.address for recipient in self._outcomes.undecided)]
+        new = {}
+        try:
+            for address in dict.fromkeys(addresses):
+                other = await generic.find(address)
+                if other is not None:
+                    new[address] = other
+        except TableError as exc:
+            raise _undecided(exc) from exc
+        return new
 
     async def _forward_client(self, talk: Conversation) -> None:
         """XFORWARD: tell a content filter where the message came from (S048, S075).
@@ -421,14 +451,28 @@ class _Transaction:
     async def _send_content(self, talk: Conversation, content: Content) -> bool:
         """Send it to the final dot; False: the server had spoken before, and is obeyed."""
         encoder = DataEncoder(vouched=isinstance(content, FileContent))
+        settings, request = self._session.settings.content, self._request
+        transform = make_transform(settings, request, self._session.capabilities, self._emit)
         talk.phase(phrases.CONTENT, self._limits.data_xfer)
         try:
-            if isinstance(content, InlineContent):
-                rest = encoder.feed(content.data) + encoder.finish()
+            if transform is not None:
+                rest = await self._send_changed(talk, encoder, content, transform)
+            elif isinstance(content, InlineContent):
+                data = content.data
+                if settings.line_limit and has_longer_line(data, settings.line_limit):
+                    lines = BrokenLines(settings, request, self._emit)
+                    data = lines.feed(data) + lines.finish()
+                rest = encoder.feed(data) + encoder.finish()
             else:
-                await self._send_blocks(talk, encoder, content)
-                rest = encoder.finish()
+                lines = BrokenLines(settings, request, self._emit)
+                await self._send_blocks(talk, encoder, content, lines)
+                rest = encoder.feed(lines.finish()) + encoder.finish()
             await self._send_end(talk, rest)
+        except MimeError as exc:
+            # No dot may follow: the server would take what there is for the whole message.
+            self._session.broken = True
+            self._refuse(self._accepted, MessageRefused("5.6.0", str(exc)))
+            return False
         except (trio.BrokenResourceError, _SpokenEarly):
             await self._read_early_reply(talk)
             return False
@@ -457,19 +501,45 @@ class _Transaction:
             return False
         return True
 
+    async def _send_changed(
+        self,
+        talk: Conversation,
+        encoder: DataEncoder,
+        content: Content,
+        transform: ContentTransform,
+    ) -> bytes:
+        """Send what becomes of the content but for the last octets, which are returned."""
+        try:
+            if isinstance(content, InlineContent):
+                first = await transform.feed(content.data)
+                return encoder.feed(first + await transform.finish()) + encoder.finish()
+            async with aclosing(content.blocks()) as blocks:
+                async for block in blocks:
+                    octets = encoder.feed(await transform.feed(block))
+                    self._expect_silence()
+                    talk.phase(phrases.CONTENT, self._limits.data_xfer)  # that took its time
+                    await talk.send(octets)
+            return encoder.feed(await transform.finish()) + encoder.finish()
+        except TableError as exc:
+            raise _undecided(exc) from exc
+        except OSError as exc:
+            raise _unreadable(exc) from exc
+
     async def _send_blocks(
-        self, talk: Conversation, encoder: DataEncoder, content: FileContent
+        self,
+        talk: Conversation,
+        encoder: DataEncoder,
+        content: FileContent,
+        lines: BrokenLines,
     ) -> None:
         try:
             async with aclosing(content.blocks()) as blocks:
                 async for block in blocks:
                     self._expect_silence()
                     talk.phase(phrases.CONTENT, self._limits.data_xfer)  # reading took its time
-                    await talk.send(encoder.feed(block))
+                    await talk.send(encoder.feed(lines.feed(block)))
         except OSError as exc:
-            # No dot may follow, the server would accept a truncated message: the session is closed.
-            reason = f"cannot read the queued message: {exc.strerror}"
-            raise ContentUnreadable("4.3.0", reason) from exc
+            raise _unreadable(exc) from exc
 
     async def _send_end(self, talk: Conversation, octets: bytes) -> None:
         """The last octets with the final dot, and QUIT behind it if nothing else is to come."""
@@ -601,6 +671,17 @@ class _Transaction:
 
     def _refuse(self, recipients: list[Recipient], error: DeliveryError) -> None:
         self._outcomes.failed(recipients, error, self._facts, trio.current_time())
+
+
+def _unreadable(error: OSError) -> ContentUnreadable:
+    """No dot may follow, the server would accept a truncated message: the session is closed."""
+    return ContentUnreadable("4.3.0", f"cannot read the queued message: {error.strerror}")
+
+
+def _undecided(error: TableError) -> ContentUnreadable:
+    """In one line: a table may name its key, which is somebody's header field here."""
+    text = str(error)[:REASON_LIMIT]
+    return ContentUnreadable("4.3.0", "".join(c if c.isprintable() else "?" for c in text))
 
 
 class _SpokenEarly(Exception):

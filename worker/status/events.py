@@ -184,6 +184,27 @@ class EhloKeywordsDiscarded(Event):
 
 
 @value()
+class ContentChecked(Event):
+    """`<qid>: action: header|body line: text`: a header or body check did that to the line."""
+
+    queue_id: str
+    action: str  # "warning", "info", "replace", "prepend", "strip"
+    where: str  # "header" or "body"
+    line: str  # what was checked; a header has LF between its lines
+    text: str  # behind the action in the table; may be empty
+    protocol: str = "smtp"  # or "lmtp": the program that says it
+
+
+@value()
+class LinesBroken(Event):
+    """`<qid>: breaking line > N bytes ...`, once for each delivery: signatures may be broken."""
+
+    queue_id: str
+    limit: int  # octets
+    protocol: str = "smtp"  # or "lmtp": the program that says it
+
+
+@value()
 class Warned(Event):
     """A local or remote mistake an operator should see: `warning: [<qid>: ]text`."""
 

@@ -19,11 +19,13 @@ from protocol.value import value
 from worker.status.delays import DEFAULT_RESOLUTION, format_delay
 from worker.status.events import (
     ConnectFailed,
+    ContentChecked,
     DeliveryInDoubt,
     DestinationSuspended,
     EhloKeywordsDiscarded,
     EndpointFailed,
     Event,
+    LinesBroken,
     MessageActive,
     MessageExpired,
     MessageRemoved,
@@ -43,6 +45,7 @@ from worker.status.events import (
 LINE_LIMIT: Final = 2000  # octets of text; syslog daemons cut longer records anyhow
 TRACEBACK_LINES: Final = 60  # of an UnexpectedError; the innermost ones are kept
 JSON_TEXT_LIMIT: Final = 20_000  # characters of one text value
+CHECKED_LIMIT: Final = 60  # characters of a header or line that a check has hit
 CUT: Final = "..."
 
 # C0 and C1 controls, DEL, the Unicode line ends and direction marks (they make a terminal or a
@@ -269,6 +272,19 @@ def _handshake_failed(event: TlsHandshakeFailed) -> list[LogLine]:
     return _info(event.protocol, f"SSL_connect error to {escape(event.relay)}: {escape(event.why)}")
 
 
+def _checked(event: ContentChecked) -> list[LogLine]:
+    line = escape(event.line[:CHECKED_LIMIT])
+    text = f": {escape(event.text)}" if event.text else ""
+    return _info(event.protocol, f"{event.queue_id}: {event.action}: {event.where} {line}{text}")
+
+
+def _broken(event: LinesBroken) -> list[LogLine]:
+    return _warning(
+        event.protocol,
+        f"{event.queue_id}: breaking line > {event.limit} bytes with <CR><LF>SPACE",
+    )
+
+
 def _about(queue_id: str) -> str:
     return f"{queue_id}: " if queue_id else ""
 
@@ -315,6 +331,8 @@ _RENDERERS: Final[Mapping[type[Event], _Renderer]] = {
     ConnectFailed: _for(ConnectFailed, _connect_failed),
     EndpointFailed: _for(EndpointFailed, _endpoint_failed),
     EhloKeywordsDiscarded: _for(EhloKeywordsDiscarded, _keywords),
+    ContentChecked: _for(ContentChecked, _checked),
+    LinesBroken: _for(LinesBroken, _broken),
     Warned: _for(Warned, _warned),
     Noted: _for(Noted, _noted),
     StartTlsOffered: _for(StartTlsOffered, _offered),

@@ -1,0 +1,159 @@
+"""The addresses in a header field, and their replacement (RFC 5322 section 3.4), in place.
+
+What is no address stays as it was written: display names, comments, groups, folds. Postfix writes
+the whole field anew; to change less is kinder to what we do not understand.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from protocol.address import quote
+from protocol.header_field import comment_end
+
+_SPACE: Final = re.compile(r"[ \t\r\n]+")
+_QUOTED: Final = re.compile(r'"((?:[^"\\]|\\.)*)"', re.DOTALL)
+_LITERAL: Final = re.compile(r"\[(?:[^\]\\]|\\.)*\]", re.DOTALL)
+_ATOM: Final = re.compile(r'(?:[^ \t\r\n()<>@,;:\\".\[\]]|\\.)+', re.DOTALL)
+_PAIR: Final = re.compile(r"\\(.)", re.DOTALL)
+_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f]")
+_JOINTS: Final = (".", "@")  # what stands between the words of one address
+
+
+@dataclass(frozen=True, slots=True)
+class FieldAddress:
+    """An address and where it stands: `text[start:end]`. Internal form, see `address.py`."""
+
+    address: str
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Token:
+    kind: str  # "word", or the special character
+    text: str  # of a word: unquoted
+    start: int
+    end: int
+
+
+def find_addresses(text: str) -> list[FieldAddress]:
+    """The addresses of a field's value, in order. Never fails: there may be none."""
+    return [found for item in _items(text) for found in _of_item(item)]
+
+
+def replace_addresses(text: str, new: Mapping[str, str]) -> str:
+    """The value with each address that `new` has replaced by its entry; both in internal form."""
+    pieces, at = [], 0
+    for found in find_addresses(text):
+        other = new.get(found.address)
+        if other is None:
+            continue
+        pieces += [text[at : found.start], quote(other)]
+        # A comment in the middle of an address is kept behind it.
+        pieces += (f" {comment}" for comment in _comments(text[found.start : found.end]))
+        at = found.end
+    return "".join(pieces) + text[at:] if pieces else text
+
+
+def _items(text: str) -> Iterator[list[_Token]]:
+    """The tokens between commas, and what else separates addresses outside of angle brackets."""
+    item: list[_Token] = []
+    inside = False
+    for token in _tokens(text):
+        if token.kind in (",", ";", ":") and not inside:
+            if token.kind != ":":  # what it ends is the name of a group
+                yield item
+            item = []
+            continue
+        inside = token.kind == "<" or (inside and token.kind != ">")
+        item.append(token)
+    yield item
+
+
+def _of_item(item: list[_Token]) -> Iterator[FieldAddress]:
+    """What stands in angle brackets; without those, everything."""
+    begin, bracketed = 0, False
+    for at, token in enumerate(item):
+        if token.kind == "<":
+            begin, bracketed = at + 1, True
+        elif token.kind == ":":  # the end of a source route (RFC 5322 section 4.4)
+            begin = at + 1
+        elif token.kind == ">" and bracketed:
+            found = list(_of_words(item[begin:at]))
+            if len(found) == 1:
+                yield found[0]
+            begin = at + 1
+    if not bracketed:
+        yield from _of_words(item)
+
+
+def _of_words(tokens: list[_Token]) -> Iterator[FieldAddress]:
+    """Addresses without brackets; between words that no dot joins a comma was forgotten."""
+    run: list[_Token] = []
+    for token in tokens:
+        if run and run[-1].kind == token.kind == "word":
+            yield from _address(run)
+            run = []
+        run.append(token)
+    yield from _address(run)
+
+
+def _address(run: list[_Token]) -> Iterator[FieldAddress]:
+    """One address, if it is one."""
+    words = run[::2]
+    joints = [token.kind for token in run[1::2]]
+    text = "".join(token.text for token in run)
+    if (
+        text  # not an empty quoted string
+        and not _CONTROL.search(text)
+        and len(run) % 2
+        and all(token.kind == "word" for token in words)
+        and all(joint in _JOINTS for joint in joints)
+        and joints.count("@") <= 1
+        # Internal form cannot tell a quoted @ without a domain from the one before a domain.
+        and ("@" in joints or "@" not in text)
+    ):
+        yield FieldAddress(text, run[0].start, run[-1].end)
+
+
+def _tokens(text: str) -> Iterator[_Token]:
+    """Words and special characters, without white space and comments."""
+    at = 0
+    while at < len(text):
+        start = at
+        if match := _SPACE.match(text, at):
+            at = match.end()
+            continue
+        if text[at] == "(":
+            at = comment_end(text, at)
+            continue
+        if match := _QUOTED.match(text, at):
+            word = _PAIR.sub(r"\1", re.sub(r"\r?\n", "", match[1]))
+        elif match := _LITERAL.match(text, at):
+            word = match[0]
+        elif match := _ATOM.match(text, at):
+            word = _PAIR.sub(r"\1", match[0])
+        else:
+            # A quoted word or literal that is not closed swallows the rest.
+            at = len(text) if text[at] in '"[' else at + 1
+            yield _Token(text[start], text[start], start, at)
+            continue
+        at = match.end()
+        yield _Token("word", word, start, at)
+
+
+def _comments(text: str) -> list[str]:
+    """The comments in a piece of a field."""
+    found, at = [], 0
+    while at < len(text):
+        if text[at] == "(":
+            end = comment_end(text, at)
+            found.append(text[at:end])
+            at = end
+        elif match := _QUOTED.match(text, at):
+            at = match.end()
+        else:
+            at += 1
+    return found

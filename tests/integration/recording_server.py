@@ -1,0 +1,93 @@
+"""A server that keeps what it is sent to the octet, and announces only what it is told to.
+
+Threads and blocking sockets: real Postfix and our own commands talk to it from other processes.
+"""
+
+import re
+import socketserver
+import threading
+from types import TracebackType
+from typing import Self
+
+_PATH = re.compile(rb"<([^>]*)>")
+
+
+class RecordingServer:
+    """An ESMTP server on a loopback port, from entering the context to leaving it.
+
+    `keywords`: its EHLO keywords. `contents`: what stood between the 354 and the final dot, with
+    stuffed dots, by the local part of the recipient; `mails`: the MAIL lines, by the same.
+    """
+
+    def __init__(self, *keywords: str) -> None:
+        self.keywords = keywords
+        self.contents: dict[str, bytes] = {}
+        self.mails: dict[str, str] = {}
+        self.rcpts: dict[str, list[str]] = {}
+        self._server = socketserver.ThreadingTCPServer(("127.0.0.1", 0), self._handler())
+        self._server.daemon_threads = True
+        self.port: int = self._server.server_address[1]
+        self._thread = threading.Thread(
+            daemon=True, target=self._server.serve_forever, kwargs={"poll_interval": 0.02}
+        )
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._server.shutdown()
+        self._thread.join()
+        self._server.server_close()
+
+    def _handler(self) -> type[socketserver.StreamRequestHandler]:
+        recorder = self
+
+        class Handler(socketserver.StreamRequestHandler):
+            def handle(self) -> None:
+                recorder.converse(self)
+
+        return Handler
+
+    def converse(self, link: socketserver.StreamRequestHandler) -> None:
+        """One client, until it leaves."""
+        mail = b""
+        rcpts: list[bytes] = []
+        link.wfile.write(b"220 recorder.example ESMTP\r\n")
+        while line := link.rfile.readline():
+            verb = line[:4].upper()
+            answer = b"250 ok"
+            if verb == b"EHLO":
+                names = ["recorder.example", *self.keywords]
+                answer = "\r\n".join(
+                    [*(f"250-{name}" for name in names[:-1]), f"250 {names[-1]}"]
+                ).encode()
+            elif verb == b"MAIL":
+                mail, rcpts = line, []
+            elif verb == b"RCPT":
+                rcpts.append(line)
+            elif verb == b"DATA":
+                link.wfile.write(b"354 go on\r\n")
+                content = bytearray()
+                while (line := link.rfile.readline()) != b".\r\n":
+                    if not line:
+                        return  # cut off: not a message
+                    content += line
+                self._note(mail, rcpts, bytes(content))
+            elif verb == b"QUIT":
+                link.wfile.write(b"221 bye\r\n")
+                return
+            link.wfile.write(answer + b"\r\n")
+
+    def _note(self, mail: bytes, rcpts: list[bytes], content: bytes) -> None:
+        path = _PATH.search(rcpts[0])
+        assert path is not None
+        name = path[1].rpartition(b"@")[0].decode()
+        self.contents[name] = content
+        self.mails[name] = mail.decode().strip()
+        self.rcpts[name] = [rcpt.decode().strip() for rcpt in rcpts]
