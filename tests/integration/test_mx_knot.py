@@ -161,7 +161,7 @@ class Deliver:
         lines = [json.loads(line) for line in done.stdout.splitlines()]
         assert [line["recipient"] for line in lines] == list(recipients), self.log
         for line in lines:
-            keys = ["recipient", "status", "dsn", "relay", "reply", "delays", "conn_use"]
+            keys = ["recipient", "status", "dsn", "relay", "reply", "delays", "conn_use", "tls"]
             assert list(line) == keys
             assert len(line["delays"]) == 4
         return [(line["status"], line["dsn"], _short(line["relay"])) for line in lines]
