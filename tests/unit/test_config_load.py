@@ -229,6 +229,39 @@ def test_a_slip_in_a_name_of_ours_is_not_taken_for_another_programs() -> None:
     assert warning.endswith("did you mean proxy_interfaces?")
 
 
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("smtp_tls_CAfille", "smtp_tls_CAfile"),
+        ("smtp_tls_securty_level", "smtp_tls_security_level"),
+        ("smtp_tls_policy_map", "smtp_tls_policy_maps"),
+        ("lmtp_tls_loglevl", "lmtp_tls_loglevel"),
+        ("tls_append_defaultCA", "tls_append_default_CA"),
+        ("smtp_sasl_password_map", "smtp_sasl_password_maps"),
+    ],
+)
+def test_a_slip_in_a_name_of_tls_is_not_taken_for_one_to_come(name: str, meant: str) -> None:
+    assert Config.from_mapping({name: "x"}).warnings == (
+        f"configuration: unknown parameter {name} has no effect; did you mean {meant}?",
+    )
+
+
+def test_names_of_the_smtp_server_are_no_slips_in_those_of_the_client() -> None:
+    given = {"smtpd_tls_cert_file": "/a", "smtpd_tls_security_level": "may"}
+    assert Config.from_mapping(given).warnings == (
+        "configuration: parameters of other Postfix programs have no effect:"
+        " smtpd_tls_cert_file, smtpd_tls_security_level",
+    )
+
+
+def test_relays_by_sender_have_a_warning_of_their_own() -> None:
+    given = {"sender_dependent_relayhost_maps": "hash:/a", "sender_canonical_maps": "hash:/b"}
+    assert Config.from_mapping(given).warnings == (
+        "configuration: sender_dependent_relayhost_maps is not supported yet and has no effect",
+        "configuration: parameters of other Postfix programs have no effect: sender_canonical_maps",
+    )
+
+
 # --- where it comes from -------------------------------------------------------------------------
 
 
