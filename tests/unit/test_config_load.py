@@ -265,6 +265,28 @@ def test_relays_by_sender_have_a_warning_of_their_own() -> None:
 # --- where it comes from -------------------------------------------------------------------------
 
 
+def test_myorigin_may_be_a_file_as_in_debian(tmp_path: Path) -> None:
+    main_cf, name = tmp_path / "main.cf", tmp_path / "mailname"
+    main_cf.write_text(f"myhostname = mail.x.example\nmyorigin = {name}\n")
+    name.write_text("x.example\nnot this\n")
+    assert Config.load(main_cf).text("myorigin") == "x.example"
+    name.write_text("a$b.example")
+    assert Config.load(main_cf).text("myorigin") == "a$b.example"
+    given = f"{main_cf}:2: myorigin = {name}: "
+    expected = "; expected a domain, or a file with one in its first line"
+    for octets, why in (
+        (b"\nx.example\n", "the first line of that file is empty"),
+        (None, "cannot be read: No such file or directory"),
+    ):
+        name.unlink()
+        if octets is not None:
+            name.write_bytes(octets)
+        with pytest.raises(ConfigError) as caught:
+            Config.load(main_cf)
+        assert str(caught.value) == given + why + expected
+        name.touch()
+
+
 def test_a_directory_stands_for_its_main_cf(tmp_path: Path) -> None:
     (tmp_path / "main.cf").write_text("myhostname = h.example\n")
     for config in (

@@ -14,7 +14,7 @@ import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 
@@ -39,6 +39,7 @@ __all__ = ["Config", "ConfigError", "Facts", "Problem"]
 
 DEFAULT_DIRECTORY = Path("/etc/postrio")
 COMMAND_LINE = "-o"  # the place of settings from the command line
+MAX_ORIGIN = 1024  # characters of a domain in a file
 MAPPING = "configuration"  # the place of settings from a mapping
 
 # Tables that stand in main.cf itself would have an error show passwords.
@@ -94,6 +95,7 @@ class Config:
                 problems.append(setting)
             else:
                 settings[setting.name] = setting
+        _read_origin(settings, problems)
         return cls._checked(settings, problems, read.warnings, environ, facts, clock)
 
     @classmethod
@@ -251,6 +253,37 @@ def _row(name: str) -> Parameter:
     if row is None:
         raise LookupError(f"{name} is not in the table of parameters")
     return row
+
+
+def _read_origin(settings: dict[str, Setting], problems: list[Problem]) -> None:
+    """Put the first line of the file in place of its name, as Debian's Postfix does for myorigin.
+
+    Its main.cf has `myorigin = /etc/mailname`, and such a main.cf works here, too.
+    """
+    setting = settings.get("myorigin")
+    if setting is None or not setting.value.startswith("/"):
+        return
+    try:
+        with Path(setting.value).open(encoding="utf-8") as file:
+            domain = file.readline(MAX_ORIGIN).strip()
+        why = "" if domain else "the first line of that file is empty"
+    except (OSError, ValueError) as exc:
+        domain, why = "", f"cannot be read: {getattr(exc, 'strerror', None) or exc}"
+    # $ is ours alone: a file is no main.cf. An unreadable one leaves the default, and is told of.
+    if why:
+        del settings["myorigin"]
+        problems.append(
+            Problem(
+                file=setting.file,
+                line=setting.line,
+                parameter="myorigin",
+                value=setting.value,
+                why=why,
+                expected="a domain, or a file with one in its first line",
+            )
+        )
+    else:
+        settings["myorigin"] = replace(setting, value=domain.replace("$", "$$"))
 
 
 def _find_file(path: Path | None, environ: Mapping[str, str]) -> Path | None:
