@@ -245,6 +245,32 @@ def test_check_reads_the_files_of_tls_policies_and_tells_what_is_odd(
     assert f"smtp_tls_trust_anchor_file = {tmp_path / 'ca.pem'}: " in ended.err
 
 
+def test_check_says_each_file_once_and_counts_every_mistake(shell: Shell, tmp_path: Path) -> None:
+    ended = shell.postrio("check", "-o", f"smtp_tls_CAfile={tmp_path / 'no.pem'}")
+    assert f"smtp_tls_CAfile = {tmp_path / 'no.pem'}: cannot be read: No such file" in ended.err
+    names = ["-o", "smtp_tls_ciphers=strong", "-o", "smtp_tls_fingerprint_digest=sha265"]
+    ended = shell.postrio("check", *names)
+    assert (ended.status, ended.err.splitlines()[-1]) == (78, "postrio: 2 problems found")
+
+
+def test_check_names_the_parameter_where_the_system_has_no_authorities(
+    shell: Shell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SSL_CERT_FILE", "/nowhere")
+    ended = shell.postrio("check", "-o", "tls_append_default_CA=yes")
+    assert ended.status == 78
+    assert "postrio: -o: tls_append_default_CA = yes: no list of authorities was" in ended.err
+
+
+@pytest.mark.parametrize("database", ["btree:/nowhere/sessions", "btree"])
+def test_check_says_where_tls_sessions_cannot_be_shared(shell: Shell, database: str) -> None:
+    ended = shell.postrio("check", "-o", f"smtp_tls_session_cache_database={database}")
+    assert (ended.status, ended.out) == (0, "nothing is wrong\n")
+    assert "warning: smtp_tls_session_cache_database: " in ended.err
+    inside = f"smtp_tls_session_cache_database=btree:{shell.queue / 'sessions'}"
+    assert "session_cache" not in shell.postrio("check", "-o", inside).err
+
+
 def test_check_leaves_the_file_of_tls_sessions_alone(shell: Shell, tmp_path: Path) -> None:
     sessions = f"smtp_tls_session_cache_database=btree:{tmp_path / 'sessions'}"
     assert shell.postrio("check", "-o", sessions).status == 0

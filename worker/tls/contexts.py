@@ -44,6 +44,7 @@ SYSTEM_FILES: Final = (
     "/etc/ssl/ca-bundle.pem",  # SUSE
     "/etc/ssl/cert.pem",  # BSD
 )
+SYSTEM_CA: Final = "tls_append_default_CA"  # the parameter that asks for them
 NOT_SPOKEN: Final = {
     Version.TLSV1: SSL.OP_NO_TLSv1,
     Version.TLSV1_1: SSL.OP_NO_TLSv1_1,
@@ -259,7 +260,7 @@ def system_file() -> str:
     for file in (named,) if named else SYSTEM_FILES:
         if Path(file).is_file():
             return file
-    raise TlsFilesError("tls_append_default_CA", "no list of authorities was found in this system")
+    raise TlsFilesError(SYSTEM_CA, "no list of authorities was found in this system")
 
 
 def _blocks(file: str) -> Iterator[tuple[bytes, bytes]]:
