@@ -271,6 +271,34 @@ def test_check_says_where_tls_sessions_cannot_be_shared(shell: Shell, database: 
     assert "session_cache" not in shell.postrio("check", "-o", inside).err
 
 
+def test_check_reads_the_entries_of_policy_maps_and_password_tables(
+    shell: Shell, tmp_path: Path
+) -> None:
+    policies, passwords = tmp_path / "policies", tmp_path / "passwords"
+    policies.write_text(
+        "good.example secure match=mx.good.example\n"
+        "[mx.bad.example]:25 secrue\n"
+        "ta.example secure tafile=/nowhere.pem\n"
+    )
+    passwords.write_text("good.example ann:secret1\nbad.example :secret2\n")
+    ended = shell.postrio(
+        *("check", "-o", f"smtp_tls_policy_maps=texthash:{policies}"),
+        *("-o", "smtp_sasl_auth_enable=yes"),
+        *("-o", f"smtp_sasl_password_maps=texthash:{passwords}"),
+    )
+    assert (ended.status, ended.out) == (0, "nothing is wrong\n")
+    assert [line for line in ended.err.splitlines() if "its mail will wait" in line] == [
+        'postrio: warning: smtp_tls_policy_maps, next-hop destination "[mx.bad.example]:25":'
+        ' invalid security level "secrue"; expected none, may, encrypt, fingerprint, verify,'
+        " secure; its mail will wait",
+        "postrio: warning: smtp_tls_policy_maps: /nowhere.pem: cannot be read: No such file or"
+        " directory; its mail will wait",
+        "postrio: warning: the entry for bad.example in the password table begins without a user"
+        " name; its mail will wait",
+    ]
+    assert "secret" not in ended.err
+
+
 def test_check_leaves_the_file_of_tls_sessions_alone(shell: Shell, tmp_path: Path) -> None:
     sessions = f"smtp_tls_session_cache_database=btree:{tmp_path / 'sessions'}"
     assert shell.postrio("check", "-o", sessions).status == 0

@@ -17,6 +17,7 @@ from worker.cli.exits import CommandError, complain
 from worker.cli.options import config_choice, configured
 from worker.config.config import Config
 from worker.config.problems import ConfigError
+from worker.config.table import TableError
 from worker.delivery.settings import DeliverySettings
 from worker.environment import make_rules
 from worker.network.network import DnsSettings, NetworkSettings
@@ -25,7 +26,10 @@ from worker.queue.routing import Router
 from worker.queue.schema import DATABASE, check_database
 from worker.queue.settings import QueueSettings
 from worker.queue.store import StoreError
+from worker.sasl.client import SaslClient
 from worker.status.events import Event, Warned
+from worker.tls.contexts import Contexts, TlsFilesError
+from worker.tls.policies import TlsPolicies, TlsPolicyError
 from worker.tls.sessions import session_file
 
 RESOLV_CONF: Final = Path("/etc/resolv.conf")
@@ -73,6 +77,7 @@ def findings(config: Config) -> Iterator[Finding]:
     yield from _queue(Path(config.text("queue_directory")), config)
     yield from _log(config)
     yield from _sessions(config)
+    yield from _entries(config)
     yield from _resolver(config)
     yield from _descriptors(config)
 
@@ -162,6 +167,31 @@ def _sessions(config: Config) -> Iterator[Finding]:
         if why:
             text = f"{name}: {why}; TLS sessions will not be shared between processes"
             yield Finding(text, fatal=False)
+
+
+def _entries(config: Config) -> Iterator[Finding]:
+    """Entries of tables that defer all mail that they are for."""
+    files = Contexts()
+    for protocol in Protocol:
+        said: list[str] = []
+        try:
+            for policy in TlsPolicies.from_config(config, protocol).listed():
+                if isinstance(policy, TlsPolicyError):
+                    said.append(str(policy))
+                    continue
+                try:
+                    if policy.anchors.trust_files:
+                        files.check(policy)
+                except TlsFilesError as exc:
+                    said.append(f"{config.mirror('smtp_tls_policy_maps', protocol)}: {exc}")
+            sasl = SaslClient.from_config(config, protocol)
+            said += sasl.mistakes() if sasl is not None else ()
+        except ConfigError:
+            continue  # told already
+        except TableError as exc:
+            said.append(str(exc))
+        for text in said:
+            yield Finding(f"{text}; its mail will wait", fatal=False)
 
 
 def _resolver(config: Config) -> Iterator[Finding]:
