@@ -271,6 +271,18 @@ def test_check_says_where_tls_sessions_cannot_be_shared(shell: Shell, database: 
     assert "session_cache" not in shell.postrio("check", "-o", inside).err
 
 
+def test_who_may_not_read_the_passwords_may_submit_and_look(shell: Shell, tmp_path: Path) -> None:
+    # A test run as root can read everything: a table that is not there is as closed to it.
+    with shell.main_cf.open("a") as main_cf:
+        main_cf.write("smtp_sasl_auth_enable = yes\n")
+        main_cf.write(f"smtp_sasl_password_maps = texthash:{tmp_path / 'closed'}\n")
+    assert shell.postrio("send", "b@y.example", stdin=MESSAGE).status == 0
+    assert shell.sendmail("b@y.example", stdin=MESSAGE).status == 0
+    assert len(shell.listed()) == 2
+    assert "closed" in shell.postrio("config", "-n").out
+    assert shell.postrio("check").status == 78
+
+
 def test_check_reads_the_entries_of_policy_maps_and_password_tables(
     shell: Shell, tmp_path: Path
 ) -> None:

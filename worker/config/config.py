@@ -72,6 +72,7 @@ class Config:
         *,
         facts: Facts | None = None,
         clock: Clock = time.monotonic,
+        tables: bool = True,
     ) -> "Config":
         """Read main.cf and check everything. Raises ConfigError with all that is wrong.
 
@@ -79,6 +80,8 @@ class Config:
         /etc/postrio if it has a main.cf, else nothing but defaults. `overrides` are texts
         `name=value` (as after -o) and win. `environ` (default: the process's) serves MAIL_CONFIG
         and environ: tables; `clock` (seconds) bounds how often changed table files are looked for.
+        `tables`: open tables and lists of files. Who does without them needs no right to read them
+        (one holds passwords), and must not ask for any.
         """
         environ = os.environ if environ is None else environ
         facts = Facts.of_this_process() if facts is None else facts
@@ -96,7 +99,8 @@ class Config:
             else:
                 settings[setting.name] = setting
         _read_origin(settings, problems)
-        return cls._checked(settings, problems, read.warnings, environ, facts, clock)
+        opening = _Opening(environ, clock) if tables else None
+        return cls._checked(settings, problems, read.warnings, facts, opening)
 
     @classmethod
     def from_mapping(
@@ -116,7 +120,7 @@ class Config:
             for name, value in mapping.items()
         }
         facts = Facts() if facts is None else facts
-        return cls._checked(settings, [], (), environ or {}, facts, clock)
+        return cls._checked(settings, [], (), facts, _Opening(environ or {}, clock))
 
     @classmethod
     def _checked(
@@ -124,13 +128,12 @@ class Config:
         settings: Mapping[str, Setting],
         problems: list[Problem],
         warnings: Sequence[str],
-        environ: Mapping[str, str],
         facts: Facts,
-        clock: Clock,
+        opening: "_Opening | None",
     ) -> "Config":
         expander = Expander(settings, facts)
         used = used_names(settings, expander)
-        check = _Check(settings, expander, environ, clock)
+        check = _Check(settings, expander, opening)
         check.everything(used)
         problems += check.problems
         if problems:
@@ -308,6 +311,14 @@ def _read(file: Path) -> MainCf:
     return parse_main_cf(text, str(file))
 
 
+@dataclass(frozen=True, slots=True)
+class _Opening:
+    """What tables are opened with."""
+
+    environ: Mapping[str, str]
+    clock: Clock
+
+
 class _Check:
     """Reads every value once and collects what is wrong."""
 
@@ -315,13 +326,11 @@ class _Check:
         self,
         settings: Mapping[str, Setting],
         expander: Expander,
-        environ: Mapping[str, str],
-        clock: Clock,
+        opening: _Opening | None,
     ) -> None:
         self._settings = settings
         self._expander = expander
-        self._environ = environ
-        self._clock = clock
+        self._opening = opening
         self._bad: set[str] = set()
         self.values: dict[str, Value] = {}
         self.maps: dict[str, Maps] = {}
@@ -362,13 +371,16 @@ class _Check:
     def _open(self, row: Parameter, value: Value) -> None:
         """Open what the value names, tables and files. Raises TableConfigError."""
         opened: Maps | StringList
+        how = self._opening
+        if how is None:
+            return
         if row.kind is Kind.TABLES:
             assert isinstance(value, tuple)
-            opened = open_maps(value, environ=self._environ, clock=self._clock)
+            opened = open_maps(value, environ=how.environ, clock=how.clock)
             self.maps[row.name] = opened
         elif row.kind is Kind.MATCHES:
             assert isinstance(value, tuple)
-            opened = open_string_list(value, environ=self._environ, clock=self._clock)
+            opened = open_string_list(value, environ=how.environ, clock=how.clock)
             self.lists[row.name] = opened
         else:
             return
