@@ -175,6 +175,31 @@ def test_a_table_that_cannot_be_used_is_a_mistake() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "bob:canary",
+        "canary",
+        "canary:bob",
+        "static:bob:canary texthash:/nowhere",
+        "texthash:/nowhere static:bob:canary",
+        "hash:/x, bob:canary",
+        "inline:{a=bob:canary",
+        "inline:{{[a.example]:25 bob:canary}}",
+        "$mine",
+    ],
+)
+def test_no_mistake_in_the_password_tables_shows_a_password(text: str) -> None:
+    (problem,) = problems({"smtp_sasl_password_maps": text, "mine": "bob:canary"})
+    assert "smtp_sasl_password_maps = " in problem
+    assert "canary" not in problem
+
+
+def test_names_of_password_tables_are_shown() -> None:
+    (problem,) = problems({"smtp_sasl_password_maps": "proxy:hash:/x"})
+    assert "= proxy:hash:/x: the table type" in problem
+
+
 def test_what_nothing_uses_may_be_broken() -> None:
     config = Config.from_mapping({"smtpd_banner": "$ is fine", "smtpd_x": "${"})
     assert config.expanded("smtpd_banner") == "$ is fine"

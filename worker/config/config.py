@@ -32,7 +32,7 @@ from worker.config.parameters import (
 )
 from worker.config.problems import ConfigError, Problem
 from worker.config.remarks import remarks, used_names
-from worker.config.tables import Maps, TableConfigError, open_maps
+from worker.config.tables import INDEXED, SERVED, TYPES, Maps, TableConfigError, open_maps
 from worker.config.values import BadValueError, Value, parse_value
 
 __all__ = ["Config", "ConfigError", "Facts", "Problem"]
@@ -42,9 +42,11 @@ COMMAND_LINE = "-o"  # the place of settings from the command line
 MAX_ORIGIN = 1024  # characters of a domain in a file
 MAPPING = "configuration"  # the place of settings from a mapping
 
-# Tables that stand in main.cf itself would have an error show passwords.
+# What stands in main.cf itself would have an error show passwords: a table in place, or a user and
+# a password where a table should be. Names of tables elsewhere may be shown.
 _PASSWORDS = "_sasl_password_maps"
 _IN_PLACE = re.compile(r"(inline|static):.*", re.DOTALL)
+_ELSEWHERE = frozenset({*TYPES, *INDEXED, *SERVED}) - {"inline", "static"}
 
 Clock = Callable[[], float]
 
@@ -412,8 +414,9 @@ class _Check:
             setting = self._settings[involved[0]]
         own = self._settings.get(name)
         value = own.value if own else PARAMETERS[name].default
-        if name.endswith(_PASSWORDS) and _IN_PLACE.search(self._readable(name)):
-            value, why = _IN_PLACE.sub(r"\1:...", value), "a table in it is wrong"
+        if name.endswith(_PASSWORDS) and _may_hold_passwords(self._readable(name)):
+            match = _IN_PLACE.match(value)
+            value, why = f"{match[1]}:..." if match else "...", "a table in it is wrong"
         self.problems.append(
             Problem(
                 file=setting.file if setting else "default",
@@ -424,3 +427,7 @@ class _Check:
                 expected=expected,
             )
         )
+
+
+def _may_hold_passwords(text: str) -> bool:
+    return any(word.partition(":")[0] not in _ELSEWHERE for word in text.replace(",", " ").split())

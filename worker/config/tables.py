@@ -90,7 +90,11 @@ def open_table(spec: str, *, environ: Mapping[str, str], clock: Clock) -> Table:
     if opener is not None:
         return opener(spec, name, environ, clock)
     supported = ", ".join(sorted(TYPES))
-    if kind in INDEXED:
+    if kind in {"proxy", "proxywrite"}:  # the table behind it is what somebody has to change
+        inner, _, name = name.partition(":")
+        if inner in INDEXED or inner == "texthash":
+            kind = f"{kind}:{inner}"
+    if kind.rpartition(":")[2] in INDEXED or kind.endswith(":texthash"):
         raise TableConfigError(
             f'the table type "{kind}" is not supported yet',
             f"texthash:{name}, which reads the text file itself",
