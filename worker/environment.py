@@ -9,7 +9,7 @@ from typing import Final
 from protocol.request import Protocol
 from worker.cache.client import CacheClient
 from worker.config.config import Config
-from worker.config.problems import ConfigError
+from worker.config.problems import ConfigError, Problem
 from worker.delivery.deliver import Environment
 from worker.delivery.reuse import CachedSessions, ReusePolicy
 from worker.delivery.security import SecurityRules
@@ -24,7 +24,7 @@ from worker.network.network import (
 )
 from worker.sasl.client import SaslClient
 from worker.status.events import Emit, Warned
-from worker.tls.contexts import Contexts, TlsFilesError
+from worker.tls.contexts import SYSTEM_CA, Contexts, TlsFilesError
 from worker.tls.handshake import TlsEngine
 from worker.tls.holder import Holder
 from worker.tls.policies import TlsPolicies
@@ -102,9 +102,7 @@ def make_rules(
         for policy in policies.sample():
             contexts.check(policy)
     except TlsFilesError as exc:
-        raise ConfigError(
-            [problem_of(config, _naming(config, protocol, exc.file), str(exc))]
-        ) from exc
+        raise ConfigError([_files_problem(config, protocol, exc)]) from exc
     sasl = SaslClient.from_config(config, protocol)
     sessions = None
     if resume:  # last: nothing that can fail comes behind it, and leaves the file open
@@ -128,8 +126,12 @@ _FILES: Final = (
 )
 
 
-def _naming(config: Config, protocol: Protocol, file: str) -> str:
-    """The parameter that names `file`, a set one if possible."""
+def _files_problem(config: Config, protocol: Protocol, error: TlsFilesError) -> Problem:
+    """The mistake, with the parameter that names the file, a set one if possible."""
+    if error.file == SYSTEM_CA:
+        return problem_of(config, SYSTEM_CA, error.reason)
     names = [config.mirror(name, protocol) for name in _FILES]
-    named = [name for name in names if file in config.text(name)]
-    return min(named, key=lambda name: not config.is_set(name), default=names[0])
+    named = [name for name in names if error.file in config.text(name)]
+    name = min(named, key=lambda name: not config.is_set(name), default=names[0])
+    said_before = config.text(name) == error.file
+    return problem_of(config, name, error.reason if said_before else str(error))

@@ -175,6 +175,31 @@ def test_a_table_that_cannot_be_used_is_a_mistake() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "bob:canary",
+        "canary",
+        "canary:bob",
+        "static:bob:canary texthash:/nowhere",
+        "texthash:/nowhere static:bob:canary",
+        "hash:/x, bob:canary",
+        "inline:{a=bob:canary",
+        "inline:{{[a.example]:25 bob:canary}}",
+        "$mine",
+    ],
+)
+def test_no_mistake_in_the_password_tables_shows_a_password(text: str) -> None:
+    (problem,) = problems({"smtp_sasl_password_maps": text, "mine": "bob:canary"})
+    assert "smtp_sasl_password_maps = " in problem
+    assert "canary" not in problem
+
+
+def test_names_of_password_tables_are_shown() -> None:
+    (problem,) = problems({"smtp_sasl_password_maps": "proxy:hash:/x"})
+    assert "= proxy:hash:/x: the table type" in problem
+
+
 def test_what_nothing_uses_may_be_broken() -> None:
     config = Config.from_mapping({"smtpd_banner": "$ is fine", "smtpd_x": "${"})
     assert config.expanded("smtpd_banner") == "$ is fine"
@@ -229,7 +254,62 @@ def test_a_slip_in_a_name_of_ours_is_not_taken_for_another_programs() -> None:
     assert warning.endswith("did you mean proxy_interfaces?")
 
 
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("smtp_tls_CAfille", "smtp_tls_CAfile"),
+        ("smtp_tls_securty_level", "smtp_tls_security_level"),
+        ("smtp_tls_policy_map", "smtp_tls_policy_maps"),
+        ("lmtp_tls_loglevl", "lmtp_tls_loglevel"),
+        ("tls_append_defaultCA", "tls_append_default_CA"),
+        ("smtp_sasl_password_map", "smtp_sasl_password_maps"),
+    ],
+)
+def test_a_slip_in_a_name_of_tls_is_not_taken_for_one_to_come(name: str, meant: str) -> None:
+    assert Config.from_mapping({name: "x"}).warnings == (
+        f"configuration: unknown parameter {name} has no effect; did you mean {meant}?",
+    )
+
+
+def test_names_of_the_smtp_server_are_no_slips_in_those_of_the_client() -> None:
+    given = {"smtpd_tls_cert_file": "/a", "smtpd_tls_security_level": "may"}
+    assert Config.from_mapping(given).warnings == (
+        "configuration: parameters of other Postfix programs have no effect:"
+        " smtpd_tls_cert_file, smtpd_tls_security_level",
+    )
+
+
+def test_relays_by_sender_have_a_warning_of_their_own() -> None:
+    given = {"sender_dependent_relayhost_maps": "hash:/a", "sender_canonical_maps": "hash:/b"}
+    assert Config.from_mapping(given).warnings == (
+        "configuration: sender_dependent_relayhost_maps is not supported yet and has no effect",
+        "configuration: parameters of other Postfix programs have no effect: sender_canonical_maps",
+    )
+
+
 # --- where it comes from -------------------------------------------------------------------------
+
+
+def test_myorigin_may_be_a_file_as_in_debian(tmp_path: Path) -> None:
+    main_cf, name = tmp_path / "main.cf", tmp_path / "mailname"
+    main_cf.write_text(f"myhostname = mail.x.example\nmyorigin = {name}\n")
+    name.write_text("x.example\nnot this\n")
+    assert Config.load(main_cf).text("myorigin") == "x.example"
+    name.write_text("a$b.example")
+    assert Config.load(main_cf).text("myorigin") == "a$b.example"
+    given = f"{main_cf}:2: myorigin = {name}: "
+    expected = "; expected a domain, or a file with one in its first line"
+    for octets, why in (
+        (b"\nx.example\n", "the first line of that file is empty"),
+        (None, "cannot be read: No such file or directory"),
+    ):
+        name.unlink()
+        if octets is not None:
+            name.write_bytes(octets)
+        with pytest.raises(ConfigError) as caught:
+            Config.load(main_cf)
+        assert str(caught.value) == given + why + expected
+        name.touch()
 
 
 def test_a_directory_stands_for_its_main_cf(tmp_path: Path) -> None:

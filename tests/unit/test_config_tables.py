@@ -78,6 +78,7 @@ def test_the_fail_table_never_answers() -> None:
         ("static:", "is not a table"),
         ("hash:/etc/x", '"hash" is not supported yet; expected texthash:/etc/x'),
         ("lmdb:/etc/x", "texthash:/etc/x"),
+        ("proxy:hash:/etc/x", '"hash" is not supported yet; expected texthash:/etc/x'),
         ("ldap:/etc/x", '"ldap" is not supported yet; expected one of: cidr, environ'),
         ("hsh:/etc/x", 'no table type "hsh"'),
         ("inline:{}", "without an entry"),
@@ -252,7 +253,7 @@ def test_lines_left_out_are_warned_of(tmp_path: Path) -> None:
         f"{path}:1: a line that continues none is left out",
         f"{path}:5: left out; expected key, white space, text",
         f'{path}:6: the key ends in ":"; is this an alias file?',
-        f"{path}:7: left out; an earlier line has the key a.com",
+        f"{path}:7: left out; an earlier line has this key",
         f"{path}:9: left out; expected key, white space, text",
     )
 

@@ -465,7 +465,7 @@ def test_chain_files_win_over_the_files_before_them() -> None:
     settings = {"smtp_tls_chain_files": "/a.pem, /b.pem", "smtp_tls_cert_file": "/old.pem"}
     found = policies(settings)
     assert found.main_policy().identity == Identity(
-        pairs=(("/a.pem", "/a.pem"), ("/b.pem", "/b.pem"))
+        pairs=(("/a.pem", "/a.pem"), ("/b.pem", "/b.pem")), one_text=True
     )
     assert found.warnings == (
         "configuration: smtp_tls_cert_file: ignored when smtp_tls_chain_files is not empty",

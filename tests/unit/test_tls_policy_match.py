@@ -108,3 +108,9 @@ def test_a_digest_has_all_its_digits_and_nothing_else(text: str) -> None:
     else:
         with pytest.raises(BadValueError, match="is no sha256 digest"):
             parse_digest(text, "sha256")
+
+
+@pytest.mark.parametrize("copied", ["sha256", "Fingerprint=AB:CD", "SHA256_Fingerprint=AB:CD"])
+def test_who_copies_all_that_openssl_prints_is_told_which_part_counts(copied: str) -> None:
+    with pytest.raises(BadValueError, match="only what stands behind Fingerprint="):
+        parse_digest(copied, "sha256")

@@ -245,6 +245,72 @@ def test_check_reads_the_files_of_tls_policies_and_tells_what_is_odd(
     assert f"smtp_tls_trust_anchor_file = {tmp_path / 'ca.pem'}: " in ended.err
 
 
+def test_check_says_each_file_once_and_counts_every_mistake(shell: Shell, tmp_path: Path) -> None:
+    ended = shell.postrio("check", "-o", f"smtp_tls_CAfile={tmp_path / 'no.pem'}")
+    assert f"smtp_tls_CAfile = {tmp_path / 'no.pem'}: cannot be read: No such file" in ended.err
+    names = ["-o", "smtp_tls_ciphers=strong", "-o", "smtp_tls_fingerprint_digest=sha265"]
+    ended = shell.postrio("check", *names)
+    assert (ended.status, ended.err.splitlines()[-1]) == (78, "postrio: 2 problems found")
+
+
+def test_check_names_the_parameter_where_the_system_has_no_authorities(
+    shell: Shell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SSL_CERT_FILE", "/nowhere")
+    ended = shell.postrio("check", "-o", "tls_append_default_CA=yes")
+    assert ended.status == 78
+    assert "postrio: -o: tls_append_default_CA = yes: no list of authorities was" in ended.err
+
+
+@pytest.mark.parametrize("database", ["btree:/nowhere/sessions", "btree"])
+def test_check_says_where_tls_sessions_cannot_be_shared(shell: Shell, database: str) -> None:
+    ended = shell.postrio("check", "-o", f"smtp_tls_session_cache_database={database}")
+    assert (ended.status, ended.out) == (0, "nothing is wrong\n")
+    assert "warning: smtp_tls_session_cache_database: " in ended.err
+    inside = f"smtp_tls_session_cache_database=btree:{shell.queue / 'sessions'}"
+    assert "session_cache" not in shell.postrio("check", "-o", inside).err
+
+
+def test_who_may_not_read_the_passwords_may_submit_and_look(shell: Shell, tmp_path: Path) -> None:
+    # A test run as root can read everything: a table that is not there is as closed to it.
+    with shell.main_cf.open("a") as main_cf:
+        main_cf.write("smtp_sasl_auth_enable = yes\n")
+        main_cf.write(f"smtp_sasl_password_maps = texthash:{tmp_path / 'closed'}\n")
+    assert shell.postrio("send", "b@y.example", stdin=MESSAGE).status == 0
+    assert shell.sendmail("b@y.example", stdin=MESSAGE).status == 0
+    assert len(shell.listed()) == 2
+    assert "closed" in shell.postrio("config", "-n").out
+    assert shell.postrio("check").status == 78
+
+
+def test_check_reads_the_entries_of_policy_maps_and_password_tables(
+    shell: Shell, tmp_path: Path
+) -> None:
+    policies, passwords = tmp_path / "policies", tmp_path / "passwords"
+    policies.write_text(
+        "good.example secure match=mx.good.example\n"
+        "[mx.bad.example]:25 secrue\n"
+        "ta.example secure tafile=/nowhere.pem\n"
+    )
+    passwords.write_text("good.example ann:secret1\nbad.example :secret2\n")
+    ended = shell.postrio(
+        *("check", "-o", f"smtp_tls_policy_maps=texthash:{policies}"),
+        *("-o", "smtp_sasl_auth_enable=yes"),
+        *("-o", f"smtp_sasl_password_maps=texthash:{passwords}"),
+    )
+    assert (ended.status, ended.out) == (0, "nothing is wrong\n")
+    assert [line for line in ended.err.splitlines() if "its mail will wait" in line] == [
+        'postrio: warning: smtp_tls_policy_maps, next-hop destination "[mx.bad.example]:25":'
+        ' invalid security level "secrue"; expected none, may, encrypt, fingerprint, verify,'
+        " secure; its mail will wait",
+        "postrio: warning: smtp_tls_policy_maps: /nowhere.pem: cannot be read: No such file or"
+        " directory; its mail will wait",
+        "postrio: warning: the entry for bad.example in the password table begins without a user"
+        " name; its mail will wait",
+    ]
+    assert "secret" not in ended.err
+
+
 def test_check_leaves_the_file_of_tls_sessions_alone(shell: Shell, tmp_path: Path) -> None:
     sessions = f"smtp_tls_session_cache_database=btree:{tmp_path / 'sessions'}"
     assert shell.postrio("check", "-o", sessions).status == 0

@@ -12,6 +12,7 @@ from protocol.outcome import Action
 from protocol.request import Protocol
 from tests.worker.peer import Peer, Phase
 from tests.worker.world import World, actions, deliver_one, make_request
+from worker.delivery.introduction import WRAPPER_NEEDED
 from worker.delivery.settings import DeliverySettings
 from worker.status.events import Warned
 
@@ -103,3 +104,14 @@ async def test_a_server_with_our_own_name_is_a_loop_on_the_mail_port(
     assert Warned(
         "host mx1.example.com[192.0.2.1] greeted me with my own hostname Client.Example"
     ) in (world.events)
+
+
+@pytest.mark.parametrize("port", [465, 587])
+@trio_test
+async def test_who_talks_plainly_to_the_port_for_tls_is_told_what_to_set(
+    autojump_clock: MockClock, port: int
+) -> None:
+    world = World(Peer())
+    request = replace(make_request(), nexthop=f"[mx1.example.com]:{port}")
+    await deliver_one(world, request)
+    assert (Warned(WRAPPER_NEEDED, request.queue_id) in world.events) is (port == 465)

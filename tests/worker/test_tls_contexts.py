@@ -202,6 +202,48 @@ async def test_a_pair_in_one_file_or_in_two_in_any_order(pki: Pki, tmp_path: Pat
 
 
 @trio_test
+async def test_chain_files_may_be_split_between_key_certificate_and_chain(
+    pki: Pki, tmp_path: Path
+) -> None:
+    leaf = pki.leaf("chain")
+    first, rest = tmp_path / "first.pem", tmp_path / "rest.pem"
+    first.write_bytes(leaf.certificate.public_bytes(serialization.Encoding.PEM))
+    rest.write_bytes(pki.signer("middle").certificate.public_bytes(serialization.Encoding.PEM))
+    other = pki.leaf("client-rsa")
+    for files in (
+        (leaf.key, leaf.chain),
+        (leaf.key, first, rest),
+        (other.joined, leaf.key, leaf.chain),
+        (leaf.key, leaf.chain, other.key, other.chain),
+    ):
+        pairs = tuple((str(file), str(file)) for file in files)
+        policy = replace(MAY, identity=Identity(pairs=pairs, one_text=True))
+        context = server_context(pki.leaf("good"))
+        assert Binding.lib.SSL_CTX_set1_sigalgs_list(context._context, b"ECDSA+SHA256") == 1
+        own = (await seen(policy, context))[:2]
+        assert own == [
+            der(leaf),
+            pki.signer("middle").certificate.public_bytes(serialization.Encoding.DER),
+        ]
+
+
+@pytest.mark.parametrize("wrong", [("chain", "key"), ("key",), ("key", "key"), ("key", "joined")])
+def test_chain_files_in_the_wrong_order_or_incomplete(pki: Pki, wrong: tuple[str, ...]) -> None:
+    leaf = pki.leaf("client")
+    files = [str(getattr(leaf, name)) for name in wrong]
+    pairs = tuple((file, file) for file in files)
+    error = refusal(replace(MAY, identity=Identity(pairs=pairs, one_text=True)))
+    assert error.file == files[0]
+    assert error.reason.startswith("there is no ")
+
+
+def test_only_chain_files_go_on_in_the_next_one(pki: Pki) -> None:
+    mine, other = pki.leaf("client"), pki.leaf("client-rsa")
+    pairs = tuple((str(file), str(file)) for file in (mine.joined, other.chain))
+    assert refusal(replace(MAY, identity=Identity(pairs=pairs))).file == str(other.chain)
+
+
+@trio_test
 async def test_the_chain_goes_along(pki: Pki) -> None:
     leaf = pki.leaf("deep-chain")
     policy = replace(MAY, identity=Identity(pairs=((str(leaf.joined), str(leaf.joined)),)))

@@ -17,6 +17,7 @@ from worker.cli.exits import CommandError, complain
 from worker.cli.options import config_choice, configured
 from worker.config.config import Config
 from worker.config.problems import ConfigError
+from worker.config.table import TableError
 from worker.delivery.settings import DeliverySettings
 from worker.environment import make_rules
 from worker.network.network import DnsSettings, NetworkSettings
@@ -25,7 +26,11 @@ from worker.queue.routing import Router
 from worker.queue.schema import DATABASE, check_database
 from worker.queue.settings import QueueSettings
 from worker.queue.store import StoreError
+from worker.sasl.client import SaslClient
 from worker.status.events import Event, Warned
+from worker.tls.contexts import Contexts, TlsFilesError
+from worker.tls.policies import TlsPolicies, TlsPolicyError
+from worker.tls.sessions import session_file
 
 RESOLV_CONF: Final = Path("/etc/resolv.conf")
 DESCRIPTORS_PER_SLOT: Final = 2  # the session, and the content of a large message
@@ -71,6 +76,8 @@ def findings(config: Config) -> Iterator[Finding]:
     yield from _parts(config)
     yield from _queue(Path(config.text("queue_directory")), config)
     yield from _log(config)
+    yield from _sessions(config)
+    yield from _entries(config)
     yield from _resolver(config)
     yield from _descriptors(config)
 
@@ -93,9 +100,10 @@ def _parts(config: Config) -> Iterator[Finding]:
         try:
             part()
         except ConfigError as exc:
-            if str(exc) not in said:  # both protocols trip over the same line
-                said.add(str(exc))
-                yield Finding(str(exc), fatal=True)
+            for problem in map(str, exc.problems):
+                if problem not in said:  # both protocols trip over the same line
+                    said.add(problem)
+                    yield Finding(problem, fatal=True)
     for text in dict.fromkeys(event.text for event in odd if isinstance(event, Warned)):
         yield Finding(text, fatal=False)
 
@@ -141,6 +149,49 @@ def _log(config: Config) -> Iterator[Finding]:
     probe, what = (path, "writable") if path.exists() else (path.parent, "a writable directory")
     if not os.access(probe, os.W_OK) or path.is_dir():
         yield Finding(f"maillog_file: {probe} is not {what}", fatal=True)
+
+
+def _sessions(config: Config) -> Iterator[Finding]:
+    """smtp_tls_session_cache_database: mail goes out without it, but nobody would know why."""
+    for protocol in Protocol:
+        name = config.mirror("smtp_tls_session_cache_database", protocol)
+        database = config.text(name)
+        path = session_file(database)
+        if path is not None and path.parent == Path(config.text("queue_directory")):
+            continue  # of the queue directory everything is said already
+        why = ""
+        if database and path is None:
+            why = f"{database} is not type:/path/name"
+        elif path is not None and not os.access(path if path.exists() else path.parent, os.W_OK):
+            why = f"{path} cannot be written"
+        if why:
+            text = f"{name}: {why}; TLS sessions will not be shared between processes"
+            yield Finding(text, fatal=False)
+
+
+def _entries(config: Config) -> Iterator[Finding]:
+    """Entries of tables that defer all mail that they are for."""
+    files = Contexts()
+    for protocol in Protocol:
+        said: list[str] = []
+        try:
+            for policy in TlsPolicies.from_config(config, protocol).listed():
+                if isinstance(policy, TlsPolicyError):
+                    said.append(str(policy))
+                    continue
+                try:
+                    if policy.anchors.trust_files:
+                        files.check(policy)
+                except TlsFilesError as exc:
+                    said.append(f"{config.mirror('smtp_tls_policy_maps', protocol)}: {exc}")
+            sasl = SaslClient.from_config(config, protocol)
+            said += sasl.mistakes() if sasl is not None else ()
+        except ConfigError:
+            continue  # told already
+        except TableError as exc:
+            said.append(str(exc))
+        for text in said:
+            yield Finding(f"{text}; its mail will wait", fatal=False)
 
 
 def _resolver(config: Config) -> Iterator[Finding]:

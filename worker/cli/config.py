@@ -48,7 +48,7 @@ def command(
         raise click.UsageError("-h and -H exclude each other")
     if explain and not names:
         raise click.UsageError("--explain needs a NAME")
-    config = config_choice(context).load()
+    config = config_choice(context).load_without_tables()
     for warning in config.warnings:
         complain("postrio", f"warning: {warning}")
     which = Which.DEFAULTS if defaults else Which.CHANGED if changed else Which.ALL

@@ -28,6 +28,13 @@ class ConfigChoice:
         """Read it. Raises ConfigError."""
         return Config.load(self.path, self.overrides)
 
+    def load_without_tables(self) -> Config:
+        """Read it for a command that any user may give: tables may hold what he must not read.
+
+        Raises ConfigError.
+        """
+        return Config.load(self.path, self.overrides, tables=False)
+
     def arguments(self) -> list[str]:
         """The same choice as arguments for a process we start; the path is made absolute."""
         words = [] if self.path is None else ["-c", str(self.path.absolute())]

@@ -233,7 +233,7 @@ def _iso(when: float) -> str:
 def _with_queue(
     context: click.Context, run: Callable[[QueueCommands], Awaitable[_Result]]
 ) -> _Result:
-    config = config_choice(context).load()
+    config = config_choice(context).load_without_tables()
     directory = Path(config.text("queue_directory"))
     settings = store_settings(config)
     if not directory.exists():  # looking at a queue must not make one

@@ -35,7 +35,7 @@ and a new log file where the old one was renamed.
 @click.pass_context
 def command(context: click.Context, options: tuple[str, ...]) -> NoReturn:
     """Keep idle connections for whoever delivers next: Postfix's scache(8)."""
-    config = config_choice(context).load()
+    config = config_choice(context).load_without_tables()
     if cache_socket(config) is None and not options:
         raise CommandError(
             "connection_cache_service_name is empty: name a socket, or give --socket", os.EX_CONFIG

@@ -61,7 +61,7 @@ def command(
     """Put a message on the queue and print its queue id."""
     if not recipients and not from_header:
         raise click.UsageError("no recipient was given, and no -t")
-    config = config_choice(context).load()
+    config = config_choice(context).load_without_tables()
     try:
         wanted = [parse_recipient(text) for text in recipients]
         reverse_path = login_name() if sender is None else parse_sender(sender)

@@ -216,7 +216,7 @@ def _flush_arguments(what: str) -> list[str]:
 
 
 def _submit(call: Call) -> int:
-    config = Config.load(call.config)
+    config = Config.load(call.config, tables=False)
     message = read_message(SubmittedText(sys.stdin.buffer, dot_ends=call.dot_ends))
     recipients = list(call.recipients)
     if call.from_header:

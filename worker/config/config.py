@@ -14,7 +14,7 @@ import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 
@@ -32,18 +32,21 @@ from worker.config.parameters import (
 )
 from worker.config.problems import ConfigError, Problem
 from worker.config.remarks import remarks, used_names
-from worker.config.tables import Maps, TableConfigError, open_maps
+from worker.config.tables import INDEXED, SERVED, TYPES, Maps, TableConfigError, open_maps
 from worker.config.values import BadValueError, Value, parse_value
 
 __all__ = ["Config", "ConfigError", "Facts", "Problem"]
 
 DEFAULT_DIRECTORY = Path("/etc/postrio")
 COMMAND_LINE = "-o"  # the place of settings from the command line
+MAX_ORIGIN = 1024  # characters of a domain in a file
 MAPPING = "configuration"  # the place of settings from a mapping
 
-# Tables that stand in main.cf itself would have an error show passwords.
+# What stands in main.cf itself would have an error show passwords: a table in place, or a user and
+# a password where a table should be. Names of tables elsewhere may be shown.
 _PASSWORDS = "_sasl_password_maps"
 _IN_PLACE = re.compile(r"(inline|static):.*", re.DOTALL)
+_ELSEWHERE = frozenset({*TYPES, *INDEXED, *SERVED}) - {"inline", "static"}
 
 Clock = Callable[[], float]
 
@@ -71,6 +74,7 @@ class Config:
         *,
         facts: Facts | None = None,
         clock: Clock = time.monotonic,
+        tables: bool = True,
     ) -> "Config":
         """Read main.cf and check everything. Raises ConfigError with all that is wrong.
 
@@ -78,6 +82,8 @@ class Config:
         /etc/postrio if it has a main.cf, else nothing but defaults. `overrides` are texts
         `name=value` (as after -o) and win. `environ` (default: the process's) serves MAIL_CONFIG
         and environ: tables; `clock` (seconds) bounds how often changed table files are looked for.
+        `tables`: open tables and lists of files. Who does without them needs no right to read them
+        (one holds passwords), and must not ask for any.
         """
         environ = os.environ if environ is None else environ
         facts = Facts.of_this_process() if facts is None else facts
@@ -94,7 +100,9 @@ class Config:
                 problems.append(setting)
             else:
                 settings[setting.name] = setting
-        return cls._checked(settings, problems, read.warnings, environ, facts, clock)
+        _read_origin(settings, problems)
+        opening = _Opening(environ, clock) if tables else None
+        return cls._checked(settings, problems, read.warnings, facts, opening)
 
     @classmethod
     def from_mapping(
@@ -114,7 +122,7 @@ class Config:
             for name, value in mapping.items()
         }
         facts = Facts() if facts is None else facts
-        return cls._checked(settings, [], (), environ or {}, facts, clock)
+        return cls._checked(settings, [], (), facts, _Opening(environ or {}, clock))
 
     @classmethod
     def _checked(
@@ -122,13 +130,12 @@ class Config:
         settings: Mapping[str, Setting],
         problems: list[Problem],
         warnings: Sequence[str],
-        environ: Mapping[str, str],
         facts: Facts,
-        clock: Clock,
+        opening: "_Opening | None",
     ) -> "Config":
         expander = Expander(settings, facts)
         used = used_names(settings, expander)
-        check = _Check(settings, expander, environ, clock)
+        check = _Check(settings, expander, opening)
         check.everything(used)
         problems += check.problems
         if problems:
@@ -253,6 +260,37 @@ def _row(name: str) -> Parameter:
     return row
 
 
+def _read_origin(settings: dict[str, Setting], problems: list[Problem]) -> None:
+    """Put the first line of the file in place of its name, as Debian's Postfix does for myorigin.
+
+    Its main.cf has `myorigin = /etc/mailname`, and such a main.cf works here, too.
+    """
+    setting = settings.get("myorigin")
+    if setting is None or not setting.value.startswith("/"):
+        return
+    try:
+        with Path(setting.value).open(encoding="utf-8") as file:
+            domain = file.readline(MAX_ORIGIN).strip()
+        why = "" if domain else "the first line of that file is empty"
+    except (OSError, ValueError) as exc:
+        domain, why = "", f"cannot be read: {getattr(exc, 'strerror', None) or exc}"
+    # $ is ours alone: a file is no main.cf. An unreadable one leaves the default, and is told of.
+    if why:
+        del settings["myorigin"]
+        problems.append(
+            Problem(
+                file=setting.file,
+                line=setting.line,
+                parameter="myorigin",
+                value=setting.value,
+                why=why,
+                expected="a domain, or a file with one in its first line",
+            )
+        )
+    else:
+        settings["myorigin"] = replace(setting, value=domain.replace("$", "$$"))
+
+
 def _find_file(path: Path | None, environ: Mapping[str, str]) -> Path | None:
     if path is None and (directory := environ.get("MAIL_CONFIG")):
         path = Path(directory)
@@ -275,6 +313,14 @@ def _read(file: Path) -> MainCf:
     return parse_main_cf(text, str(file))
 
 
+@dataclass(frozen=True, slots=True)
+class _Opening:
+    """What tables are opened with."""
+
+    environ: Mapping[str, str]
+    clock: Clock
+
+
 class _Check:
     """Reads every value once and collects what is wrong."""
 
@@ -282,13 +328,11 @@ class _Check:
         self,
         settings: Mapping[str, Setting],
         expander: Expander,
-        environ: Mapping[str, str],
-        clock: Clock,
+        opening: _Opening | None,
     ) -> None:
         self._settings = settings
         self._expander = expander
-        self._environ = environ
-        self._clock = clock
+        self._opening = opening
         self._bad: set[str] = set()
         self.values: dict[str, Value] = {}
         self.maps: dict[str, Maps] = {}
@@ -329,13 +373,16 @@ class _Check:
     def _open(self, row: Parameter, value: Value) -> None:
         """Open what the value names, tables and files. Raises TableConfigError."""
         opened: Maps | StringList
+        how = self._opening
+        if how is None:
+            return
         if row.kind is Kind.TABLES:
             assert isinstance(value, tuple)
-            opened = open_maps(value, environ=self._environ, clock=self._clock)
+            opened = open_maps(value, environ=how.environ, clock=how.clock)
             self.maps[row.name] = opened
         elif row.kind is Kind.MATCHES:
             assert isinstance(value, tuple)
-            opened = open_string_list(value, environ=self._environ, clock=self._clock)
+            opened = open_string_list(value, environ=how.environ, clock=how.clock)
             self.lists[row.name] = opened
         else:
             return
@@ -367,8 +414,9 @@ class _Check:
             setting = self._settings[involved[0]]
         own = self._settings.get(name)
         value = own.value if own else PARAMETERS[name].default
-        if name.endswith(_PASSWORDS) and _IN_PLACE.search(self._readable(name)):
-            value, why = _IN_PLACE.sub(r"\1:...", value), "a table in it is wrong"
+        if name.endswith(_PASSWORDS) and _may_hold_passwords(self._readable(name)):
+            match = _IN_PLACE.match(value)
+            value, why = f"{match[1]}:..." if match else "...", "a table in it is wrong"
         self.problems.append(
             Problem(
                 file=setting.file if setting else "default",
@@ -379,3 +427,7 @@ class _Check:
                 expected=expected,
             )
         )
+
+
+def _may_hold_passwords(text: str) -> bool:
+    return any(word.partition(":")[0] not in _ELSEWHERE for word in text.replace(",", " ").split())

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from collections.abc import Set as AbstractSet
 
 from worker.config.expander import Expander
-from worker.config.foreign import of_other_programs, of_the_client
+from worker.config.foreign import of_other_programs, of_the_client, of_the_server
 from worker.config.main_cf import Setting
 from worker.config.parameters import PARAMETERS, find
 
@@ -28,7 +28,7 @@ def remarks(
     for name, setting in settings.items():
         row = find(name)
         if row is None and name not in used:
-            if of_other_programs(name) and not _near(name, _SURE):
+            if of_other_programs(name) and (of_the_server(name) or not _near(name, _SURE)):
                 others.append(setting)
             else:
                 yield f"{setting.place}: {_unknown(name)}"

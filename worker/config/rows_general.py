@@ -21,7 +21,12 @@ IDENTITY: tuple[Parameter, ...] = (
         "Domain of this host. Computed when not set: $myhostname without its first label, or"
         " localdomain.",
     ),
-    text("myorigin", "$myhostname", "Domain that completes addresses without one."),
+    text(
+        "myorigin",
+        "$myhostname",
+        "Domain that completes addresses without one; /file: the first line of that file, as"
+        " Debian's /etc/mailname.",
+    ),
     text("mail_name", "postrio", "What the mail system calls itself in notices."),
     text("mail_version", "", "Version of postrio.", read_only=True),
     text("process_id", "", "Number of this process.", read_only=True),

@@ -123,8 +123,9 @@ TLS_PROOF: tuple[Parameter, ...] = (
     words(
         "smtp_tls_chain_files",
         "",
-        "Our own certificates, shown to servers that ask: PEM files, each with a key and behind it"
-        " its certificate and the chain. Wins over the four parameters below.",
+        "Our own certificates, shown to servers that ask: PEM files with a key, behind it its"
+        " certificate, and behind that the chain; each may be a file of its own (privkey.pem,"
+        " fullchain.pem). Wins over the four parameters below.",
         source="Postfix 3.4",
     ),
     text("smtp_tls_cert_file", "", "Our own certificate (RSA), and behind it the chain, in PEM."),

@@ -5,6 +5,7 @@ memory answer at once, without a checkpoint.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 
 
 class TableError(Exception):
@@ -35,6 +36,13 @@ class Table(ABC):
     @abstractmethod
     async def lookup(self, key: str) -> str | None:
         """The text of a key; None: not found. Raises TableError. Letter case as the type says."""
+
+    def entries(self) -> Mapping[str, str]:
+        """Texts by key, for who wants to check them all; none where the table cannot list them.
+
+        Raises TableError.
+        """
+        return {}
 
     @property
     def warnings(self) -> tuple[str, ...]:

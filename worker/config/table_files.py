@@ -7,7 +7,7 @@ right again: an old answer or "not found" could send mail the wrong way.
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Generic, TypeVar
 
@@ -100,13 +100,18 @@ def _signature(status: os.stat_result) -> _Signature:
     return status.st_ino, status.st_size, status.st_mtime_ns
 
 
+class _TextHash(FileTable[dict[str, str]]):
+    def entries(self) -> Mapping[str, str]:
+        return self._file.contents()
+
+
 def open_texthash(spec: str, name: str, clock: Clock) -> Table:
     """`texthash:/file`: lines of key, white space, text; keys in any case of letters.
 
     The format of postmap(1). The first of equal keys holds; a line that is not of the form is left
     out with a warning. Raises TableConfigError.
     """
-    return FileTable(spec, Path(name), clock, _read_texthash, _find_text)
+    return _TextHash(spec, Path(name), clock, _read_texthash, _find_text)
 
 
 def _find_text(texts: dict[str, str], key: str) -> str | None:
@@ -123,7 +128,7 @@ def _read_texthash(text: str, place: str) -> tuple[dict[str, str], list[str]]:
         elif not value:
             warnings.append(f"{place}:{number}: left out; expected key, white space, text")
         elif key.casefold() in texts:
-            warnings.append(f"{place}:{number}: left out; an earlier line has the key {key}")
+            warnings.append(f"{place}:{number}: left out; an earlier line has this key")
         else:
             if key.endswith(":"):
                 warnings.append(f'{place}:{number}: the key ends in ":"; is this an alias file?')

@@ -26,6 +26,10 @@ class Inline(Table):
         """See Table."""
         return self._texts.get(key.casefold())
 
+    def entries(self) -> Mapping[str, str]:
+        """See Table."""
+        return self._texts
+
 
 class Static(Table):
     """`static:text` or `static:{text with spaces}`: the same for every key."""
@@ -37,6 +41,10 @@ class Static(Table):
     async def lookup(self, key: str) -> str | None:
         """See Table."""
         return self._text
+
+    def entries(self) -> Mapping[str, str]:
+        """One, for whatever key."""
+        return {"*": self._text}
 
 
 class Random(Table):

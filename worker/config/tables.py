@@ -3,7 +3,7 @@
 To add a type, write a Table (`table.py`) and put its opener into TYPES.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from worker.config.table import Table, TableConfigError, TableError
@@ -95,6 +95,11 @@ class Maps:
             if found is not None:
                 return found
         return None
+
+    def entries(self) -> Iterator[tuple[str, str]]:
+        """Key and text of all that the tables can list. Raises TableError."""
+        for table in self.tables:
+            yield from table.entries().items()
 
     @property
     def warnings(self) -> tuple[str, ...]:

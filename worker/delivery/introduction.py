@@ -42,6 +42,11 @@ from worker.tls.stream import TlsStream
 SERVICE_CLOSING: Final = 421  # RFC 5321 section 3.8: whatever was asked, the session is over
 SILENT_DISCARD: Final = "silent-discard"
 SMTP_PORT: Final = 25
+SUBMISSIONS_PORT: Final = 465  # RFC 8314 section 3.3: TLS from the first octet
+WRAPPER_NEEDED: Final = (
+    "port 465 needs smtp_tls_wrappermode = yes and smtp_tls_security_level = encrypt (or stronger),"
+    " or both in an entry of smtp_tls_policy_maps: encrypt wrappermode=yes"
+)
 
 
 async def introduce(
@@ -110,6 +115,9 @@ class _Introduction:
         policy = self._security.policy
         if policy.wrapper and policy.level is not Level.NONE:
             await self._secure()
+        elif session.endpoint.port == SUBMISSIONS_PORT:
+            # The server waits for a handshake, and so will we for its greeting, for minutes.
+            self._emit(Warned(WRAPPER_NEEDED, self._request.queue_id))
         talk.phase(phrases.GREETING, self._settings.limits.helo)
         greeting = await talk.reply()
         session.dialogue.receive_greeting(greeting)

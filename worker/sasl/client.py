@@ -5,7 +5,7 @@ Start at `SaslClient.credentials`. What is said then is in `worker/delivery/auth
 
 import os
 import shlex
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
@@ -14,7 +14,7 @@ from protocol.request import Protocol
 from protocol.sasl.mechanisms import SECURITY_OPTIONS, Merit, Proof
 from worker.config.config import Config, ConfigError, Problem
 from worker.config.match_list import StringList
-from worker.config.tables import Maps
+from worker.config.tables import Maps, TableError
 from worker.sasl.credentials import Credentials, read_entry
 from worker.sasl.refusals import Refusals
 from worker.sasl.tokens import Tokens, command_tokens
@@ -103,6 +103,17 @@ class SaslClient:
                     return Credentials(found.user, found.secret, found.user)
                 return found
         return None
+
+    def mistakes(self) -> Iterator[str]:
+        """What is wrong with entries of the tables, as far as they can be listed.
+
+        For people who want to know before mail is deferred. Raises TableError.
+        """
+        for key, value in self.passwords.entries():
+            try:
+                read_entry(value, self.delimiter, key)
+            except TableError as exc:
+                yield str(exc)
 
     def _keys(self, sender: str, host: str, nexthop: str) -> list[str]:
         """What the tables are asked for, in this order (S086)."""

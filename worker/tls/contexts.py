@@ -10,7 +10,7 @@ import os
 import re
 from collections import OrderedDict
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -44,6 +44,7 @@ SYSTEM_FILES: Final = (
     "/etc/ssl/ca-bundle.pem",  # SUSE
     "/etc/ssl/cert.pem",  # BSD
 )
+SYSTEM_CA: Final = "tls_append_default_CA"  # the parameter that asks for them
 NOT_SPOKEN: Final = {
     Version.TLSV1: SSL.OP_NO_TLSv1,
     Version.TLSV1_1: SSL.OP_NO_TLSv1_1,
@@ -218,14 +219,12 @@ class Contexts:
     def _show(self, context: SSL.Context, identity: Identity) -> None:
         pairs = self._identities.get(identity)
         if pairs is None:
-            pairs = self._identities[identity] = tuple(
-                pair for files in identity.pairs for pair in _pairs(*files)
-            )
+            pairs = self._identities[identity] = tuple(map(_pair, _groups(identity)))
         shown: set[bytes] = set()
         for pair in pairs:
             try:
                 context.use_certificate(pair.certificate)
-                context.use_privatekey(pair.key)  # type: ignore[arg-type]  # checked in _pairs()
+                context.use_privatekey(pair.key)  # type: ignore[arg-type]  # checked in _pair()
             except (SSL.Error, TypeError) as exc:
                 subject = pair.certificate.subject.rfc4514_string()
                 reason = "OpenSSL cannot use this certificate with its key"
@@ -261,7 +260,7 @@ def system_file() -> str:
     for file in (named,) if named else SYSTEM_FILES:
         if Path(file).is_file():
             return file
-    raise TlsFilesError("tls_append_default_CA", "no list of authorities was found in this system")
+    raise TlsFilesError(SYSTEM_CA, "no list of authorities was found in this system")
 
 
 def _blocks(file: str) -> Iterator[tuple[bytes, bytes]]:
@@ -303,7 +302,36 @@ def _public_key(file: str, block: bytes) -> CertificateIssuerPublicKeyTypes:
         raise TlsFilesError(file, "a public key in it cannot be read") from exc
 
 
-def _pairs(certificate_file: str, key_file: str) -> list[_Pair]:
+@dataclass(slots=True)
+class _Group:
+    """PEM blocks of one of our certificates, and the files that they are in."""
+
+    certificate_file: str
+    key_file: str
+    certificates: list[bytes]
+    keys: list[bytes] = field(repr=False)  # one; whatever else is a mistake
+
+
+def _groups(identity: Identity) -> list[_Group]:
+    """All of them. Raises TlsFilesError for a file that cannot be read.
+
+    In smtp_tls_chain_files key, certificate and chain may lie in files of their own, one behind the
+    other, as some who issue certificates hand them out: privkey.pem, fullchain.pem.
+    """
+    groups: list[_Group] = []
+    for files in identity.pairs:
+        for group in _groups_of(*files):
+            last = groups[-1] if groups and identity.one_text else None
+            if last is None or group.keys or not last.keys:
+                groups.append(group)
+                continue
+            if not last.certificates:
+                last.certificate_file = group.certificate_file
+            last.certificates += group.certificates
+    return groups
+
+
+def _groups_of(certificate_file: str, key_file: str) -> list[_Group]:
     """Our certificates in a pair of files, which may be one file, as smtp_tls_chain_files has them.
 
     In a file with several keys each key stands before its certificates.
@@ -314,31 +342,30 @@ def _pairs(certificate_file: str, key_file: str) -> list[_Pair]:
         keys = [block for label, block in _blocks(key_file) if label.endswith(b"PRIVATE KEY")]
         if len(keys) > 1:
             raise TlsFilesError(key_file, "there is more than one private key in it")
-        return [_pair(certificate_file, key_file, keys, certificates)]
-    groups: list[tuple[list[bytes], list[bytes]]] = [([], [])]
+        return [_Group(certificate_file, key_file, certificates, keys)]
+    groups = [_Group(certificate_file, key_file, [], [])]
     several = sum(label.endswith(b"PRIVATE KEY") for label, _ in blocks) > 1
     for label, block in blocks:
-        keys, certificates = groups[-1]
+        group = groups[-1]
         if label in CERTIFICATE_LABELS:
-            certificates.append(block)
+            group.certificates.append(block)
         elif label.endswith(b"PRIVATE KEY"):
-            if several and (keys or certificates):
-                groups.append(([block], []))
+            if several and (group.keys or group.certificates):
+                groups.append(_Group(certificate_file, key_file, [], [block]))
             else:
-                keys.append(block)
-    return [_pair(certificate_file, key_file, *group) for group in groups]
+                group.keys.append(block)
+    return groups
 
 
-def _pair(
-    certificate_file: str, key_file: str, keys: list[bytes], certificates: list[bytes]
-) -> _Pair:
-    if not certificates:
+def _pair(group: _Group) -> _Pair:
+    certificate_file, key_file = group.certificate_file, group.key_file
+    if not group.certificates:
         raise TlsFilesError(certificate_file, "there is no certificate in it, or none for a key")
-    if not keys:
+    if not group.keys:
         raise TlsFilesError(key_file, "there is no private key in it, or none for a certificate")
-    key = _private_key(key_file, keys[0])
+    key = _private_key(key_file, group.keys[0])
     try:
-        leaf, *chain = [x509.load_pem_x509_certificate(block) for block in certificates]
+        leaf, *chain = [x509.load_pem_x509_certificate(block) for block in group.certificates]
         public = leaf.public_key()
     except UNREADABLE as exc:
         raise TlsFilesError(certificate_file, "a certificate in it cannot be read") from exc

@@ -97,9 +97,11 @@ def parse_digest(text: str, algorithm: str) -> str:
     digits = text.replace(":", "").lower()
     size = _digits(algorithm)
     if not _HEX.fullmatch(digits) or len(digits) != size:
-        raise BadValueError(
-            f'"{text[:200]}" is no {algorithm} digest', f"{size} hexadecimal digits, maybe colons"
-        )
+        expected = f"{size} hexadecimal digits, maybe colons"
+        # openssl x509 -fingerprint prints "sha256 Fingerprint=AB:CD:..."; all of it gets copied.
+        if "fingerprint" in text.lower() or text.lower() in hashlib.algorithms_available:
+            expected += ": of what openssl prints only what stands behind Fingerprint="
+        raise BadValueError(f'"{text[:200]}" is no {algorithm} digest', expected)
     return digits
 
 

@@ -119,6 +119,17 @@ class TlsPolicies:
             with suppress(TlsPolicyError):
                 yield self._made(source, "", "", unix=False)
 
+    def listed(self) -> Iterator[TlsPolicy | TlsPolicyError]:
+        """What the entries of the policy maps come to, without names, as far as they can be listed.
+
+        For people who want to know before mail is deferred. Raises TableError.
+        """
+        for key, text in self.settings.entries.entries():
+            try:
+                yield self._make(self._entry_source(key, text), "", "", unix=False)
+            except TlsPolicyError as exc:
+                yield exc
+
     async def policy(self, nexthop: str, host: str, *, unix: bool = False) -> TlsPolicy:
         """The policy for a delivery to `nexthop`, one destination as written, at server `host`.
 
@@ -141,9 +152,11 @@ class TlsPolicies:
         for key in nexthop.keys:
             text = await self.settings.entries.find(key)
             if text is not None:
-                place = f'{self._policy_maps}, next-hop destination "{key}"'
-                return _Source(place, text=text)
+                return self._entry_source(key, text)
         return self._main
+
+    def _entry_source(self, key: str, text: str) -> _Source:
+        return _Source(f'{self._policy_maps}, next-hop destination "{key}"', text=text)
 
     async def _old_entry(self, nexthop: str, host: str) -> _Source:
         """What smtp_tls_per_site says, by nexthop and by host; each entry must be sound."""

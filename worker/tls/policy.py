@@ -71,6 +71,8 @@ class Identity:
     """
 
     pairs: tuple[tuple[str, str], ...] = ()
+    # smtp_tls_chain_files: a file without a key goes on where the one before it ended.
+    one_text: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -108,8 +108,8 @@ class SessionStore:
         timeout = min(max(timeout, SHORTEST), LONGEST)
         file = None
         if database:
-            path = Path(f"{database.partition(':')[2]}.sqlite")
-            if path.is_absolute():
+            path = session_file(database)
+            if path is not None:
                 file = SessionFile.opened(path, timeout, emit, wall)
             else:
                 emit(
@@ -183,3 +183,12 @@ class SessionStore:
 
     def _good(self, proved: float, now: float) -> bool:
         return now - proved < self._timeout
+
+
+def session_file(database: str) -> Path | None:
+    """The file that smtp_tls_session_cache_database (type:/path/name) means; None: it means none.
+
+    Whatever the type, it is ours.
+    """
+    path = Path(f"{database.partition(':')[2]}.sqlite")
+    return path if path.is_absolute() else None

@@ -205,7 +205,7 @@ class _Reader:
     def identity(self) -> Identity:
         chains = _words(self.text("smtp_tls_chain_files"))
         if chains:
-            return Identity(pairs=tuple((file, file) for file in chains))
+            return Identity(pairs=tuple((file, file) for file in chains), one_text=True)
         pairs = (
             (self.text("smtp_tls_cert_file"), self.text("smtp_tls_key_file")),
             (self.text("smtp_tls_eccert_file"), self.text("smtp_tls_eckey_file")),
