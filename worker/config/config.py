@@ -10,7 +10,6 @@ set or not, is expanded (`macros.py`) and its text read by its kind (`values.py`
 """
 
 import os
-import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
@@ -45,8 +44,8 @@ MAPPING = "configuration"  # the place of settings from a mapping
 # What stands in main.cf itself would have an error show passwords: a table in place, or a user and
 # a password where a table should be. Names of tables elsewhere may be shown.
 _PASSWORDS = "_sasl_password_maps"
-_IN_PLACE = re.compile(r"(inline|static):.*", re.DOTALL)
-_ELSEWHERE = frozenset({*TYPES, *INDEXED, *SERVED}) - {"inline", "static"}
+_IN_PLACE = frozenset({"inline", "pipemap", "randmap", "static", "unionmap"})
+_ELSEWHERE = frozenset({*TYPES, *INDEXED, *SERVED}) - _IN_PLACE
 
 Clock = Callable[[], float]
 
@@ -415,8 +414,9 @@ class _Check:
         own = self._settings.get(name)
         value = own.value if own else PARAMETERS[name].default
         if name.endswith(_PASSWORDS) and _may_hold_passwords(self._readable(name)):
-            match = _IN_PLACE.match(value)
-            value, why = f"{match[1]}:..." if match else "...", "a table in it is wrong"
+            kind = value.partition(":")[0]
+            value = f"{kind}:..." if kind in _IN_PLACE else "..."
+            why = "a table in it is wrong"
         self.problems.append(
             Problem(
                 file=setting.file if setting else "default",
@@ -430,4 +430,5 @@ class _Check:
 
 
 def _may_hold_passwords(text: str) -> bool:
-    return any(word.partition(":")[0] not in _ELSEWHERE for word in text.replace(",", " ").split())
+    words = text.replace("proxy:", "").replace(",", " ").split()
+    return any(word.partition(":")[0] not in _ELSEWHERE for word in words)
