@@ -280,6 +280,9 @@ def test_who_may_not_read_the_passwords_may_submit_and_look(shell: Shell, tmp_pa
     assert shell.sendmail("b@y.example", stdin=MESSAGE).status == 0
     assert len(shell.listed()) == 2
     assert "closed" in shell.postrio("config", "-n").out
+    asked = ("table", "query", "-o", "transport_maps=inline:{a.example=smtp:b}")
+    assert shell.postrio(*asked, "transport_maps", "a.example").out == "smtp:b\n"
+    assert shell.postrio(*asked, "smtp_sasl_password_maps", "a.example").status == 78
     assert shell.postrio("check").status == 78
 
 

@@ -52,7 +52,7 @@ def query(context: click.Context, table: str, keys: tuple[str, ...], *, as_json:
 
     The text alone for a single key, else key, tab, text for each that was found.
     """
-    config = config_choice(context).load()
+    config = config_choice(context).load_without_tables()  # but for the one that is asked
     try:
         maps = _maps(config, table)
     except (TableConfigError, BadValueError) as exc:
@@ -75,7 +75,7 @@ def _maps(config: Config, table: str) -> Maps:
                 " expected type:name",
                 os.EX_USAGE,
             )
-        return config.maps(table)
+        table = config.text(table)
     return open_maps(split_list(table), environ=os.environ, clock=monotonic)
 
 
