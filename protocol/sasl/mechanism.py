@@ -36,8 +36,9 @@ class Login:
     user: str
     secret: Secret  # a password, or a token
     authzid: str = ""  # whom to act for; empty: for `user`
-    host: str = ""  # the server's name, for OAUTHBEARER
+    host: str = ""  # the server's name, for OAUTHBEARER and GSSAPI
     port: int = 0  # 0: not told
+    service: str = "smtp"  # or "lmtp": the first part of the server's name in Kerberos
     binding: ChannelBinding | None = None
     # The server offers mechanisms with channel binding (-PLUS): not to use them is our own choice.
     server_binds: bool = False
@@ -50,17 +51,27 @@ class Mechanism(ABC):
     """
 
     name: ClassVar[str]
+    # Why the server's word that it worked is not enough, where `complete` is false then.
+    unproved: ClassVar[str] = "the server has not proved that it knows the password"
 
     def __init__(self, login: Login) -> None:
         self._login = login
+
+    @classmethod
+    def lacks(cls) -> str:
+        """What is missing here to use it, in a few words; empty: nothing."""
+        return ""
 
     @property
     def complete(self) -> bool:
         """The server may say that it worked. Mechanisms that prove the server override this."""
         return True
 
-    def is_slow(self, challenge: bytes) -> bool:
-        """Whether `respond(challenge)` takes longer than an event loop should stand still."""
+    def is_slow(self, challenge: bytes | None) -> bool:
+        """Whether `respond(challenge)` takes longer than an event loop should stand still.
+
+        None: whether `begin()` does.
+        """
         return False
 
     def begin(self) -> bytes | None:

@@ -11,6 +11,7 @@ from enum import Enum, Flag, auto
 from types import MappingProxyType
 from typing import Final
 
+from protocol.sasl.gssapi import Gssapi
 from protocol.sasl.mechanism import Login, Mechanism
 from protocol.sasl.oauth import OAuthBearer, XOAuth2
 from protocol.sasl.scram import ScramSha1, ScramSha1Plus, ScramSha256, ScramSha256Plus
@@ -23,6 +24,7 @@ class Proof(Enum):
     PASSWORD = "password"
     TOKEN = "token"
     CERTIFICATE = "client certificate"
+    TICKET = "Kerberos ticket"
 
 
 class Merit(Flag):
@@ -56,11 +58,15 @@ class _Row:
 
 _SCRAM: Final = Merit.NOPLAINTEXT | Merit.NOACTIVE | Merit.NOANONYMOUS | Merit.MUTUAL_AUTH
 _EXTERNAL: Final = Merit.NOPLAINTEXT | Merit.NOACTIVE | Merit.NODICTIONARY | Merit.NOANONYMOUS
+# As in Cyrus, without NODICTIONARY: where a key was made of a password, who hears a ticket that is
+# encrypted with it can try passwords out.
+_GSSAPI: Final = Merit.NOPLAINTEXT | Merit.NOACTIVE | Merit.NOANONYMOUS | Merit.MUTUAL_AUTH
 
 # Strongest first. Tokens come last: only who takes passwords off the list, or has no password,
 # means his secret to be one.
 MECHANISMS: Final[Sequence[_Row]] = (
     _Row(External, Proof.CERTIFICATE, _EXTERNAL),
+    _Row(Gssapi, Proof.TICKET, _GSSAPI),
     _Row(ScramSha256Plus, Proof.PASSWORD, _SCRAM),
     _Row(ScramSha1Plus, Proof.PASSWORD, _SCRAM),
     _Row(ScramSha256, Proof.PASSWORD, _SCRAM),
@@ -100,9 +106,19 @@ def choose(
             and demands in row.merits
             and (bindable or not row.bound)
             and (encrypted or row.proof is not Proof.CERTIFICATE)
+            and not row.kind.lacks()
         ):
             return row.kind.name
     return None
+
+
+def lacking(offered: Collection[str], proofs: Collection[Proof]) -> str:
+    """What is missing here to use one of these mechanisms; empty: nothing.
+
+    `offered` and `proofs` as in choose().
+    """
+    wanted = [row for row in MECHANISMS if row.kind.name in offered and row.proof in proofs]
+    return next((lack for row in wanted if (lack := row.kind.lacks())), "")
 
 
 def make(name: str, login: Login) -> Mechanism:

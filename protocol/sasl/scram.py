@@ -34,9 +34,9 @@ class Scram(Mechanism):
         """The server has shown that it knows the password."""
         return self._verified
 
-    def is_slow(self, challenge: bytes) -> bool:
+    def is_slow(self, challenge: bytes | None) -> bool:
         """See Mechanism: by the number of iterations that the server asks for."""
-        return SLOW_ITERATIONS < _iterations(challenge) <= MAX_ITERATIONS
+        return challenge is not None and SLOW_ITERATIONS < _iterations(challenge) <= MAX_ITERATIONS
 
     def _begin(self) -> bytes | None:
         login = self._login

@@ -20,6 +20,7 @@ from protocol.sasl.scram import MAX_ITERATIONS, Scram, ScramSha1, ScramSha256
 from protocol.sasl.secret import Secret
 
 CANARY = "tanstaaf-canary"
+OWN = [name for name in NAMES if name != "GSSAPI"]  # that one has a file of tests for itself
 BINDING = ChannelBinding("tls-exporter", b"0123456789abcdef0123456789abcdef")
 LOGIN = Login(user="tim", secret=Secret(CANARY), host="mx.example", port=587, binding=BINDING)
 
@@ -261,7 +262,7 @@ CHALLENGE = st.binary(max_size=60) | st.sampled_from(
 )
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", OWN)
 @given(st.lists(CHALLENGE, max_size=5))
 def test_whatever_a_server_asks_ends_in_answers_or_a_sentence(
     name: str, challenges: Sequence[bytes]
@@ -279,7 +280,7 @@ def test_whatever_a_server_asks_ends_in_answers_or_a_sentence(
     assert "\n" not in problem
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", OWN)
 @pytest.mark.parametrize("text", ["", "a\0b", "\1", "\udcff", "\u0627\u0031a", "\x07bell"])
 def test_whatever_stands_in_the_table_is_sent_or_refused_in_a_sentence(
     name: str, text: str
@@ -290,7 +291,7 @@ def test_whatever_stands_in_the_table_is_sent_or_refused_in_a_sentence(
             make(name, who).begin()
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", OWN)
 def test_no_traceback_of_a_failing_mechanism_shows_the_secret(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -329,7 +330,7 @@ def chosen(
 
 
 def test_the_strongest_that_is_allowed_is_chosen() -> None:
-    everything = " ".join(reversed(NAMES))
+    everything = " ".join(reversed(OWN))
     assert chosen(everything, bindable=True) == "SCRAM-SHA-256-PLUS"
     assert chosen(everything) == "SCRAM-SHA-256"
     assert chosen("LOGIN PLAIN XOAUTH2 CRAM-MD5") == "CRAM-MD5"

@@ -22,7 +22,7 @@ from protocol.command import AUTH_LINE, RESPONSE_LIMIT, Auth, AuthResponse, Comm
 from protocol.reply import Reply
 from protocol.request import Protocol
 from protocol.sasl.mechanism import ChannelBinding, Login, Mechanism, SaslError
-from protocol.sasl.mechanisms import Merit, Proof, choose, make, proof_of
+from protocol.sasl.mechanisms import Merit, Proof, choose, lacking, make, proof_of
 from protocol.sasl.secret import Secret
 from worker.config.table import TableError
 from worker.delivery.session import Conversation, Session
@@ -39,6 +39,9 @@ SHORTEST: Final = 4  # characters of a text that is looked for in replies
 # Of a longer text as many from its beginning are: what a server repeats may be cut anywhere.
 BEGINNING: Final = 8
 GONE: Final = "[...]"  # in its place
+BEGINNINGS: Final = 20  # exchanges that are begun in threads at the same time
+
+_LIMITER: Final = trio.lowlevel.RunVar[trio.CapacityLimiter]("beginnings")
 
 
 async def authenticate(
@@ -70,6 +73,7 @@ async def authenticate(
         authzid=credentials.authzid,
         host=session.endpoint.host,
         port=session.endpoint.port,
+        service=session.settings.protocol.value,
         binding=binding,
         server_binds=any(offer.endswith("-PLUS") for offer in session.capabilities.auth),
     )
@@ -87,7 +91,8 @@ async def _try(
 ) -> Reply:
     """The server's verdict, unless it is known and a refusal. Raises SiteError."""
     exchange, refusals = _Exchange(session, talk, login), sasl.refusals
-    if refusals is None:
+    # A ticket is another one every few hours, and no key of a login says which.
+    if refusals is None or proof_of(name) is Proof.TICKET:
         return await exchange.run(make(name, login))
     key = refusals.key(login.host, (login.user, login.authzid), login.secret.reveal())
     known = await refusals.claim(key)
@@ -136,9 +141,13 @@ def _why_none(
     offer = f"it offers {' '.join(allowed)}"
     proofs = sasl.proofs(credentials)
     known = choose(allowed, proofs, Merit.NONE, encrypted=True, bindable=True)
+    if known is None and credentials.secret:
+        return (
+            f"{offer}; GSSAPI needs an entry without a password" if "GSSAPI" in allowed else offer
+        )
     if known is None:
-        missing = "" if credentials.secret else "; the password table has no password"
-        return offer + missing
+        lack = lacking(allowed, proofs)
+        return f"{offer}; the password table has no password" + (f", and {lack}" if lack else "")
     if choose(allowed, proofs, Merit.NONE, encrypted=session.tls is not None, bindable=False):
         prefix = session.settings.protocol.value
         kind = ""
@@ -174,11 +183,11 @@ class _Exchange:
         lmtp = self._session.settings.protocol is Protocol.LMTP
         # Postfix has no words and no limit for this phase: it belongs to the one before.
         doing, limit = phrases.LHLO if lmtp else phrases.EHLO, self._session.settings.limits.helo
-        self._talk.phase(doing, limit)
         try:
-            initial = self._kept(_encoded(mechanism.begin()))
+            initial = self._kept(_encoded(await _begun(mechanism)))
         except SaslError as exc:
             raise _failed(self._session, str(exc)) from None
+        self._talk.phase(doing, limit)
         command: Command = Auth(mechanism.name, initial)
         if len(command.to_wire()) > AUTH_LINE:
             command, self._held = Auth(mechanism.name), initial
@@ -192,7 +201,7 @@ class _Exchange:
                 raise
         if reply.positive and not mechanism.complete:
             # It would take our mail; but it is not who it should be.
-            why = f"{mechanism.name}: the server has not proved that it knows the password"
+            why = f"{mechanism.name}: {mechanism.unproved}"
             raise _failed(self._session, why)
         return reply
 
@@ -267,6 +276,24 @@ def _challenge(reply: Reply) -> bytes:
     except ValueError:
         pass
     raise SaslError("malformed challenge from server")
+
+
+async def _begun(mechanism: Mechanism) -> bytes | None:
+    if mechanism.is_slow(None):
+        # Of all steps this is the one that may wait for others, such as a KDC that does not answer.
+        return await trio.to_thread.run_sync(
+            mechanism.begin, abandon_on_cancel=True, limiter=_limiter()
+        )
+    return mechanism.begin()
+
+
+def _limiter() -> trio.CapacityLimiter:
+    """For threads that may stand still: other work of this run must not wait for them."""
+    try:
+        return _LIMITER.get()
+    except LookupError:
+        _LIMITER.set(limiter := trio.CapacityLimiter(BEGINNINGS))
+        return limiter
 
 
 async def _respond(mechanism: Mechanism, challenge: bytes) -> bytes:

@@ -140,7 +140,9 @@ class SaslClient:
         """What we can prove who we are with."""
         if credentials.secret:
             return (Proof.PASSWORD, Proof.TOKEN)
-        return (Proof.CERTIFICATE,) if self.tokens is None else (Proof.TOKEN,)
+        if self.tokens is not None:
+            return (Proof.TOKEN,)
+        return (Proof.CERTIFICATE, Proof.TICKET)
 
     async def allowed(self, offered: Sequence[str]) -> list[str]:
         """Those of the mechanisms that the filter lets pass. Raises TableError."""

@@ -9,7 +9,7 @@ from worker.config.table import TableError
 
 @dataclass(frozen=True, slots=True)
 class Credentials:
-    """`secret` empty: a client certificate or a token from elsewhere proves who we are.
+    """`secret` empty: a client certificate, a ticket or a token from elsewhere proves who we are.
 
     `authzid`: whom the server should take us for (send_cyrus_sasl_authzid); empty: for `user`.
     """
