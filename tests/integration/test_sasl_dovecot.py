@@ -155,6 +155,7 @@ class Relay:
     postfix: PostfixInstance
     settings: Mapping[str, str]
     sender: str = "sender@from.example"
+    host: str = "mx.example"  # its name
     tls: TlsFacts | None = None  # pretended: there are no certificates here
 
     async def log_in(self) -> str:
@@ -163,13 +164,11 @@ class Relay:
         sasl = SaslClient.from_config(config, Protocol.SMTP)
         assert sasl is not None
         credentials = await sasl.credentials(
-            sender=self.sender, host="mx.example", nexthop="[relay.example]:587"
+            sender=self.sender, host=self.host, nexthop="[relay.example]:587"
         )
         assert credentials is not None
         where = ("127.0.0.1", self.postfix.port)
-        endpoint = Endpoint(
-            host="mx.example", address=where[0], port=where[1], family=socket.AF_INET
-        )
+        endpoint = Endpoint(host=self.host, address=where[0], port=where[1], family=socket.AF_INET)
         before = len(self.postfix.log())
         stream = QuickStream(socket.create_connection(where))
         session = Session(endpoint, stream, DeliverySettings(skip_quit_response=False))

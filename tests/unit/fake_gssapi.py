@@ -77,7 +77,7 @@ class _Context:
             raise GSSError("Major (393216): A token had an invalid MIC, Minor (100004): Bad MIC")
         return SimpleNamespace(message=self._library.offer)
 
-    def wrap(self, message: bytes, encrypt: bool) -> SimpleNamespace:  # noqa: FBT001
+    def wrap(self, message: bytes, encrypt: bool) -> SimpleNamespace:
         self._library.does("wrap")
         assert not encrypt
         self._library.seen.append(message)

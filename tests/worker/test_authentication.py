@@ -6,6 +6,7 @@ Deterministic: servers in memory, virtual time.
 import binascii
 import hmac
 import socket
+import threading
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -22,8 +23,10 @@ from protocol.capabilities import Capabilities
 from protocol.dialogue import Dialogue, State
 from protocol.envelope_parameters import mail_parameters
 from protocol.request import Protocol
+from protocol.sasl.gssapi import Gssapi
 from protocol.sasl.mechanism import ChannelBinding
 from protocol.sasl.simple import Plain
+from tests.unit.fake_gssapi import FakeGssapi
 from tests.worker.memory_line import MemoryStream, memory_stream_pair
 from tests.worker.world import make_request
 from worker.config.config import Config
@@ -764,3 +767,81 @@ async def test_no_bug_at_any_step_shows_the_secret(
     (error,) = caught.value.exceptions
     assert isinstance(error, RuntimeError)
     assert_hidden(shown(error))
+
+
+# --- tickets -------------------------------------------------------------------------------------
+
+NO_PASSWORD = {"smtp_sasl_password_maps": "inline:{mx.example=user:}"}
+GSSAPI = ["334 " + b64(b"AP-REP"), "334 " + b64(b"wrapped offer")]
+ANSWERS = ["", b64(b"wrapped \1\0\0\0")]
+
+
+@pytest.mark.parametrize("tls", [None, facts()])
+@trio_test
+async def test_a_ticket_lets_in_who_has_no_password(
+    monkeypatch: pytest.MonkeyPatch, tls: TlsFacts | None
+) -> None:
+    library = FakeGssapi().install(monkeypatch)
+    server = Server(*GSSAPI, OK)
+    settings = {**NO_PASSWORD, "smtp_sasl_security_options": "noplaintext, mutual_auth"}
+    session = await log_in(server, client(settings), "PLAIN GSSAPI", tls=tls)
+    assert server.told == ["AUTH GSSAPI " + b64(b"AP-REQ"), *ANSWERS]
+    assert session.dialogue.in_step
+    assert library.seen[0]["name"] == ("smtp@mx.example", "hostbased")
+    assert threading.get_ident() not in library.threads
+
+
+@trio_test
+async def test_a_ticket_that_makes_the_line_too_long_waits_for_its_challenge(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ticket = b"t" * 700
+    FakeGssapi(tokens=(ticket, None)).install(monkeypatch)
+    server = Server("334 ", *GSSAPI, OK)
+    await log_in(server, client(NO_PASSWORD), "GSSAPI")
+    assert server.told == ["AUTH GSSAPI", b64(ticket), *ANSWERS]
+
+
+@trio_test
+async def test_without_a_ticket_nothing_is_said_to_the_server(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    FakeGssapi(failure="Major (1): x, Minor (2): No Kerberos credentials").install(monkeypatch)
+    server = Server(OK)
+    dsn, reason = await refused(server, client(NO_PASSWORD), "GSSAPI")
+    assert dsn == "4.7.0"
+    assert reason.endswith(f"to server {PEER}: GSSAPI: No Kerberos credentials")
+    assert server.told == []
+
+
+@trio_test
+async def test_a_server_that_accepts_a_ticket_too_soon_is_not_believed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    FakeGssapi().install(monkeypatch)
+    _, reason = await refused(Server(OK), client(NO_PASSWORD), "GSSAPI")
+    assert reason.endswith("GSSAPI: the server has not proved who it is")
+
+
+@trio_test
+async def test_a_refused_ticket_is_not_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    FakeGssapi().install(monkeypatch)
+    sasl = client({**NO_PASSWORD, "smtp_sasl_auth_cache_name": "any"})
+    for _ in range(2):
+        server = Server(*GSSAPI, NO)
+        _, reason = await refused(server, sasl, "GSSAPI")
+        assert len(server.told) == 3
+        assert "said: 535" in reason
+
+
+@trio_test
+async def test_gssapi_without_the_package_or_with_a_password_is_told(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(Gssapi, "lacks", lambda: "GSSAPI needs X")
+    none = "the password table has no password"
+    for offer in ("GSSAPI", "GSSAPI NTLM"):
+        _, reason = await refused(Server(OK), client(NO_PASSWORD), offer)
+        assert reason.endswith(f"(it offers {offer}; {none}, and GSSAPI needs X)")
+        _, reason = await refused(Server(OK), client(), offer)
+        assert reason.endswith(f"(it offers {offer}; GSSAPI needs an entry without a password)")
