@@ -35,6 +35,7 @@ NOT_PARAMETERS = {
     *("conn_use", "message_id", "mail_parameters", "rcpt_parameters"),
     "policy_failure",  # an attribute of TLS policies
     *("dbpath", "query", "result_format", "expansion_limit", "name_query"),  # of sqlite_table(5)
+    "dns_canonicalize_hostname",  # of krb5.conf(5)
     *("tls_config_file", "tls_ssl_options"),  # said not to be there yet
 }
 
