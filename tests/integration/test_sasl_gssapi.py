@@ -15,7 +15,8 @@ from bench.postfix_instance import PostfixInstance
 from tests.integration.dovecot_instance import DovecotInstance
 from tests.integration.kdc_instance import PROGRAMS, REALM, KdcInstance
 from tests.integration.peers import find_program
-from tests.integration.test_sasl_dovecot import Relay
+from tests.integration.test_sasl_dovecot import LIMIT, Relay
+from worker.cli import invoke
 from worker.errors import SiteError
 
 pytest.importorskip("gssapi", reason="not installed: python-gssapi (the extra gssapi)")
@@ -78,6 +79,7 @@ def postfix(kdc: KdcInstance) -> Iterator[PostfixInstance]:
     """A Postfix that lets in who has a ticket."""
     dovecot = DovecotInstance(config=CONFIG)
     keytab = kdc.keytab("smtp/mx.example", dovecot.directory / "server.keytab")
+    kdc.keytab("smtp/127.0.0.1", keytab)
     keytab.chmod(0o644)
     shutil.copy(kdc.config, dovecot.directory / "krb5.conf")
     main_cf = {
@@ -144,3 +146,22 @@ async def test_a_server_that_the_realm_does_not_know_is_not_logged_in_at(
     with pytest.raises(SiteError) as caught:
         await relay(postfix, "other.example").log_in()
     assert "not found in Kerberos database" in caught.value.reason
+
+
+def test_a_delivery_logs_in_first(
+    postfix: PostfixInstance, kdc: KdcInstance, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    realm(monkeypatch, kdc, tmp_path / "cache", "client.keytab")
+    nexthop = f"[127.0.0.1]:{postfix.port}"
+    main_cf, message = tmp_path / "main.cf", tmp_path / "message"
+    main_cf.write_text(
+        "smtp_sasl_auth_enable = yes\n"
+        f"smtp_sasl_password_maps = inline:{{{{ {nexthop} = mailer: }}}}\n"
+        "smtp_tls_security_level = none\n"
+    )
+    message.write_text("Subject: hello\n\nhello\n")
+    before = len(postfix.log())
+    arguments = ["deliver", "-c", str(main_cf), str(message), "--sender", "a@from.example"]
+    assert invoke([*arguments, "--nexthop", nexthop, "--recipient", "b@to.example"]) == 0
+    postfix.wait_until_drained(LIMIT)
+    assert "sasl_method=GSSAPI, sasl_username=mailer@" in postfix.log()[before:]
