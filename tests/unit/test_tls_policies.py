@@ -496,17 +496,16 @@ def test_trust_anchors_hold_where_authorities_prove_who_a_server_is() -> None:
 
 def test_what_is_logged_and_remembered() -> None:
     found = policies()
-    assert (found.note_offer, found.loglevel, found.feature_status) == (False, 0, True)
+    assert (found.note_offer, found.loglevel) == (False, 0)
     assert (found.session_timeout, found.session_database) == (3600.0, "")
     found = policies(
         {
             "smtp_tls_note_starttls_offer": "yes",
             "smtp_tls_loglevel": "2",
-            "smtp_log_tls_feature_status": "no",
             "smtp_tls_session_cache_database": "btree:${data_directory}/smtp_scache",
         }
     )
-    assert (found.note_offer, found.loglevel, found.feature_status) == (True, 2, False)
+    assert (found.note_offer, found.loglevel) == (True, 2)
     assert found.session_database == "btree:/var/spool/postrio/smtp_scache"
 
 

@@ -75,7 +75,6 @@ class TlsPolicies:
     def __init__(self, settings: TlsSettings) -> None:
         self.settings = settings
         self.note_offer = settings.note_offer
-        self.feature_status = settings.feature_status
         self.loglevel = settings.loglevel
         self.session_timeout = settings.session_timeout
         self.session_database = settings.session_database

@@ -63,7 +63,6 @@ class TlsSettings:
     entries: Maps  # smtp_tls_policy_maps
     per_site: Maps  # smtp_tls_per_site; not asked where there are policy maps
     note_offer: bool  # smtp_tls_note_starttls_offer
-    feature_status: bool  # smtp_log_tls_feature_status
     loglevel: int  # smtp_tls_loglevel
     session_timeout: float  # smtp_tls_session_cache_timeout, seconds; 0: nothing is resumed
     session_database: str  # smtp_tls_session_cache_database, as written
@@ -110,7 +109,6 @@ class TlsSettings:
             entries=config.maps(reader.name("smtp_tls_policy_maps")),
             per_site=config.maps(reader.name("smtp_tls_per_site")),
             note_offer=reader.boolean("smtp_tls_note_starttls_offer"),
-            feature_status=reader.boolean("smtp_log_tls_feature_status"),
             loglevel=config.integer(reader.name("smtp_tls_loglevel")),
             session_timeout=_session_timeout(
                 config.seconds(reader.name("smtp_tls_session_cache_timeout"))
