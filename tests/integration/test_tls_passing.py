@@ -298,9 +298,10 @@ async def test_a_user_that_dies_costs_its_message_and_the_connection_and_nothing
 ) -> None:
     peer = silent_the_second_time(certificates, phase)
     async with scene(tmp_path, peer) as (fleet, (maker, user), port):
+        await maker.serving()
         await maker.deliver(port)
         await fleet.kept(1)
-        before = maker.descriptors()
+        await maker.holds(1)
 
         async def use() -> None:
             with pytest.raises(WorkerLost):
@@ -311,12 +312,11 @@ async def test_a_user_that_dies_costs_its_message_and_the_connection_and_nothing
             await peer.until(lambda: REACHED[phase](peer))
             await user.kill()
         await until(lambda: peer.links[0].ended)
-        # The connection and its pair are gone.
-        await until(lambda: maker.descriptors() == before - 2)
+        await maker.holds(0)
         assert len(peer.accepted) == 1
         assert brief(await maker.deliver(port)) == (SENT, 1)
         await fleet.kept(1)
-        assert maker.descriptors() == before
+        await maker.holds(1)
 
 
 @trio_test
@@ -325,13 +325,14 @@ async def test_a_daemon_that_dies_costs_the_connections_it_holds(
 ) -> None:
     peer = tls_peer(certificates)
     async with scene(tmp_path, peer) as (fleet, (maker, user), port):
+        await maker.serving()
         await maker.deliver(port)
         await fleet.kept(1)
-        before = maker.descriptors()
+        await maker.holds(1)
         assert fleet.cache.process is not None
         fleet.cache.process.kill()
         await until(lambda: peer.links[0].ended)
-        await until(lambda: maker.descriptors() <= before - 2)
+        await maker.holds(0)
         assert brief(await user.deliver(port)) == (SENT, 1)
         assert brief(await maker.deliver(port)) == (SENT, 1)
 
@@ -530,16 +531,17 @@ async def test_a_delivery_that_is_cancelled_gives_no_connection_back(
 ) -> None:
     peer = silent_the_second_time(certificates, Phase.DOT)
     async with scene(tmp_path, peer, workers=1) as (fleet, (maker,), port):
+        await maker.serving()
         await maker.deliver(port)
         await fleet.kept(1)
-        before = maker.descriptors()
+        await maker.holds(1)
         async with Local(fleet.socket, {}) as user, trio.open_nursery() as nursery:
             nursery.start_soon(user.deliver, port)
             await peer.until(lambda: REACHED[Phase.DOT](peer))
             nursery.cancel_scope.cancel()
         await until(lambda: peer.links[0].ended)
         await fleet.kept(0)
-        await until(lambda: maker.descriptors() == before - 2)
+        await maker.holds(0)
 
 
 # --- 8: retiring, and reloading -------------------------------------------------------------------

@@ -107,6 +107,7 @@ class Worker:
         self._log = directory / f"log.{number}"
         write_main_cf(self._main_cf, main_cf)
         self._process: trio.Process | None = None
+        self._idle = 0  # descriptors that it has without slots and connections
 
     @property
     def process(self) -> trio.Process:
@@ -178,8 +179,24 @@ class Worker:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
             return probe.connect_ex(str(self._path)) == 0
 
-    def descriptors(self) -> int:
-        """How many it has open."""
+    async def serving(self) -> None:
+        """Wait until it serves slots, and count what it has open while it has none."""
+        sock = trio.socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        await sock.connect(str(self._path))
+        sock.shutdown(socket.SHUT_WR)
+        with sock, trio.fail_after(LIMIT):
+            assert await sock.recv(1) == b""  # the last that it does with a slot
+        self._idle = self._descriptors()
+
+    async def holds(self, count: int) -> None:
+        """Wait until all it has open is what so many lent connections take. After serving().
+
+        Two descriptors each, and once the way to the cache daemon. To count only once would be a
+        race: what it used for a delivery, and its copy of what the daemon has, it closes later.
+        """
+        await until(lambda: self._descriptors() == self._idle + 1 + 2 * count)
+
+    def _descriptors(self) -> int:
         return len(list(Path(f"/proc/{self.process.pid}/fd").iterdir()))
 
     def peak(self) -> int:
