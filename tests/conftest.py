@@ -9,7 +9,10 @@ from trio.testing import MockClock
 
 def pytest_configure() -> None:
     """The same surroundings whoever started the tests."""
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup it would be ignored
+    # Under nohup, and in the background of a shell script, they would be ignored, here and in all
+    # that is started here.
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     # Tests start hundreds of processes: without compiled files each would compile all sources
     # again, which takes four times as long as its start.
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)

@@ -31,7 +31,8 @@ from protocol.cache_wire import (
 )
 from scache.sockets import FAREWELL, HeldSockets
 from scache.store import Store, StoreLimits
-from tests.scache.world import OURSELVES, Talker, World, open_descriptors, play, settle
+from tests.descriptors import open_descriptors
+from tests.scache.world import OURSELVES, Talker, World, play, settle
 
 QUIT = FAREWELL
 
@@ -456,7 +457,7 @@ async def test_surplus_descriptors_are_closed_at_once(count: int, tmp_path: Path
         before = open_descriptors()
         await client.pass_descriptors(*[connection.fileno()] * count)
         assert await client.hear() == (("status", "2"),)
-        assert open_descriptors() == before
+        assert open_descriptors() <= before
         assert await client.save("b", connection) == "0"
 
     await play(scenario, tmp_path)
@@ -471,7 +472,7 @@ async def test_descriptors_that_come_uncalled_for_are_closed_at_once(tmp_path: P
         for request in (FindEndpoint("a").encode(), FindEndpoint("b").encode()):
             await client.pass_descriptors(connection.fileno(), octets=request)
             assert await client.hear() == (("status", "2"), ("property", ""))
-        assert open_descriptors() == before
+        assert open_descriptors() <= before
 
     await play(scenario, tmp_path)
 
@@ -510,7 +511,7 @@ async def test_only_connected_stream_sockets_are_kept(
         with make() as unfit:
             before = open_descriptors()
             assert await client.save("a", unfit) == "1"
-            assert open_descriptors() == before
+            assert open_descriptors() <= before
         assert world.held == 0
         assert await client.save("a", world.pair()[0]) == "0"
 

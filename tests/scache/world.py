@@ -29,13 +29,9 @@ from protocol.cache_wire import (
 from protocol.reply import NEED_DATA
 from scache.server import Server, ServerSettings
 from scache.store import StoreLimits
+from tests.descriptors import open_descriptors
 
 OURSELVES = frozenset({os.geteuid()})
-
-
-def open_descriptors() -> int:
-    """How many descriptors this process has open."""
-    return len(os.listdir("/proc/self/fd")) - 1  # noqa: PTH208  # its own is the one
 
 
 class Talker:
@@ -170,7 +166,7 @@ async def play(
     before = open_descriptors()
     limits = limits or StoreLimits()
     server = Server(ServerSettings(**{"trusted": OURSELVES, "limits": limits, **settings}))
-    path = directory / f"socket{before}"
+    path = directory / f"socket{len(before)}"
     path.unlink(missing_ok=True)
     with make_listener() as listener:
         listener.bind(str(path))
@@ -186,7 +182,7 @@ async def play(
             server.shut()
             afterwards(world)
             world.close()
-    assert open_descriptors() == before
+    assert open_descriptors() <= before
 
 
 async def settle() -> None:

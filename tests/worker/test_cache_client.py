@@ -24,7 +24,8 @@ from protocol.cache_wire import (
 from scache.server import Server, ServerSettings
 from scache.store import StoreLimits
 from tests.cancel_everywhere import cancel_everywhere
-from tests.scache.world import OURSELVES, Talker, World, open_descriptors, play, settle
+from tests.descriptors import open_descriptors
+from tests.scache.world import OURSELVES, Talker, World, play, settle
 from tests.worker import cache_conformance as conformance
 from tests.worker.memory_cache import MemoryCache
 from worker.cache.client import CHANNELS, CacheClient, Saving
@@ -53,7 +54,7 @@ async def test_the_fake_conforms(step: conformance.Step) -> None:
     cache = MemoryCache()
     await step(cache)
     cache.close()
-    assert open_descriptors() == before
+    assert open_descriptors() <= before
 
 
 @trio_test
@@ -256,7 +257,7 @@ async def with_script(
         await nursery.start(script.run)
         await scenario(script)
         nursery.cancel_scope.cancel()
-    assert open_descriptors() == before
+    assert open_descriptors() <= before
 
 
 async def say_nothing(_: Talker) -> None:
@@ -570,7 +571,7 @@ def test_calls_may_be_cancelled_at_any_step_and_nothing_stays_open(tmp_path: Pat
     before, steps = open_descriptors(), 0
     for run in cancel_everywhere(partial(Stage, tmp_path / "socket"), Stage.play):
         steps = run.step
-        assert open_descriptors() == before, f"leaked when cancelled at step {run.step}"
+        assert open_descriptors() <= before, f"leaked when cancelled at step {run.step}"
         assert run.world.events == []
     assert run.world.results == [True, True]
     assert steps > 30

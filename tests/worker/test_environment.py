@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from trio.testing import trio_test
 
+from tests.descriptors import open_descriptors
 from worker.cli.options import ConfigChoice
 from worker.cli.worker import _Process
 from worker.config.config import Config
@@ -39,10 +40,6 @@ def main_cf(tmp_path: Path) -> dict[str, str]:
     }
 
 
-def open_descriptors() -> int:
-    return len(list(Path("/proc/self/fd").iterdir()))
-
-
 def environment(main_cf: dict[str, str]) -> Environment:
     return make_environment(
         Config.from_mapping(main_cf), lambda event: None, lambda: 0.0, random.Random(1)
@@ -60,7 +57,7 @@ async def test_a_worker_that_reads_its_configuration_anew_closes_what_the_old_on
     for _ in range(5):
         worker.reload()
     assert told == [Noted("configuration reloaded")] * 6
-    assert open_descriptors() == before
+    assert open_descriptors() <= before
 
 
 @trio_test
@@ -82,7 +79,7 @@ async def test_a_log_that_cannot_be_opened_leaves_nothing_else_open(
     before = open_descriptors()
     with pytest.raises(OSError, match="no log"):
         process._load()
-    assert open_descriptors() == before
+    assert open_descriptors() <= before
     first.close()
     process.log.writer.close()
 
@@ -93,4 +90,4 @@ async def test_one_that_will_not_do_leaves_nothing_open(main_cf: dict[str, str])
     for broken in ("smtp_sasl_auth_enable", "lmtp_sasl_auth_enable"):
         with pytest.raises(ConfigError):
             environment({**main_cf, broken: "yes"})
-        assert open_descriptors() == before
+        assert open_descriptors() <= before

@@ -15,6 +15,7 @@ from trio.testing import MockClock, trio_test
 
 from protocol.outcome import Action, RecipientOutcome
 from protocol.request import Recipient
+from tests.descriptors import open_descriptors
 from worker.queue import schema
 from worker.queue.queue_id import make_queue_id, row_of
 from worker.queue.records import Finish, MessageState, Submission
@@ -70,10 +71,6 @@ def make_file(path: Path, octets: bytes = b"") -> None:
 
 def content_files(directory: Path) -> list[Path]:
     return [path for path in (directory / "content").rglob("*") if path.is_file()]
-
-
-def open_descriptors() -> list[str]:
-    return sorted(path.name for path in Path("/proc/self/fd").iterdir())
 
 
 # --- the directory ----------------------------------------------------------------------------
@@ -521,7 +518,7 @@ async def test_a_content_that_cannot_be_opened_is_an_error_and_leaks_no_descript
             await store.begin(attempts)
         with pytest.raises(StoreError, match="cannot open a content: Too many open files"):
             await store.read_content(queue_ids[-1])
-        assert open_descriptors() == before
+        assert open_descriptors() <= before
 
 
 # --- queue ids --------------------------------------------------------------------------------
