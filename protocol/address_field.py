@@ -18,6 +18,8 @@ _LITERAL: Final = re.compile(r"\[(?:[^\]\\]|\\.)*\]", re.DOTALL)
 _ATOM: Final = re.compile(r'(?:[^ \t\r\n()<>@,;:\\".\[\]]|\\.)+', re.DOTALL)
 _PAIR: Final = re.compile(r"\\(.)", re.DOTALL)
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f]")
+_BESIDE: Final = " \t\r\n<>(),;:"  # what ends a word
+_WORDS: Final = ("word", "literal")
 _JOINTS: Final = (".", "@")  # what stands between the words of one address
 
 
@@ -32,7 +34,7 @@ class FieldAddress:
 
 @dataclass(frozen=True, slots=True)
 class _Token:
-    kind: str  # "word", or the special character
+    kind: str  # "word", "literal", "comment", or the special character
     text: str  # of a word: unquoted
     start: int
     end: int
@@ -50,11 +52,19 @@ def replace_addresses(text: str, new: Mapping[str, str]) -> str:
         other = new.get(found.address)
         if other is None:
             continue
-        pieces += [text[at : found.start], quote(other)]
+        # Quotation marks that go may have been all that kept this word and the next one apart.
+        pieces += [text[at : found.start], _gap(text[found.start - 1 : found.start]), quote(other)]
         # A comment in the middle of an address is kept behind it.
-        pieces += (f" {comment}" for comment in _comments(text[found.start : found.end]))
+        inside = _tokens(text[found.start : found.end])
+        pieces += (f" {token.text}" for token in inside if token.kind == "comment")
+        pieces.append(_gap(text[found.end : found.end + 1]))
         at = found.end
     return "".join(pieces) + text[at:] if pieces else text
+
+
+def _gap(neighbour: str) -> str:
+    """What has to stand between a word and the character beside it, which may be none."""
+    return "" if not neighbour or neighbour in _BESIDE else " "
 
 
 def _items(text: str) -> Iterator[list[_Token]]:
@@ -62,6 +72,8 @@ def _items(text: str) -> Iterator[list[_Token]]:
     item: list[_Token] = []
     inside = False
     for token in _tokens(text):
+        if token.kind == "comment":
+            continue
         if token.kind in (",", ";", ":") and not inside:
             if token.kind != ":":  # what it ends is the name of a group
                 yield item
@@ -93,7 +105,7 @@ def _of_words(tokens: list[_Token]) -> Iterator[FieldAddress]:
     """Addresses without brackets; between words that no dot joins a comma was forgotten."""
     run: list[_Token] = []
     for token in tokens:
-        if run and run[-1].kind == token.kind == "word":
+        if run and run[-1].kind in _WORDS and token.kind in _WORDS:
             yield from _address(run)
             run = []
         run.append(token)
@@ -102,37 +114,45 @@ def _of_words(tokens: list[_Token]) -> Iterator[FieldAddress]:
 
 def _address(run: list[_Token]) -> Iterator[FieldAddress]:
     """One address, if it is one."""
-    words = run[::2]
-    joints = [token.kind for token in run[1::2]]
+    words, joints = run[::2], [token.kind for token in run[1::2]]
     text = "".join(token.text for token in run)
     if (
         text  # not an empty quoted string
         and not _CONTROL.search(text)
         and len(run) % 2
-        and all(token.kind == "word" for token in words)
         and all(joint in _JOINTS for joint in joints)
         and joints.count("@") <= 1
         # Internal form cannot tell a quoted @ without a domain from the one before a domain.
         and ("@" in joints or "@" not in text)
     ):
-        yield FieldAddress(text, run[0].start, run[-1].end)
+        local = joints.index("@") + 1 if "@" in joints else len(words)
+        if all(word.kind == "word" for word in words[:local]) and _is_domain(words[local:]):
+            yield FieldAddress(text, run[0].start, run[-1].end)
+
+
+def _is_domain(words: list[_Token]) -> bool:
+    """A literal, or words as they stand: internal form has no quotes for a domain."""
+    return [word.kind for word in words] == ["literal"] or all(
+        word.kind == "word" and len(word.text) == word.end - word.start for word in words
+    )
 
 
 def _tokens(text: str) -> Iterator[_Token]:
-    """Words and special characters, without white space and comments."""
+    """Words, comments and special characters, without white space."""
     at = 0
     while at < len(text):
-        start = at
+        start, kind = at, "word"
         if match := _SPACE.match(text, at):
             at = match.end()
             continue
         if text[at] == "(":
             at = comment_end(text, at)
+            yield _Token("comment", text[start:at], start, at)
             continue
         if match := _QUOTED.match(text, at):
             word = _PAIR.sub(r"\1", re.sub(r"\r?\n", "", match[1]))
         elif match := _LITERAL.match(text, at):
-            word = match[0]
+            kind, word = "literal", match[0]
         elif match := _ATOM.match(text, at):
             word = _PAIR.sub(r"\1", match[0])
         else:
@@ -141,19 +161,4 @@ def _tokens(text: str) -> Iterator[_Token]:
             yield _Token(text[start], text[start], start, at)
             continue
         at = match.end()
-        yield _Token("word", word, start, at)
-
-
-def _comments(text: str) -> list[str]:
-    """The comments in a piece of a field."""
-    found, at = [], 0
-    while at < len(text):
-        if text[at] == "(":
-            end = comment_end(text, at)
-            found.append(text[at:end])
-            at = end
-        elif match := _QUOTED.match(text, at):
-            at = match.end()
-        else:
-            at += 1
-    return found
+        yield _Token(kind, word, start, at)

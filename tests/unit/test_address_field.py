@@ -29,6 +29,8 @@ CRUMBS = st.sampled_from(
         (" a@[192.0.2.1]", ["a@[192.0.2.1]"]),
         (" a@@x, .b@x, c@x", ["c@x"]),
         (" (a@x) b@x (c@x", ["b@x"]),
+        (" [192.0.2.1]@x, a@b.[192.0.2.1], [1], c@x", ["c@x"]),
+        (' a@"x", a@x\\<, c@x', ["c@x"]),
     ],
 )
 def test_addresses_are_found(text: str, addresses: list[str]) -> None:
@@ -41,6 +43,14 @@ def test_what_is_replaced_is_the_address_alone() -> None:
     assert replace_addresses(text, new) == (
         ' "A, B" <1@y>,\n\tfriends: "2 2"@y (Bob) ,\n (c) 3@y;, 4@y (e)'
     )
+
+
+@pytest.mark.parametrize("text", ['"a"b', 'b"a"', '"a""a"', 'b"a"b'])
+def test_a_word_that_loses_its_quotation_marks_stays_a_word(text: str) -> None:
+    other = replace_addresses(text, {"a": "c"})
+    assert [found.address for found in find_addresses(other)] == [
+        {"a": "c"}.get(found.address, found.address) for found in find_addresses(text)
+    ]
 
 
 @given(st.lists(CRUMBS, max_size=25).map("".join))
