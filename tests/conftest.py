@@ -4,7 +4,14 @@ import os
 import signal
 
 import pytest
+from hypothesis import settings
 from trio.testing import MockClock
+
+# Property tests try the same examples in each run; with --hypothesis-profile=search they look for
+# new ones. A busy machine must not make one fail.
+settings.register_profile("postrio", deadline=None, derandomize=True)
+settings.register_profile("search", deadline=None)
+settings.load_profile("postrio")
 
 
 def pytest_configure() -> None:
