@@ -59,14 +59,13 @@ class MainCfWorld(World):
         hosts: Mapping[str, Sequence[str] | LookupFailure] | None = None,
         hosts_file: Mapping[str, Sequence[str]] | None = None,
         secured: bool = False,
-        seed: int = 1,
     ) -> None:
         super().__init__()
         config = Config.from_mapping({**BASE, **main_cf})
         self.dialer = NotingDialer(sites)
         self.resolver = FakeResolver(mx=mx, hosts=hosts)
         self.native = FakeResolver(hosts=hosts_file)
-        rng = random.Random(seed)
+        rng = random.Random(1)
 
         def network(protocol: Protocol) -> Network:
             settings = NetworkSettings.from_config(config, protocol, local=list, look_up=_no_names)
