@@ -66,7 +66,7 @@ async def test_dovecot_gets_the_corpus_from_the_queue_to_the_octet(
     assert_arrived(contents(dovecot), files, canonical)
 
 
-def test_each_recipient_has_the_reply_that_dovecot_gave_for_it(
+def test_s008_each_recipient_has_the_reply_that_dovecot_gave_for_it(
     dovecot: DovecotInstance, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     # Dovecot cannot make a mailbox below a file: that recipient fails after the final dot.

@@ -9,10 +9,12 @@ import pwd
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -23,6 +25,7 @@ import tests.integration.node
 from bench.dns import serve_dns
 from bench.dns_zone import Zone
 from tests.integration.node import Mailbox, Node, open_sink, port_of
+from tests.worker.peer import Peer
 
 ROOT = Path(__file__).parents[2]
 NOBODY = "nobody"
@@ -198,6 +201,44 @@ async def test_jailed_workers_deliver_by_address_and_by_dns_from_an_empty_direct
         assert len(mailbox.messages) == 5
         assert [item.helo for item in mailbox.messages[-2:]] == ["node.example", "new.example"]
         nursery.cancel_scope.cancel()
+
+
+@pytest.mark.peer("root")
+@trio_test
+async def test_s009_in_the_jail_socket_paths_start_at_the_jail_or_at_the_queue_directory(
+    jail: Path,
+) -> None:
+    home = jail / "home"  # and so the queue directory can be seen from the jail
+    home.mkdir(mode=0o755)
+    absolute, relative = Peer(lmtp=True), Peer(lmtp=True)
+    main_cf = {
+        "transport_maps": "inline:{ absolute.example=lmtp:unix:/sockets/lmtp,"
+        " relative.example=lmtp:unix:sockets/lmtp }",
+    }
+    async with trio.open_nursery() as nursery:
+        async with Node(home, main_cf, ["--user", NOBODY, "--chroot", str(jail)]) as node:
+            for peer, directory in ((absolute, jail), (relative, node.queue_directory)):
+                (directory / "sockets").mkdir(mode=0o755)
+                listeners = [unix_listener(directory / "sockets/lmtp")]
+                nursery.start_soon(partial(trio.serve_listeners, peer.serve, listeners))
+            await node.send(CONTENT, "a@absolute.example")
+            await node.send(CONTENT, "b@relative.example")
+            await node.wait_for("status=sent", 2)
+            assert {root_of(worker) for worker in node.worker_pids()} == {str(jail)}
+        assert (absolute.served, relative.served) == (
+            ["a@absolute.example"],
+            ["b@relative.example"],
+        )
+        nursery.cancel_scope.cancel()
+
+
+def unix_listener(path: Path) -> trio.SocketListener:
+    """A socket that everybody may connect to."""
+    sock = socket.socket(socket.AF_UNIX)
+    sock.bind(str(path))
+    sock.listen()
+    path.chmod(0o666)
+    return trio.SocketListener(trio.socket.from_stdlib_socket(sock))
 
 
 @pytest.mark.peer("root")

@@ -12,7 +12,7 @@ def ehlo(*lines: str, discard: tuple[str, ...] = ()) -> Capabilities:
     return Capabilities.from_reply(Reply(250, ("mx.example at your service", *lines)), discard)
 
 
-def test_all_known_keywords_are_read_in_any_case() -> None:
+def test_s065_all_known_keywords_are_read_in_any_case() -> None:
     assert ehlo(
         "pipelining",
         "Size 1000",
@@ -58,13 +58,13 @@ def test_the_first_line_is_no_keyword() -> None:
     assert not Capabilities.from_reply(Reply(250, ("PIPELINING",))).pipelining
 
 
-def test_size_without_a_value_means_no_limit() -> None:
+def test_s065_size_without_a_value_means_no_limit() -> None:
     for line in ("SIZE", "SIZE 0", "SIZE many", "SIZE -1", "SIZE " + "9" * 40):
         assert ehlo(line).size_announced
         assert ehlo(line).size_limit == 0
 
 
-def test_auth_is_read_in_its_old_form_too_and_each_mechanism_once() -> None:
+def test_s065_auth_is_read_in_its_old_form_too_and_each_mechanism_once() -> None:
     assert ehlo("AUTH PLAIN LOGIN", "AUTH=LOGIN CRAM-MD5").auth == ("PLAIN", "LOGIN", "CRAM-MD5")
 
 

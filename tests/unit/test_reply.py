@@ -98,7 +98,7 @@ def test_lines_are_joined_by_a_space_and_continuations_lose_their_code() -> None
         (b"690 what\r\n", "4.5.0"),
     ],
 )
-def test_the_status_code_counts_only_if_its_class_is_that_of_the_reply(
+def test_s039_the_status_code_counts_only_if_its_class_is_that_of_the_reply(
     wire: bytes, dsn: str
 ) -> None:
     assert parse(wire).dsn == dsn
@@ -125,7 +125,7 @@ def test_the_first_digit_decides(
     assert reply.permanent is permanent
 
 
-def test_garbage_lines_are_kept_and_spoil_the_session() -> None:
+def test_s039_garbage_lines_are_kept_and_spoil_the_session() -> None:
     reply = parse(b"what is this\r\n25 short\r\n250x\r\n250 ok\r\n")
     assert reply.lines == ("what is this", "25 short", "250x", "ok")
     assert reply.code == 250
@@ -151,18 +151,18 @@ def test_a_reply_may_have_no_text(wire: bytes) -> None:
     assert reply.well_formed
 
 
-def test_what_cannot_be_printed_becomes_a_question_mark() -> None:
+def test_s039_what_cannot_be_printed_becomes_a_question_mark() -> None:
     wire = b"550 a\0b\x1b[31m\xff \xc3\xa9 \xe2\x80\xae\ttab \r inside\r\n"
     assert parse(wire).text == "550 a?b?[31m? é ??tab ? inside"
 
 
-def test_a_long_line_is_cut_and_the_rest_of_it_dropped() -> None:
+def test_s039_a_long_line_is_cut_and_the_rest_of_it_dropped() -> None:
     reply = parse(b"250 " + b"x" * 5000 + b"\r\n")
     assert reply.lines == ("x" * (LINE_LIMIT - 4),)
     assert reply.well_formed
 
 
-def test_a_line_of_exactly_the_limit_is_kept_whole() -> None:
+def test_s039_a_line_of_exactly_the_limit_is_kept_whole() -> None:
     assert parse(b"250 " + b"x" * (LINE_LIMIT - 4) + b"\r\n").lines == ("x" * (LINE_LIMIT - 4),)
 
 

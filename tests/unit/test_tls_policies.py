@@ -422,7 +422,7 @@ def test_the_wrapper_mode_can_be_chosen_for_one_destination() -> None:
 
 
 @pytest.mark.parametrize("level", Level)
-def test_on_a_unix_socket_may_means_none_and_names_are_our_own(level: Level) -> None:
+def test_s008_on_a_unix_socket_may_means_none_and_names_are_our_own(level: Level) -> None:
     settings = {
         "lmtp_tls_security_level": level.word,
         "lmtp_tls_fingerprint_cert_match": SHA256,

@@ -229,6 +229,33 @@ def test_check_says_what_would_be_wrong(shell: Shell, tmp_path: Path) -> None:
     assert "2 problems found" in ended.err
 
 
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        (["relayhost=[ipv6:zz]"], "relayhost: destination '[ipv6:zz]': bad IPv6 address 'zz'"),
+        (["relayhost=[a.example], b:65536"], "relayhost: destination 'b:65536': bad port '65536'"),
+        (["relayhost=[a.example]:x-y"], "destination [a.example]:x-y: unknown service x-y"),
+        (
+            ["relayhost=[a", "default_transport=lmtp:unix:"],
+            "default_transport: destination 'unix:': bad path ''",
+        ),
+        (["relayhost=[a.example]:587", "default_transport=relay:"], ""),
+        (["relayhost=unix:/a, b", "default_transport=lmtp"], ""),
+        (["relayhost=[a", "default_transport=retry"], ""),
+        (["smtp_tcp_port=65536"], "smtp_tcp_port = 65536: port 65536 is not in the range 1 to"),
+        (["lmtp_tcp_port=x-y"], "lmtp_tcp_port = x-y: unknown service x-y"),
+        (["smtp_helo_name=two words"], "smtp_helo_name = two words: not of the right form"),
+    ],
+)
+def test_s002_check_tells_what_is_no_destination_or_port(
+    shell: Shell, settings: list[str], told: str
+) -> None:
+    options = [word for setting in settings for word in ("-o", setting)]
+    ended = shell.postrio("check", *options)
+    assert ended.status == (78 if told else 0)
+    assert told in ended.err
+
+
 def test_check_reads_the_files_of_tls_policies_and_tells_what_is_odd(
     shell: Shell, tmp_path: Path
 ) -> None:

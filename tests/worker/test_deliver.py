@@ -48,7 +48,7 @@ async def test_the_best_exchanger_serves_and_no_other_is_dialled(
 
 
 @trio_test
-async def test_endpoints_that_cannot_be_reached_are_passed_over_in_order(
+async def test_s044_endpoints_that_cannot_be_reached_are_passed_over_in_order(
     autojump_clock: MockClock,
 ) -> None:
     world = World(REFUSED, None, Peer())
@@ -91,14 +91,16 @@ async def test_nobody_reachable_defers_and_the_site_failed(autojump_clock: MockC
 
 
 @trio_test
-async def test_connect_failures_count_against_no_session_limit(autojump_clock: MockClock) -> None:
+async def test_s025_connect_failures_count_against_no_session_limit(
+    autojump_clock: MockClock,
+) -> None:
     world = World(REFUSED, REFUSED, Peer(), session_limit=1)
     assert (await deliver_one(world)).outcomes[0].action is SENT
 
 
 @pytest.mark.parametrize(("limit", "asked"), [(1, 1), (2, 2), (0, 3)])
 @trio_test
-async def test_the_session_limit_bounds_how_many_servers_may_refuse(
+async def test_s025_the_session_limit_bounds_how_many_servers_may_refuse(
     autojump_clock: MockClock, limit: int, asked: int
 ) -> None:
     peers = [Peer({Phase.RCPT: GREYLIST}) for _ in range(3)]
@@ -113,7 +115,9 @@ async def test_the_session_limit_bounds_how_many_servers_may_refuse(
 
 
 @trio_test
-async def test_failed_handshakes_count_against_no_session_limit(autojump_clock: MockClock) -> None:
+async def test_s025_failed_handshakes_count_against_no_session_limit(
+    autojump_clock: MockClock,
+) -> None:
     unwilling = [Peer({Phase.GREETING: "450 busy"}), Peer({Phase.EHLO: "421 busy"})]
     world = World(*unwilling, Peer(), session_limit=1)
     assert (await deliver_one(world)).outcomes[0].action is SENT
@@ -133,7 +137,7 @@ async def test_equals_are_raced_when_a_stagger_is_configured(autojump_clock: Moc
 
 
 @trio_test
-async def test_only_the_undecided_go_on_to_the_next_server(autojump_clock: MockClock) -> None:
+async def test_s018_only_the_undecided_go_on_to_the_next_server(autojump_clock: MockClock) -> None:
     first = Peer({Phase.RCPT: {ABC[0]: "550 5.1.1 who?", ABC[1]: GREYLIST}})
     second = Peer()
     result = await deliver_one(World(first, second), make_request(*ABC))
@@ -228,7 +232,7 @@ async def test_a_name_that_leads_nowhere_settles_everybody(
 @pytest.mark.parametrize("protocol", Protocol)
 @pytest.mark.parametrize("silent", [False, True])
 @trio_test
-async def test_discarded_keywords_are_as_if_not_announced(
+async def test_s061_discarded_keywords_are_as_if_not_announced(
     autojump_clock: MockClock, protocol: Protocol, silent: bool
 ) -> None:
     peer = Peer(lmtp=protocol is Protocol.LMTP)
@@ -243,7 +247,7 @@ async def test_discarded_keywords_are_as_if_not_announced(
 
 
 @trio_test
-async def test_keywords_may_be_discarded_by_server_address(autojump_clock: MockClock) -> None:
+async def test_s062_keywords_may_be_discarded_by_server_address(autojump_clock: MockClock) -> None:
     table = Inline("inline:{}", "{ {192.0.2.1 = size, pipelining} }")
     settings = replace(SETTINGS, discard_keywords=("dsn",), discard_maps=Maps([table]))
     first, second = Peer({Phase.RCPT: GREYLIST}), Peer()
@@ -256,7 +260,7 @@ async def test_keywords_may_be_discarded_by_server_address(autojump_clock: MockC
 
 
 @trio_test
-async def test_a_keyword_table_in_trouble_defers(autojump_clock: MockClock) -> None:
+async def test_s062_a_keyword_table_in_trouble_defers(autojump_clock: MockClock) -> None:
     settings = replace(SETTINGS, discard_maps=Maps([Fail("fail:x")]))
     peer = Peer()
     result = await deliver_one(World(peer, settings=settings))

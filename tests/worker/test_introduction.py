@@ -21,7 +21,7 @@ SENT, DEFERRED, BOUNCED = Action.SENT, Action.DEFERRED, Action.BOUNCED
 
 
 @trio_test
-async def test_helo_follows_a_refused_ehlo(autojump_clock: MockClock) -> None:
+async def test_s058_helo_follows_a_refused_ehlo(autojump_clock: MockClock) -> None:
     for refusal in ("502 5.5.1 what?", "450 4.0.0 not now"):
         peer = Peer({Phase.EHLO: refusal})
         result = await deliver_one(World(peer))
@@ -34,7 +34,7 @@ async def test_helo_follows_a_refused_ehlo(autojump_clock: MockClock) -> None:
 
 
 @trio_test
-async def test_421_to_ehlo_ends_the_session_and_the_next_server_is_tried(
+async def test_s058_421_to_ehlo_ends_the_session_and_the_next_server_is_tried(
     autojump_clock: MockClock,
 ) -> None:
     peer, other = Peer({Phase.EHLO: "421 4.3.2 bye"}), Peer()
@@ -45,7 +45,7 @@ async def test_421_to_ehlo_ends_the_session_and_the_next_server_is_tried(
 
 @pytest.mark.parametrize(("code", "action"), [("450", DEFERRED), ("550", BOUNCED)])
 @trio_test
-async def test_a_refused_helo_ends_the_endpoint(
+async def test_s058_a_refused_helo_ends_the_endpoint(
     autojump_clock: MockClock, code: str, action: Action
 ) -> None:
     peer = Peer({Phase.EHLO: "502 what?", Phase.HELO: f"{code} {code[0]}.7.1 no"})
@@ -76,7 +76,7 @@ async def test_lhlo_has_no_fallback(autojump_clock: MockClock) -> None:
     ],
 )
 @trio_test
-async def test_ehlo_or_helo_is_a_matter_of_settings_and_greeting(
+async def test_s056_ehlo_or_helo_is_a_matter_of_settings_and_greeting(
     autojump_clock: MockClock, always: bool, never: bool, greeting: str, verb: str
 ) -> None:
     peer = Peer({Phase.GREETING: greeting})
@@ -87,7 +87,7 @@ async def test_ehlo_or_helo_is_a_matter_of_settings_and_greeting(
 
 @pytest.mark.parametrize("port", [25, 2525])
 @trio_test
-async def test_a_server_with_our_own_name_is_a_loop_on_the_mail_port(
+async def test_s019_a_server_with_our_own_name_is_a_loop_on_the_mail_port(
     autojump_clock: MockClock, port: int
 ) -> None:
     peer = Peer(name="Client.Example")

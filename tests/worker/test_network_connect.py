@@ -125,7 +125,7 @@ async def test_a_failed_connect_is_told_in_the_systems_words(error: OSError, tex
 
 
 @trio_test
-async def test_a_silent_address_times_out(autojump_clock: MockClock) -> None:
+async def test_s044_a_silent_address_times_out(autojump_clock: MockClock) -> None:
     dialer = FakeDialer({"192.0.2.1": Plan(delay=math.inf)})
     with pytest.raises(ConnectError) as caught:
         await connect(endpoint("192.0.2.1"), dialer, 30.0)
@@ -134,7 +134,7 @@ async def test_a_silent_address_times_out(autojump_clock: MockClock) -> None:
 
 
 @trio_test
-async def test_no_limit_leaves_the_time_to_the_system(autojump_clock: MockClock) -> None:
+async def test_s044_no_limit_leaves_the_time_to_the_system(autojump_clock: MockClock) -> None:
     dialer = FakeDialer({"192.0.2.1": Plan(delay=100_000.0)})
     await connect(endpoint("192.0.2.1"), dialer, 0.0)
     assert trio.current_time() == 100_000.0
@@ -269,7 +269,7 @@ async def test_a_source_address_of_the_other_family_is_left_alone() -> None:
 
 
 @trio_test
-async def test_an_unusable_source_address_is_a_warning_and_the_kernel_chooses() -> None:
+async def test_s033_an_unusable_source_address_is_a_warning_and_the_kernel_chooses() -> None:
     events: list[Event] = []
     dialer = SocketDialer(sources={socket.AF_INET: "203.0.113.9"}, emit=events.append)
     assert await peer_of(dialer, socket.AF_INET, "127.0.0.1") == "127.0.0.1"
@@ -279,7 +279,7 @@ async def test_an_unusable_source_address_is_a_warning_and_the_kernel_chooses() 
 
 
 @trio_test
-async def test_an_unusable_source_address_can_be_a_failure() -> None:
+async def test_s033_an_unusable_source_address_can_be_a_failure() -> None:
     dialer = SocketDialer(sources={socket.AF_INET: "203.0.113.9"}, enforce_source=True)
     with pytest.raises(ConnectError) as caught:
         await connect(endpoint("127.0.0.1", 9), dialer, 5.0)
@@ -291,7 +291,7 @@ async def test_an_unusable_source_address_can_be_a_failure() -> None:
 
 
 @trio_test
-async def test_a_relative_socket_path_starts_at_the_socket_directory(tmp_path: Path) -> None:
+async def test_s009_a_relative_socket_path_starts_at_the_socket_directory(tmp_path: Path) -> None:
     (tmp_path / "private").mkdir()
     target = Endpoint(host="h", address="private/lmtp", port=0, family=socket.AF_UNIX)
     dialer = SocketDialer(socket_directory=tmp_path)

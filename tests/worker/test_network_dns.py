@@ -191,7 +191,7 @@ async def test_exchangers_come_sorted_by_preference(autojump_clock: MockClock) -
 
 
 @trio_test
-async def test_no_more_than_a_hundred_exchangers_are_used_and_the_best_ones(
+async def test_s001_no_more_than_a_hundred_exchangers_are_used_and_the_best_ones(
     autojump_clock: MockClock,
 ) -> None:
     lines = [f"x.example. 60 IN MX {1000 - n} m{n}.example." for n in range(300)]

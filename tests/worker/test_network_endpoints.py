@@ -106,7 +106,7 @@ async def test_all_exchangers_are_resolved_at_once_and_keep_their_order(
 
 
 @trio_test
-async def test_a_domain_without_mx_is_its_own_exchanger() -> None:
+async def test_s001_a_domain_without_mx_is_its_own_exchanger() -> None:
     resolver = FakeResolver(hosts={"example.com": ["192.0.2.7", "2001:db8::7"]})
     listed = (await found("example.com", resolver)).endpoints
     assert [(e.host, e.address, e.preference) for e in listed] == [
@@ -144,7 +144,7 @@ async def test_an_exchanger_that_is_a_number_is_dialled_without_a_question() -> 
 
 
 @trio_test
-async def test_an_internationalised_domain_is_asked_by_its_a_labels() -> None:
+async def test_s001_an_internationalised_domain_is_asked_by_its_a_labels() -> None:
     resolver = FakeResolver(
         mx={"xn--bcher-kva.example": [(1, "mx.example")]}, hosts={"mx.example": ["192.0.2.1"]}
     )
@@ -172,7 +172,7 @@ async def test_exchangers_that_do_not_resolve_are_left_out() -> None:
 
 
 @trio_test
-async def test_a_bracketed_host_is_not_searched_for_exchangers() -> None:
+async def test_s004_a_bracketed_host_is_not_searched_for_exchangers() -> None:
     resolver = FakeResolver(
         mx={"mail.example": [(1, "other.example")]},
         hosts={"mail.example": ["192.0.2.5"], "other.example": ["192.0.2.6"]},
@@ -192,7 +192,7 @@ async def test_a_bracketed_host_is_not_searched_for_exchangers() -> None:
     ],
 )
 @trio_test
-async def test_an_address_asks_nobody(
+async def test_s005_an_address_asks_nobody(
     nexthop: str, relay: str, family: socket.AddressFamily
 ) -> None:
     resolver = FakeResolver()
@@ -202,7 +202,7 @@ async def test_an_address_asks_nobody(
 
 
 @trio_test
-async def test_an_address_of_a_disabled_family_fails_clearly() -> None:
+async def test_s005_an_address_of_a_disabled_family_fails_clearly() -> None:
     only4 = replace(PLAIN, families=(socket.AF_INET,))
     dsn, reason = await failure("[2001:db8::1]", FakeResolver(), only4)
     assert dsn == "5.4.4"
@@ -210,7 +210,7 @@ async def test_an_address_of_a_disabled_family_fails_clearly() -> None:
 
 
 @trio_test
-async def test_a_disabled_family_is_not_asked_for() -> None:
+async def test_s030_a_disabled_family_is_not_asked_for() -> None:
     resolver = FakeResolver(hosts={"h.example": ["192.0.2.1", "2001:db8::1"]})
     only4 = replace(PLAIN, families=(socket.AF_INET,))
     assert await addresses("[h.example]", resolver, only4) == ["192.0.2.1"]
@@ -218,7 +218,7 @@ async def test_a_disabled_family_is_not_asked_for() -> None:
 
 
 @trio_test
-async def test_a_unix_socket_is_its_own_endpoint() -> None:
+async def test_s008_a_unix_socket_is_its_own_endpoint() -> None:
     resolver = FakeResolver()
     listed = (await found("unix:private/lmtp", resolver, LMTP)).endpoints
     assert [e.relay for e in listed] == ["client.example[private/lmtp]"]
@@ -227,7 +227,7 @@ async def test_a_unix_socket_is_its_own_endpoint() -> None:
 
 
 @trio_test
-async def test_lmtp_never_searches_for_exchangers() -> None:
+async def test_s010_lmtp_never_searches_for_exchangers() -> None:
     resolver = FakeResolver(
         mx={"h.example": [(1, "other.example")]}, hosts={"h.example": ["192.0.2.1"]}
     )
@@ -266,7 +266,7 @@ async def test_the_port_is_the_named_one_or_the_default(
 
 
 @trio_test
-async def test_an_unknown_service_is_a_configuration_problem_and_nothing_is_asked() -> None:
+async def test_s002_an_unknown_service_is_a_configuration_problem_and_nothing_is_asked() -> None:
     settings = replace(PLAIN, ports=NO_SERVICE)
     dsn, reason = await failure("example.com:nosuch", THREE, settings)
     assert dsn == "4.3.5"
@@ -279,7 +279,7 @@ async def test_an_unknown_service_is_a_configuration_problem_and_nothing_is_aske
 
 
 @trio_test
-async def test_a_domain_that_does_not_exist_is_hard() -> None:
+async def test_s001_a_domain_that_does_not_exist_is_hard() -> None:
     assert await failure("nowhere.example", FakeResolver()) == (
         "5.4.4",
         "Host or domain name not found. Name service error for name=nowhere.example type=MX: "
@@ -298,7 +298,7 @@ async def test_a_domain_with_neither_mx_nor_address_is_hard() -> None:
 
 
 @trio_test
-async def test_mx_trouble_is_soft() -> None:
+async def test_s020_mx_trouble_is_soft() -> None:
     resolver = FakeResolver(
         mx={"x.example": servfail("x.example")}, hosts={"x.example": ["192.0.2.1"]}
     )
@@ -310,7 +310,7 @@ async def test_mx_trouble_is_soft() -> None:
 
 
 @trio_test
-async def test_mx_trouble_can_be_ignored() -> None:
+async def test_s020_mx_trouble_can_be_ignored() -> None:
     resolver = FakeResolver(
         mx={"x.example": servfail("x.example")}, hosts={"x.example": ["192.0.2.1"]}
     )
@@ -319,7 +319,7 @@ async def test_mx_trouble_can_be_ignored() -> None:
 
 
 @trio_test
-async def test_a_null_mx_is_hard_and_no_address_is_asked_for() -> None:
+async def test_s001_a_null_mx_is_hard_and_no_address_is_asked_for() -> None:
     resolver = FakeResolver(mx={"x.example": NULL_MX}, hosts={"x.example": ["192.0.2.1"]})
     settings = replace(PLAIN, ignore_mx_lookup_error=True)
     assert await failure("x.example", resolver, settings) == (
@@ -330,7 +330,7 @@ async def test_a_null_mx_is_hard_and_no_address_is_asked_for() -> None:
 
 
 @trio_test
-async def test_unusable_mx_records_are_hard_unless_ignored() -> None:
+async def test_s001_unusable_mx_records_are_hard_unless_ignored() -> None:
     resolver = FakeResolver(mx={"x.example": UNUSABLE_MX}, hosts={"x.example": ["192.0.2.1"]})
     assert await failure("x.example", resolver) == (
         "5.4.3",
@@ -342,7 +342,7 @@ async def test_unusable_mx_records_are_hard_unless_ignored() -> None:
 
 @pytest.mark.parametrize(("defer", "dsn"), [(False, "5.4.4"), (True, "4.4.4")])
 @trio_test
-async def test_exchangers_without_any_address_bounce_or_defer_as_configured(
+async def test_s021_exchangers_without_any_address_bounce_or_defer_as_configured(
     defer: bool, dsn: str
 ) -> None:
     resolver = FakeResolver(mx={"x.example": [(1, "gone.example"), (2, "away.example")]})
@@ -367,7 +367,7 @@ async def test_trouble_with_one_exchanger_outweighs_that_the_others_do_not_exist
 
 
 @trio_test
-async def test_the_best_exchanger_being_ourselves_is_a_loop() -> None:
+async def test_s019_the_best_exchanger_being_ourselves_is_a_loop() -> None:
     settings = replace(PLAIN, own=own("192.0.2.2"))
     assert await failure("example.com", THREE, settings) == (
         "5.4.6",
@@ -376,14 +376,14 @@ async def test_the_best_exchanger_being_ourselves_is_a_loop() -> None:
 
 
 @trio_test
-async def test_our_own_preference_cuts_everything_that_is_not_better() -> None:
+async def test_s019_our_own_preference_cuts_everything_that_is_not_better() -> None:
     result = await found("example.com", THREE, replace(PLAIN, own=own("192.0.2.3")))
     assert [e.address for e in result.endpoints] == ["192.0.2.1", "192.0.2.2"]
     assert result.own_mx
 
 
 @trio_test
-async def test_a_better_exchanger_without_address_makes_the_loop_soft() -> None:
+async def test_s019_a_better_exchanger_without_address_makes_the_loop_soft() -> None:
     resolver = FakeResolver(
         mx={"x.example": [(1, "gone.example"), (2, "us.example")]},
         hosts={"us.example": ["192.0.2.1"]},
@@ -404,7 +404,7 @@ async def test_a_single_host_that_is_ourselves_is_a_loop(nexthop: str) -> None:
 
 
 @trio_test
-async def test_our_own_address_at_another_port_is_no_loop() -> None:
+async def test_s002_our_own_address_at_another_port_is_no_loop() -> None:
     settings = replace(PLAIN, own=own("192.0.2.1", "192.0.2.2", "192.0.2.3"))
     assert len(await addresses("example.com:2525", THREE, settings)) == 3
 
@@ -421,7 +421,7 @@ async def test_disguises_of_our_own_address_are_seen_through(address: str) -> No
 
 
 @trio_test
-async def test_equal_exchangers_get_equal_shares_and_a_worse_one_is_never_first() -> None:
+async def test_s017_equal_exchangers_get_equal_shares_and_a_worse_one_is_never_first() -> None:
     hosts = {f"mx{n}.example": [f"192.0.2.{n}"] for n in range(1, 6)}
     records = [(10 if n < 5 else 20, f"mx{n}.example") for n in range(1, 6)]
     resolver = FakeResolver(mx={"example.com": records}, hosts=hosts)
@@ -435,7 +435,7 @@ async def test_equal_exchangers_get_equal_shares_and_a_worse_one_is_never_first(
 
 
 @trio_test
-async def test_without_shuffling_the_order_is_always_the_same() -> None:
+async def test_s023_without_shuffling_the_order_is_always_the_same() -> None:
     orders = {tuple(await addresses("example.com", THREE)) for _ in range(50)}
     assert orders == {("192.0.2.1", "192.0.2.2", "192.0.2.3")}
 
@@ -454,7 +454,7 @@ def test_no_preferred_family_means_that_both_are_mixed() -> None:
         (AddressPreference.IPV6, ["2001:db8::1", "192.0.2.1", "2001:db8::2", "192.0.2.2"]),
     ],
 )
-def test_the_preferred_family_goes_first_inside_its_mx_preference_only(
+def test_s017_the_preferred_family_goes_first_inside_its_mx_preference_only(
     preference: AddressPreference, order: list[str]
 ) -> None:
     both = [
@@ -468,7 +468,7 @@ def test_the_preferred_family_goes_first_inside_its_mx_preference_only(
 
 
 @pytest.mark.parametrize(("limit", "left"), [(5, 5), (0, 12), (12, 12), (20, 12), (1, 1)])
-def test_the_address_limit_bounds_the_endpoints(limit: int, left: int) -> None:
+def test_s024_the_address_limit_bounds_the_endpoints(limit: int, left: int) -> None:
     many = [endpoint(f"192.0.2.{n}") for n in range(12)]
     settings = replace(PLAIN, address_limit=limit)
     assert arrange(many, settings, random.Random(1)) == many[:left]
@@ -487,7 +487,7 @@ def test_the_address_limit_bounds_the_endpoints(limit: int, left: int) -> None:
         (1, 1, 5, "64"),
     ],
 )
-def test_the_limit_keeps_half_of_itself_for_each_family(
+def test_s024_the_limit_keeps_half_of_itself_for_each_family(
     v6: int, v4: int, limit: int, kept: str
 ) -> None:
     both = [endpoint(f"2001:db8::{n + 1}") for n in range(v6)]

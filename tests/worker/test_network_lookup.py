@@ -100,7 +100,7 @@ async def test_a_name_without_address_of_the_wanted_family_is_not_found() -> Non
 
 
 @trio_test
-async def test_a_lookup_that_hangs_ends_at_its_limit_and_holds_only_its_thread(
+async def test_s022_a_lookup_that_hangs_ends_at_its_limit_and_holds_only_its_thread(
     autojump_clock: MockClock,
 ) -> None:
     release = threading.Event()
@@ -129,13 +129,13 @@ async def test_the_real_system_is_asked() -> None:
 
 
 @trio_test
-async def test_native_is_asked_for_what_dns_does_not_know() -> None:
+async def test_s022_native_is_asked_for_what_dns_does_not_know() -> None:
     lookup = HostLookup(FakeResolver(), (FakeResolver(), NativeResolver(get_addresses=hosts_file)))
     assert await lookup.addresses("intern", (V4,)) == (HostAddress(V4, "192.0.2.1"),)
 
 
 @trio_test
-async def test_native_is_not_asked_after_trouble() -> None:
+async def test_s022_native_is_not_asked_after_trouble() -> None:
     dns = FakeResolver(hosts={"intern": servfail("intern", "A")})
     lookup = HostLookup(dns, (dns, NativeResolver(get_addresses=hosts_file)))
     with pytest.raises(LookupTrouble):

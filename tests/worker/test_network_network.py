@@ -252,7 +252,7 @@ def test_an_explicit_source_address_comes_before_the_only_interface() -> None:
         ({"smtp_dns_support_level": "enabled", "disable_dns_lookups": "yes"}, True),
     ],
 )
-def test_dns_can_be_disabled_by_its_new_and_its_old_name(
+def test_s029_dns_can_be_disabled_by_its_new_and_its_old_name(
     parameters: dict[str, str], dns: bool
 ) -> None:
     assert from_config(parameters).dns is dns

@@ -47,7 +47,7 @@ def interfaces(*words: str) -> list[str]:
         ((), []),
     ],
 )
-def test_interfaces_are_addresses_names_or_a_word_for_several(
+def test_s031_interfaces_are_addresses_names_or_a_word_for_several(
     words: Sequence[str], addresses: list[str]
 ) -> None:
     assert interfaces(*words) == addresses
@@ -111,14 +111,14 @@ def test_the_system_knows_localhost() -> None:
         ((), {}),
     ],
 )
-def test_a_single_address_of_a_family_is_its_source_address(
+def test_s031_a_single_address_of_a_family_is_its_source_address(
     words: Sequence[str], sources: dict[socket.AddressFamily, str]
 ) -> None:
     addresses = interface_addresses(words, lambda: LOCAL, look_up)
     assert source_addresses(words, addresses) == sources
 
 
-def test_all_interfaces_choose_no_source_even_on_a_host_with_one_address() -> None:
+def test_s031_all_interfaces_choose_no_source_even_on_a_host_with_one_address() -> None:
     assert source_addresses(["all"], [canonical("192.0.2.1")]) == {}
 
 

@@ -267,7 +267,7 @@ async def test_a_reply_code_out_of_place_never_sends_and_never_bounces(
     ],
 )
 @trio_test
-async def test_an_unwilling_greeting_is_soft_and_sends_on(
+async def test_s040_an_unwilling_greeting_is_soft_and_sends_on(
     autojump_clock: MockClock, way: str, said: str, dsn: str
 ) -> None:
     world, outcome = await alone(way, Phase.GREETING, said)
@@ -280,7 +280,9 @@ async def test_an_unwilling_greeting_is_soft_and_sends_on(
 
 
 @trio_test
-async def test_a_5xx_greeting_bounces_without_skip_5xx_greeting(autojump_clock: MockClock) -> None:
+async def test_s040_a_5xx_greeting_bounces_without_skip_5xx_greeting(
+    autojump_clock: MockClock,
+) -> None:
     bad, good = Peer({Phase.GREETING: "554 5.7.1 never"}), Peer()
     world = World(bad, good, settings=replace(SETTINGS, skip_5xx_greeting=False))
     result = await deliver_one(world)
@@ -293,7 +295,7 @@ async def test_a_5xx_greeting_bounces_without_skip_5xx_greeting(autojump_clock: 
 
 @ANY_PHASE
 @trio_test
-async def test_a_garbage_line_is_skipped_but_the_session_is_not_kept(
+async def test_s039_a_garbage_line_is_skipped_but_the_session_is_not_kept(
     autojump_clock: MockClock, way: str, phase: Phase
 ) -> None:
     yes = {Phase.GREETING: "220 mx ESMTP", Phase.DATA: "354 go"}.get(phase, "250 ok")
@@ -358,7 +360,7 @@ async def test_replies_may_come_octet_by_octet(autojump_clock: MockClock, way: s
 
 @ANY_PHASE
 @trio_test
-async def test_a_dripping_reply_outlives_its_limit_only_without_the_request_deadline(
+async def test_s045_a_dripping_reply_outlives_its_limit_only_without_the_request_deadline(
     autojump_clock: MockClock, way: str, phase: Phase
 ) -> None:
     limit = PHASES[phase][1]
@@ -380,7 +382,7 @@ async def test_a_dripping_reply_outlives_its_limit_only_without_the_request_dead
 
 
 @trio_test
-async def test_each_recipient_has_its_own_limit(autojump_clock: MockClock) -> None:
+async def test_s050_each_recipient_has_its_own_limit(autojump_clock: MockClock) -> None:
     names = [f"{name}@example.com" for name in "abc"]
     for whole in (False, True):
         peer = Peer({Phase.RCPT: Late(299.0, "250 ok")})
@@ -392,7 +394,7 @@ async def test_each_recipient_has_its_own_limit(autojump_clock: MockClock) -> No
 
 
 @trio_test
-async def test_each_final_reply_of_lmtp_has_its_own_limit(autojump_clock: MockClock) -> None:
+async def test_s053_each_final_reply_of_lmtp_has_its_own_limit(autojump_clock: MockClock) -> None:
     names = [f"{name}@example.com" for name in "abc"]
     for whole in (False, True):
         peer = Peer({Phase.DOT: Late(599.0, "250 ok")}, lmtp=True)
@@ -403,7 +405,7 @@ async def test_each_final_reply_of_lmtp_has_its_own_limit(autojump_clock: MockCl
 
 
 @trio_test
-async def test_a_recipient_without_reply_makes_the_one_before_soft_too(
+async def test_s050_a_recipient_without_reply_makes_the_one_before_soft_too(
     autojump_clock: MockClock,
 ) -> None:
     peer = Peer({Phase.RCPT: {"b@example.com": Fault.SILENCE}})
@@ -421,7 +423,7 @@ LARGE = InlineContent(b"x" * 62 + b"\r\n" + b"y" * 62 + b"\r\n" * 400_000)
 
 @WAY
 @trio_test
-async def test_a_server_that_stops_reading_content_is_given_up(
+async def test_s052_a_server_that_stops_reading_content_is_given_up(
     autojump_clock: MockClock, way: str
 ) -> None:
     peer = a_peer(way, {Phase.CONTENT: Fault.STOP_READING})
@@ -438,7 +440,7 @@ async def test_a_server_that_stops_reading_content_is_given_up(
 @WAY
 @pytest.mark.parametrize("fault", [Fault.CUT, Fault.RESET], ids=lambda fault: fault.value)
 @trio_test
-async def test_a_connection_lost_in_mid_content_is_soft_and_not_in_doubt(
+async def test_s038_a_connection_lost_in_mid_content_is_soft_and_not_in_doubt(
     autojump_clock: MockClock, way: str, fault: Fault
 ) -> None:
     peer, good = a_peer(way, {Phase.CONTENT: fault}), a_peer(way)
@@ -455,7 +457,7 @@ async def test_a_connection_lost_in_mid_content_is_soft_and_not_in_doubt(
 @WAY
 @pytest.mark.parametrize("ending", [Fault.CUT, Fault.STOP_READING], ids=lambda fault: fault.value)
 @trio_test
-async def test_an_early_refusal_in_mid_content_decides(
+async def test_s038_an_early_refusal_in_mid_content_decides(
     autojump_clock: MockClock, way: str, ending: Fault
 ) -> None:
     peer = a_peer(way, {Phase.CONTENT: ("552 5.3.4 too much", ending)})
@@ -475,7 +477,7 @@ async def test_an_early_refusal_in_mid_content_decides(
 
 
 @trio_test
-async def test_the_limit_of_content_holds_for_what_makes_no_progress(
+async def test_s052_the_limit_of_content_holds_for_what_makes_no_progress(
     autojump_clock: MockClock,
 ) -> None:
     # 100 octets a second: slow, but never stuck. With the request deadline it is too slow.
@@ -497,7 +499,7 @@ async def test_the_limit_of_content_holds_for_what_makes_no_progress(
 
 @pytest.mark.parametrize("answer", [Fault.SILENCE, Fault.CUT, "500 what"], ids=str)
 @trio_test
-async def test_quit_costs_no_time_unless_its_reply_is_awaited(
+async def test_s042_quit_costs_no_time_unless_its_reply_is_awaited(
     autojump_clock: MockClock, answer: Answer
 ) -> None:
     for wait in (False, True):
@@ -515,7 +517,7 @@ async def test_quit_costs_no_time_unless_its_reply_is_awaited(
 
 
 @trio_test
-async def test_quit_travels_behind_the_dot_when_nothing_else_is_to_come(
+async def test_s042_quit_travels_behind_the_dot_when_nothing_else_is_to_come(
     autojump_clock: MockClock,
 ) -> None:
     peer = Peer()

@@ -87,7 +87,7 @@ async def test_an_idle_session_is_probed_with_rset_in_the_same_flight(
 
 @pytest.mark.parametrize("extensions", [EXTENSIONS, LOCK_STEP], ids=["pipelined", "lock-step"])
 @trio_test
-async def test_an_unfinished_transaction_is_reset_in_the_next_flight(
+async def test_s036_an_unfinished_transaction_is_reset_in_the_next_flight(
     autojump_clock: MockClock, extensions: tuple[str, ...]
 ) -> None:
     peer = Peer({Phase.RCPT: ["550 5.1.1 no", "250 ok"]}, extensions=extensions)
@@ -228,7 +228,7 @@ async def test_a_session_that_dies_at_the_next_request_costs_a_connect_and_no_de
 
 
 @trio_test
-async def test_a_session_that_hangs_costs_the_short_limit_of_rset(
+async def test_s054_a_session_that_hangs_costs_the_short_limit_of_rset(
     autojump_clock: MockClock,
 ) -> None:
     for answer, seconds in ((Fault.SILENCE, 20.0), ("502 what?", 0.0)):

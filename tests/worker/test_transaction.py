@@ -30,7 +30,7 @@ SENT, DEFERRED, BOUNCED = Action.SENT, Action.DEFERRED, Action.BOUNCED
 
 
 @trio_test
-async def test_mail_rcpt_and_data_travel_in_one_segment_and_the_content_in_the_next(
+async def test_s036_mail_rcpt_and_data_travel_in_one_segment_and_the_content_in_the_next(
     autojump_clock: MockClock,
 ) -> None:
     peer = Peer(extensions=("PIPELINING",))
@@ -45,7 +45,7 @@ async def test_mail_rcpt_and_data_travel_in_one_segment_and_the_content_in_the_n
 
 
 @trio_test
-async def test_without_pipelining_each_command_waits_for_the_reply_before_it(
+async def test_s036_without_pipelining_each_command_waits_for_the_reply_before_it(
     autojump_clock: MockClock,
 ) -> None:
     peer = Peer(extensions=BARE)
@@ -85,7 +85,7 @@ async def test_two_thousand_recipients_with_long_replies_fit_through_a_small_win
 
 
 @trio_test
-async def test_a_flight_never_exceeds_what_a_server_that_writes_can_leave_unread(
+async def test_s036_a_flight_never_exceeds_what_a_server_that_writes_can_leave_unread(
     autojump_clock: MockClock,
 ) -> None:
     # It reads as little as it can, and blocks in its first reply: what we send before we read
@@ -128,7 +128,7 @@ async def test_in_lock_step_nothing_pointless_is_said(autojump_clock: MockClock)
 
 
 @trio_test
-async def test_a_go_ahead_for_nobody_gets_a_lone_dot_and_nothing_is_accepted(
+async def test_s036_a_go_ahead_for_nobody_gets_a_lone_dot_and_nothing_is_accepted(
     autojump_clock: MockClock,
 ) -> None:
     peer = Peer({Phase.RCPT: "450 4.2.2 full", Phase.DATA: "354 go", Phase.DOT: "250 ok"})
@@ -178,7 +178,7 @@ async def test_each_recipient_has_its_own_reply(
 
 @pytest.mark.parametrize("extensions", [EXTENSIONS, LOCK_STEP], ids=["pipelined", "lock-step"])
 @trio_test
-async def test_lmtp_settles_each_accepted_recipient_by_its_own_final_reply(
+async def test_s037_lmtp_settles_each_accepted_recipient_by_its_own_final_reply(
     autojump_clock: MockClock, extensions: tuple[str, ...]
 ) -> None:
     names = [f"{name}@example.com" for name in "abcd"]
@@ -263,7 +263,7 @@ async def test_replies_to_nothing_before_the_transaction_end_the_session(
 
 @pytest.mark.parametrize("size", [100_000, 3_000_000])
 @trio_test
-async def test_an_early_refusal_ends_a_long_content_at_once(tmp_path: Path, size: int) -> None:
+async def test_s038_an_early_refusal_ends_a_long_content_at_once(tmp_path: Path, size: int) -> None:
     file = tmp_path / "content"
     file.write_bytes(b"line of text\r\n" * (size // 14))
     peer = Peer({Phase.CONTENT: "552 5.3.4 too much"}, real_sockets=True)
@@ -332,7 +332,7 @@ async def test_the_content_generator_is_closed_when_the_server_goes_away(tmp_pat
 
 
 @trio_test
-async def test_what_the_server_announced_too_small_is_not_offered(
+async def test_s065_what_the_server_announced_too_small_is_not_offered(
     autojump_clock: MockClock,
 ) -> None:
     peer, other = Peer(extensions=("SIZE 1000",)), Peer()
@@ -377,7 +377,7 @@ async def test_envelope_parameters_reach_servers_that_know_them(autojump_clock: 
     ("quote", "wire"), [(True, 'RCPT TO:<"a b"@example.com>'), (False, "RCPT TO:<a b@example.com>")]
 )
 @trio_test
-async def test_local_parts_are_quoted_as_configured(
+async def test_s043_local_parts_are_quoted_as_configured(
     autojump_clock: MockClock, quote: bool, wire: str
 ) -> None:
     peer = Peer(extensions=BARE)

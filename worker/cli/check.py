@@ -20,11 +20,12 @@ from worker.config.problems import ConfigError
 from worker.config.table import TableError
 from worker.delivery.settings import DeliverySettings
 from worker.environment import make_rules
-from worker.network.network import DnsSettings, NetworkSettings
+from worker.errors import ResolveError
+from worker.network.network import DnsSettings, NetworkSettings, check_nexthop
 from worker.pool.cache_process import own_socket
 from worker.queue.routing import Router
 from worker.queue.schema import DATABASE, check_database
-from worker.queue.settings import QueueSettings
+from worker.queue.settings import TRANSPORTS, QueueSettings
 from worker.queue.store import StoreError
 from worker.sasl.client import SaslClient
 from worker.status.events import Event, Warned
@@ -78,6 +79,7 @@ def findings(config: Config) -> Iterator[Finding]:
     yield from _log(config)
     yield from _sessions(config)
     yield from _entries(config)
+    yield from _usual_nexthop(config)
     yield from _resolver(config)
     yield from _descriptors(config)
 
@@ -192,6 +194,25 @@ def _entries(config: Config) -> Iterator[Finding]:
             said.append(str(exc))
         for text in said:
             yield Finding(f"{text}; its mail will wait", fatal=False)
+
+
+def _usual_nexthop(config: Config) -> Iterator[Finding]:
+    """Where all mail goes that transport_maps leaves alone, if that is written down."""
+    transport, _, nexthop = (
+        part.strip() for part in config.text("default_transport").partition(":")
+    )
+    parameter = "default_transport" if nexthop else "relayhost"
+    nexthop = nexthop or config.text("relayhost")
+    protocol = TRANSPORTS.get(transport or "smtp")
+    if protocol is None or not nexthop:
+        return
+    try:
+        check_nexthop(nexthop, NetworkSettings.from_config(config, protocol).endpoints)
+    except ConfigError:
+        pass  # told by _parts()
+    except ResolveError as exc:
+        why = exc.reason.removeprefix("mail system configuration error: ")
+        yield Finding(f"{parameter}: {why}", fatal=True)
 
 
 def _resolver(config: Config) -> Iterator[Finding]:

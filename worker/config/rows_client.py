@@ -1,9 +1,13 @@
 """Rows of the parameter table: the SMTP and LMTP client, from finding a server to QUIT."""
 
+import re
+
 from worker.config.parameter import Parameter, Twin
 from worker.config.rows import boolean, choice, integer, tables, text, time, words
 
 SINCE_REFUSED = "it was always on since Postfix 2.1; remove it"
+# Anything else would be no EHLO command, and every delivery would fail for that.
+_ONE_WORD = re.compile(r"[^\x00-\x20\x7f-\xa0]{1,255}")
 
 DESTINATIONS: tuple[Parameter, ...] = (
     text(
@@ -228,6 +232,8 @@ DIALOGUE: tuple[Parameter, ...] = (
         "smtp_helo_name",
         "$myhostname",
         "Host name or address literal sent with EHLO and HELO.",
+        pattern=_ONE_WORD,
+        expected="a host name or address literal, in one word",
         mirror=Twin(name="lmtp_lhlo_name"),
     ),
     words(

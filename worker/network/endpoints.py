@@ -106,7 +106,7 @@ async def search(
     """
     if destination.kind is DestinationKind.UNIX:
         return Found([_unix(destination, settings)])
-    port = _port(destination, settings)
+    port = port_of(destination, settings)
     try:
         found = await _search_inet(destination, port, settings, resolver)
     except LookupFailure as exc:
@@ -347,7 +347,7 @@ def _unix(destination: Destination, settings: EndpointSettings) -> Endpoint:
     return Endpoint(host=settings.hostname, address=destination.name, port=0, family=socket.AF_UNIX)
 
 
-def _port(destination: Destination, settings: EndpointSettings) -> int:
+def port_of(destination: Destination, settings: EndpointSettings) -> int:
     """Return the port to dial (S002, S014 to S016). Raises ResolveError: never guesses."""
     service = destination.port
     try:

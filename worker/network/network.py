@@ -15,7 +15,12 @@ from typing import Self
 
 import trio
 
-from protocol.destination import DestinationError, parse_destination, split_nexthops
+from protocol.destination import (
+    DestinationError,
+    DestinationKind,
+    parse_destination,
+    split_nexthops,
+)
 from protocol.request import Protocol
 from worker.config.config import Config
 from worker.config.problems import ConfigError, Problem
@@ -23,7 +28,12 @@ from worker.errors import ResolveError
 from worker.network.address import Endpoint
 from worker.network.connect import Dialer, SocketDialer, connect_any
 from worker.network.dns_resolver import DnsResolver
-from worker.network.endpoints import AddressPreference, EndpointSettings, find_endpoints
+from worker.network.endpoints import (
+    AddressPreference,
+    EndpointSettings,
+    find_endpoints,
+    port_of,
+)
 from worker.network.native_resolver import NativeResolver
 from worker.network.own import (
     IPAddress,
@@ -167,6 +177,20 @@ class Network:
         return await find_endpoints(destination, self.settings.endpoints, self.resolver, self.rng)
 
 
+def check_nexthop(nexthop: str, settings: EndpointSettings) -> None:
+    """Raises ResolveError for what no search could begin with: bad syntax, an unknown port.
+
+    `nexthop` may be a list. Nobody is asked: for who wants to know before there is mail.
+    """
+    for text in _split(nexthop):
+        try:
+            destination = parse_destination(text, settings.protocol)
+        except DestinationError as exc:
+            raise _unusable(exc) from exc
+        if destination.kind is not DestinationKind.UNIX:
+            port_of(destination, settings)
+
+
 def destination_of(nexthop: str, endpoint: Endpoint) -> str:
     """The destination of a list that an endpoint of `Network.endpoints` belongs to, as written.
 
@@ -246,12 +270,18 @@ def _endpoint_settings(config: Config, protocol: Protocol, own: OwnAddresses) ->
     except UnknownServiceError as exc:
         text = config.text("known_tcp_ports")
         raise _problem(config, "known_tcp_ports", text, str(exc)) from exc
+    ports = ServicePorts(known)
+    default_port = config.text(name("smtp_tcp_port"))
+    try:
+        ports.number(default_port)
+    except UnknownServiceError as exc:
+        raise _problem(config, name("smtp_tcp_port"), default_port, str(exc)) from exc
     return EndpointSettings(
         protocol=protocol,
         hostname=config.text("myhostname"),
         families=_families(config.words("inet_protocols")),
-        default_port=config.text(name("smtp_tcp_port")),
-        ports=ServicePorts(known),
+        default_port=default_port,
+        ports=ports,
         randomize=config.boolean(name("smtp_randomize_addresses")),
         address_limit=config.integer(name("smtp_mx_address_limit")),
         preference=AddressPreference(config.choice(name("smtp_address_preference"))),
