@@ -243,6 +243,16 @@ def test_deprecated_names_work_and_say_what_to_use() -> None:
     )
 
 
+def test_what_only_postfix_processes_read_is_known_and_said_to_have_no_effect() -> None:
+    config = Config.from_mapping({"max_use": "7", "internal_mail_filter_classes": "notify"})
+    assert config.integer("max_use") == 7
+    assert config.warnings == (
+        "configuration: max_use has no effect: only a process under Postfix's master(8) reads it",
+        "configuration: internal_mail_filter_classes has no effect:"
+        " postrio has no filters of incoming mail",
+    )
+
+
 def test_names_of_other_programs_share_a_warning_and_those_to_come_have_their_own() -> None:
     others = {f"smtpd_{n}": "x" for n in range(6)}
     config = Config.from_mapping(others | {"smtp_tls_dane_insecure_mx_policy": "may"})

@@ -35,6 +35,8 @@ def remarks(
             continue
         if row is not None and row.deprecated:
             yield f"{setting.place}: {name} is deprecated: {row.deprecated}"
+        if row is not None and row.no_effect:
+            yield f"{setting.place}: {name} has no effect: {row.no_effect}"
         for mentioned in sorted(expander.mentions(name)):
             if mentioned not in settings and find(mentioned) is None:
                 yield (
