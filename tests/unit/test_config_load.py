@@ -227,6 +227,14 @@ def test_a_users_own_name_is_warned_of_only_when_nothing_leads_to_it() -> None:
     assert config.warnings == ("configuration: unknown parameter c has no effect",)
 
 
+def test_a_users_own_name_that_other_programs_lead_to_goes_with_them() -> None:
+    config = Config.from_mapping({"smtpd_banner": "$greeting", "greeting": "$word", "word": "$ hi"})
+    assert config.warnings == (
+        "configuration: parameters of other Postfix programs have no effect:"
+        " smtpd_banner, greeting, word",
+    )
+
+
 def test_mentioning_what_is_not_defined_is_warned_of() -> None:
     config = Config.from_mapping({"myorigin": "$mydomian"})
     assert config.text("myorigin") == ""

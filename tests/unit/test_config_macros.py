@@ -15,7 +15,7 @@ KNOWN = {"h": "a.example", "one": "1"}
 
 
 def expanded(text: str) -> str:
-    return expand(parse(text), lambda name: KNOWN.get(name, ""))
+    return expand(parse(text), lambda name: KNOWN.get(name, ""), lambda name: name in KNOWN)
 
 
 @pytest.mark.parametrize(
@@ -29,7 +29,9 @@ def expanded(text: str) -> str:
         ("<${h?{ t }}>", "< t >"),
         ("<${nope? t }>", "<>"),
         ("<${nope: {u u}}>", "<u u>"),
-        ("<${h:u}>", "<a.example>"),
+        ("<${h:u}>", "<>"),
+        ("<$(h:x)${h:{y}}>", "<>"),
+        ("<${h?x}${h:y}|${nope?x}${nope:y}>", "<x|y>"),
         ("<${h ? {x} : {y}}>", "<x>"),
         ("<${nope?{x}:{y}}>", "<y>"),
         ("<${nope?{x}:y z}>", "<y z>"),
@@ -81,8 +83,8 @@ def test_only_the_chosen_branch_is_looked_up() -> None:
         asked.append(name)
         return "x"
 
-    assert expand(parse("${a?{$b}:{$c}}"), lookup) == "x"
-    assert asked == ["a", "b"]
+    assert expand(parse("${a?{$b}:{$c}}"), lookup, lambda name: name == "a") == "x"
+    assert asked == ["b"]
 
 
 def test_all_mentioned_names_are_found() -> None:
@@ -111,6 +113,18 @@ def test_a_loop_is_refused_and_names_its_members() -> None:
 
 def test_a_loop_through_a_branch_not_taken_does_no_harm() -> None:
     assert expander({"a": "${b?{x}:{$a}}", "b": "y"}).value("a") == "x"
+
+
+def test_a_name_has_a_text_before_it_is_expanded() -> None:
+    values = {"a": "${b?{x}:{y}}${c?{x}:{y}}", "b": "$nope", "c": ""}
+    assert expander(values).value("a") == "xy"
+    assert expander({"a": "${b?{x}}", "b": "$a"}).value("a") == "x"  # no loop: b is not expanded
+
+
+def test_white_space_around_a_value_counts_inside_another_one() -> None:
+    values = {"a": "1$b.", "b": "${c?{ x }}", "c": "y"}
+    assert expander(values).value("a") == "1 x ."
+    assert expander(values).value("b") == "x"
 
 
 def test_values_that_double_end_at_a_bound() -> None:

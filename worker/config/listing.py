@@ -65,11 +65,12 @@ def show(
 
 
 def _names(config: Config, which: Which) -> list[str]:
+    mentioned = config.mentioned()  # what a name of the user's own needs to be shown by postconf
     changed = {
         name
         for name in config.settings
         if find(name) is not None
-        or name in config.used
+        or name in mentioned
         or of_other_programs(name)
         or of_the_client(name)
     }

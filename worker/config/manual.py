@@ -45,8 +45,8 @@ SYNTAX = (
     " whose first visible character is # is a comment; comments and empty lines do not end a value."
     " Of two settings of one name the last one holds.",
     "In a value, $name, ${name} and $(name) stand for the value of another parameter, and $$ for a"
-    " dollar sign. ${name?{x}:{y}} is x where name has a value, y where it has none; ${name?text}"
-    " and ${name:text} are one half of that. ${{a} == {b} ? {x} : {y}} compares (==, !=, <, <=, >=,"
+    " dollar sign. ${name?{x}:{y}} is x where name has a text, y where it has none; ${name?text}"
+    " and ${name:text} are one half of that, and nothing otherwise. ${{a} == {b} ? {x} : {y}} compares (==, !=, <, <=, >=,"
     " >): as numbers where both sides are, and as release numbers with the word level after the"
     " operator.",
     "A time is a whole number with s, m, h, d or w (seconds to weeks); without a letter, in the"

@@ -1,8 +1,8 @@
 """Writes the manual pages as HTML: docs/html/*.html, from docs/man/*.
 
 `python -m worker.config.manual_html` in the top directory of the sources writes them; mandoc(1)
-does the work. Tests compare what is there with what would be written, and, without mandoc, the words
-on both sides.
+does the work. Tests compare what is there with what would be written, and, without mandoc, the
+words on both sides.
 """
 
 import re
