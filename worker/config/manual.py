@@ -46,9 +46,9 @@ SYNTAX = (
     " Of two settings of one name the last one holds.",
     "In a value, $name, ${name} and $(name) stand for the value of another parameter, and $$ for a"
     " dollar sign. ${name?{x}:{y}} is x where name has a text, y where it has none; ${name?text}"
-    " and ${name:text} are one half of that, and nothing otherwise. ${{a} == {b} ? {x} : {y}} compares (==, !=, <, <=, >=,"
-    " >): as numbers where both sides are, and as release numbers with the word level after the"
-    " operator.",
+    " and ${name:text} are one half of that, and nothing otherwise. ${{a} == {b} ? {x} : {y}}"
+    " compares (==, !=, <, <=, >=, >): as numbers where both sides are, and as release numbers with"
+    " the word level after the operator.",
     "A time is a whole number with s, m, h, d or w (seconds to weeks); without a letter, in the"
     " parameter's own unit. Times marked so take decimals, too. Items of a list are separated by"
     " commas or white space.",
