@@ -19,7 +19,7 @@ from types import MappingProxyType
 
 from protocol.request import Protocol
 from worker.config.expander import Expander, Facts
-from worker.config.main_cf import MainCf, Setting, parse_main_cf, parse_setting
+from worker.config.main_cf import SPACE, MainCf, Setting, parse_main_cf, parse_setting
 from worker.config.match_list import StringList, open_string_list
 from worker.config.parameters import (
     PARAMETERS,
@@ -116,7 +116,7 @@ class Config:
         Without `facts` this host is called client.example, so that a test sees the same anywhere.
         """
         settings = {
-            name: Setting(name=name, value=value.strip(), file=MAPPING)
+            name: Setting(name=name, value=value.strip(SPACE), file=MAPPING)
             for name, value in mapping.items()
         }
         facts = Facts() if facts is None else facts

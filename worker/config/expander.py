@@ -11,7 +11,7 @@ from importlib import metadata
 from pathlib import PurePath
 
 from worker.config import macros
-from worker.config.main_cf import Setting
+from worker.config.main_cf import SPACE, Setting
 from worker.config.parameters import find
 from worker.config.values import BadValueError
 
@@ -62,7 +62,7 @@ class Expander:
 
         Raises BadValueError for broken `$` syntax, and for a loop, naming the parameters in it.
         """
-        return self._expanded(name).strip()
+        return self._expanded(name).strip(SPACE)
 
     def _expanded(self, name: str) -> str:
         """The same with white space at its ends, which counts where it is part of another value."""
