@@ -7,6 +7,7 @@ for several rows. Names are read from the sources of the tests; nothing is impor
 import ast
 import functools
 import re
+import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,9 +36,9 @@ S083 S084 S085 S086 S087 S088 S089 S090 S091 S092 S094 S095 S096 S097 S098 S100
 S101 S103 S104 S105 S106 S107 S108 S109 S110 S111 S112 S115 S116 S117 S118 S119
 S120 S121 S122 S124 S125 S126 S127 S128 S129 S133 S134 S135 S136 S137 S138 S139
 S140 S141 S142 S143 S144 S145 S146 S147 S151 S152 S153 S154 S155 S156 S158 S159
-S160 S161 S162 S163 S165 S166 S169 S170 S171 S172 S175 S177 S178 S179 S180 S181
-S182 S183 S184 S186 S187 S188 S189 S190 S191 S192 S193 S194 S195 S196 S197 S198
-S199 S200 S201 S202 S203
+S160 S161 S162 S163 S165 S166 S169 S170 S171 S175 S177 S178 S179 S180 S181 S182
+S183 S184 S186 S188 S189 S190 S191 S192 S193 S194 S195 S196 S197 S198 S199 S200
+S201 S202 S203
 """
 WITHOUT_TEST = frozenset(_WITHOUT_TEST.split())
 
@@ -152,3 +153,12 @@ def test_rows_that_the_page_refers_to_exist() -> None:
 )
 def test_a_name_tells_its_rows(function: str, ids: list[str]) -> None:
     assert ids_of(function) == ids
+
+
+def test_s187_the_licence_is_the_same_wherever_it_is_named() -> None:
+    project = tomllib.loads((TOP / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert project["license"] == "MIT"
+    assert project["license-files"] == ["LICENSE"]
+    assert (TOP / "LICENSE").read_text(encoding="utf-8").startswith("MIT License\n")
+    (row,) = [row for row in rows() if row.id == "S187"]
+    assert row.why.startswith("MIT;")
