@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.integration.peers import find_program
+from tests.unit.test_rows import rows
 from worker.config.config import Config, ConfigError, Facts
 from worker.config.listing import Form, Which, show
 from worker.config.match_list import open_string_list
@@ -359,6 +360,12 @@ def test_s164_defaults_are_postfixs_but_for_the_known_ones(tmp_path: Path) -> No
     assert len(compared) > 100
     values = show(config, compared, which=Which.DEFAULTS, form=Form.VALUES, expanded=True)
     assert dict(zip(compared, values, strict=True)) == {name: theirs[name] for name in compared}
+
+
+def test_a_row_whose_default_is_not_postfixs_is_not_said_to_be_the_same() -> None:
+    same = {row.parameter for row in rows() if row.ours == "same"}
+    # Nobody has set these: the machine and the process decide.
+    assert same & OUR_OWN == {"lmtp_lhlo_name", "process_id", "smtp_helo_name"}
 
 
 def test_every_name_from_postfix_is_one_that_postfix_knows(tmp_path: Path) -> None:
