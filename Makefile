@@ -10,12 +10,13 @@ ONCE ?=
 PYTEST_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help run test clean
+.PHONY: help run test docs clean
 
 help:
 	@echo 'make run          deliver the messages in examples/ to a little world on loopback'
 	@echo 'make run ONCE=1   the same, ending by itself when all is settled'
 	@echo 'make test         format, lint, types and all tests (PYTEST_ARGS="-k name" for some)'
+	@echo 'make docs         write the reference of parameters and the HTML of the manual pages anew'
 	@echo 'make clean        remove .venv, caches, and var/ with the queue of the demonstration'
 
 # The interpreter of the environment stands for the environment. Debian splits ensurepip from
@@ -43,6 +44,11 @@ test: $(VENV)/.installed-test
 	@$(BIN)/ruff check --quiet .
 	@$(BIN)/mypy
 	@$(BIN)/pytest $(PYTEST_ARGS)
+
+# The HTML is made of the manual pages by mandoc (Debian package mandoc).
+docs: $(VENV)/.installed
+	@$(BIN)/python -m worker.config.manual
+	@$(BIN)/python -m worker.config.manual_html
 
 clean:
 	rm -rf $(VENV) var build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

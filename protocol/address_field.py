@@ -132,9 +132,9 @@ def _address(run: list[_Token]) -> Iterator[FieldAddress]:
 
 def _is_domain(words: list[_Token]) -> bool:
     """A literal, or words as they stand: internal form has no quotes for a domain."""
-    return [word.kind for word in words] == ["literal"] or all(
-        word.kind == "word" and len(word.text) == word.end - word.start for word in words
-    )
+    if [word.kind for word in words] == ["literal"]:
+        return "@" not in words[0].text  # which would be taken for the one before the domain
+    return all(word.kind == "word" and len(word.text) == word.end - word.start for word in words)
 
 
 def _tokens(text: str) -> Iterator[_Token]:

@@ -4,6 +4,7 @@ Each test gives both the same files, in a directory of its own, and compares wha
 """
 
 import os
+import random
 import shutil
 import subprocess
 import tempfile
@@ -13,10 +14,11 @@ from pathlib import Path
 import pytest
 
 from tests.integration.peers import find_program
-from worker.config.config import Config, Facts
+from tests.unit.test_rows import rows
+from worker.config.config import Config, ConfigError, Facts
 from worker.config.listing import Form, Which, show
 from worker.config.match_list import open_string_list
-from worker.config.parameters import PARAMETERS
+from worker.config.parameters import PARAMETERS, find
 from worker.config.tables import TableConfigError, TableError, open_table
 from worker.config.values import BadValueError, split_list
 
@@ -99,7 +101,7 @@ def run(program: str, *arguments: str | Path) -> str:
 
 def write_old(path: Path, text: str) -> None:
     """A file that looks old: Postfix waits while a file may still be edited."""
-    path.write_text(text)
+    path.write_bytes(text.encode())  # line ends as they are
     os.utime(path, (1e9, 1e9))
 
 
@@ -109,18 +111,41 @@ def configured(directory: Path, main_cf: str = "") -> Path:
     return directory
 
 
+# As they are met in the wild, or as they hurt.
+FILES |= {
+    path.stem: path.read_bytes().decode()
+    for path in sorted(Path(__file__).with_name("main_cf").glob("*.cf"))
+}
+
+# What is left out of the comparison: the names, and why they differ.
+APART = {
+    "smtpd_banner": "mentions mail_name, which is ours",
+    "smtp_tls_session_cache_database": "mentions data_directory, which is in the queue here",
+    "no-such_destination_rate_delay": "no master.cf says which transports there are",
+}
+
+# Transports make names legal for Postfix.
+MASTER_CF = "".join(
+    f"{name} unix - - n - - smtp\n"
+    for name in ("smtp", "lmtp", "bulk", "big", "huge", "my", "smtp-amavis")
+)
+
+
 @pytest.fixture(params=FILES)
 def directory(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     configured(tmp_path, FILES[request.param])
-    (tmp_path / "master.cf").write_text(
-        "smtp unix - - n - - smtp\nbulk unix - - n - - smtp\n"  # transports make names legal
-    )
+    (tmp_path / "master.cf").write_text(MASTER_CF)
     return tmp_path
 
 
+def config_of(directory: Path, *overrides: str) -> Config:
+    """Without tables: `postconf` opens none either, and those of the corpus do not exist."""
+    facts = Facts(hostname="h.example")
+    return Config.load(directory, overrides, environ={}, facts=facts, tables=False)
+
+
 def ours(directory: Path, *, expanded: bool) -> list[str]:
-    config = Config.load(directory, environ={}, facts=Facts(hostname="h.example"))
-    return list(show(config, which=Which.CHANGED, expanded=expanded))
+    return list(show(config_of(directory), which=Which.CHANGED, expanded=expanded))
 
 
 def theirs(directory: Path, *options: str) -> list[str]:
@@ -128,17 +153,168 @@ def theirs(directory: Path, *options: str) -> list[str]:
     return [line for line in lines if not line.startswith("config_directory = ")]
 
 
-def test_changed_parameters_are_printed_alike(directory: Path) -> None:
-    assert ours(directory, expanded=False) == theirs(directory)
+def compared(lines: list[str]) -> list[str]:
+    return [line for line in lines if line.partition(" ")[0] not in APART]
 
 
-def test_values_expand_alike(directory: Path) -> None:
-    # Names whose defaults are not Postfix's, or are not in our table, expand differently.
-    apart = ("smtpd_banner", "smtp_tls_session_cache_database")
-    expected = [line for line in theirs(directory, "-x") if not line.startswith(apart)]
-    assert [line for line in ours(directory, expanded=True) if not line.startswith(apart)] == (
-        expected
+def test_s164_changed_parameters_are_printed_alike(directory: Path) -> None:
+    expected = compared(theirs(directory))
+    assert compared(ours(directory, expanded=False)) == expected
+    assert expected
+
+
+def test_s164_values_expand_alike(directory: Path) -> None:
+    assert compared(ours(directory, expanded=True)) == compared(theirs(directory, "-x"))
+
+
+def test_s164_named_parameters_are_printed_alike_in_every_form(directory: Path) -> None:
+    config = config_of(directory)
+    names = [line.partition(" ")[0] for line in compared(ours(directory, expanded=False))]
+    names = [name for name in names if find(name) is not None][::-1]
+    # Others that are not set, and one twice; their defaults are those of Postfix.
+    names += [name for name in ("smtp_sasl_type", "smtp_rcpt_timeout") if name not in names] * 2
+    for option, which, form, expanded in (
+        ("-h", Which.ALL, Form.VALUES, False),
+        ("-hx", Which.ALL, Form.VALUES, True),
+        ("-x", Which.ALL, Form.BOTH, True),
+        ("-H", Which.ALL, Form.NAMES, False),
+        ("-n", Which.CHANGED, Form.BOTH, False),
+        ("-nx", Which.CHANGED, Form.BOTH, True),
+    ):
+        expected = run("postconf", "-c", directory, option, *names).splitlines()
+        said = list(show(config, names, which=which, form=form, expanded=expanded))
+        assert said == expected, option
+
+
+def test_s164_settings_of_the_command_line_win_alike(directory: Path) -> None:
+    given = ("myhostname=o.over.example", "mydomain = over.example", "one=uno", "relayhost =")
+    options = [word for text in given for word in ("-o", text)]
+    said = list(show(config_of(directory, *given), which=Which.CHANGED, expanded=True))
+    assert compared(said) == compared(theirs(directory, "-x", *options))
+
+
+def test_s164_the_environment_says_alike_where_the_file_is(tmp_path: Path) -> None:
+    program = find_program("postconf")
+    assert program is not None
+    configured(tmp_path, FILES["empties"])
+    names = ("myhostname", "relayhost", "smtp_helo_timeout")
+    done = subprocess.run(
+        [program, "-n", *names],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={"MAIL_CONFIG": str(tmp_path)},
     )
+    found = Config.load(
+        environ={"MAIL_CONFIG": str(tmp_path)}, facts=Facts(hostname="h"), tables=False
+    )
+    assert list(show(found, names, which=Which.CHANGED)) == done.stdout.splitlines()
+
+
+def test_what_is_left_out_of_the_comparison_does_differ(tmp_path: Path) -> None:
+    different = set()
+    for name, text in FILES.items():
+        where = tmp_path / name
+        where.mkdir()
+        configured(where, text)
+        (where / "master.cf").write_text(MASTER_CF)
+        for line in set(ours(where, expanded=True)) ^ set(theirs(where, "-x")):
+            different.add(line.partition(" ")[0])
+    assert different == APART.keys()
+
+
+# No "=", no name; loops; what a dollar sign may not be followed by; conditions.
+BROKEN = (
+    *("relayhost [a]", "= x", "relay host = x", "relayhost", "inet interfaces ="),
+    *("a = $b\nb = $a\nmyorigin = $a", "myorigin = $myorigin", "myorigin = ${a:$myorigin}"),
+    *("relayhost = $", "relayhost = ${", "relayhost = ${a", "relayhost = $a.$ b"),
+    *("relayhost = $(a}", "relayhost = ${}", "relayhost = ${a-b}", "relayhost = ${{a}}"),
+    *("relayhost = ${{a} == b ? {c}}", "relayhost = ${{a} ~ {b} ? {c}}"),
+    *("relayhost = ${a?{b} c}", "relayhost = ${a?{b}:{c} d}", "relayhost = ${{a}=={a}?{b}:{c} d}"),
+    *("relayhost = ${{3.x} <level {3.6} ? {a}}", "relayhost = ${{} <level {3} ? {a}}"),
+    *("relayhost = ${{1.2.3.4} <level {3} ? {a}}", "smtp_body_checks = regexp:{{/x$/ IGNORE}}"),
+)
+
+
+def test_s164_what_postfix_cannot_read_is_refused(tmp_path: Path) -> None:
+    program = find_program("postconf")
+    assert program is not None
+    running = []  # all at once: each takes a second to die
+    for number, text in enumerate(BROKEN):
+        where = tmp_path / str(number)
+        where.mkdir()
+        configured(where, f"{text}\n")
+        running.append(
+            subprocess.Popen(
+                [program, "-c", where, "-nx"],
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+            )
+        )
+        with pytest.raises(ConfigError):
+            config_of(where)
+    statuses = [process.wait() for process in running]
+    assert dict(zip(BROKEN, statuses, strict=True)) == dict.fromkeys(BROKEN, 1)
+
+
+# One is stricter than the other, on purpose: (text, whether Postfix reads it, why).
+STRICTER = (
+    ("process_id = 4", True, "what is computed cannot be set; Postfix warns"),
+    ("myhostname = h.$mydomain", True, "mydomain is made from myhostname; Postfix has h. then"),
+    ("smtp_helo_timeout = soon", True, "values are checked by whoever reads the file, not later"),
+    ("smtpd_banner = $ hi", False, "what is for other programs is theirs to judge"),
+)
+
+
+@pytest.mark.parametrize(("text", "read_there", "why"), STRICTER, ids=[row[2] for row in STRICTER])
+def test_where_one_is_stricter(tmp_path: Path, text: str, read_there: bool, why: str) -> None:
+    program = find_program("postconf")
+    assert program is not None
+    configured(tmp_path, f"{text}\n")
+    done = subprocess.run([program, "-c", tmp_path, "-n"], capture_output=True, check=False)
+    assert (done.returncode == 0) is read_there, why
+    if read_there:
+        with pytest.raises(ConfigError):
+            config_of(tmp_path)
+    else:
+        config_of(tmp_path)
+
+
+# Texts that can be read, made of everything that there is; names refer to later ones only.
+PIECES = (
+    *("$N", "${N}", "$(N)", "${N?{x$N}}", "${N?y N}", "${N:{$N}}", "${N:z}", "${N?{a}:{b $N}}"),
+    *("${{$N} == {$N} ? {same} : {other}}", "${{$N} < {$N} ? {less}}", "${{1$N} >= {10}?{x}:{$N}}"),
+    *(
+        "${{a}!={$N}}",
+        "${{2.1} <=level {2.10} ? {$N}}",
+        "$$",
+        "$$N",
+        "a",
+        "b c",
+        "10",
+        "9",
+        "",
+        "{",
+    ),
+    *("}", "#", "=", "?", ":", "\t", "\n  ", "\n# x\n  ", ",", "ä"),
+)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_s164_texts_at_random_expand_alike(tmp_path: Path, seed: int) -> None:
+    rng = random.Random(seed)
+    text, count = "mydomain = example.com\nmyhostname = h.example.com\n", 30
+    for number in range(count):
+        later = [*(f"n{n}" for n in range(number + 1, count)), "mydomain", "nowhere"]
+        value = "".join(rng.choice(PIECES) for _ in range(rng.randrange(6)))
+        for _ in range(value.count("N")):
+            value = value.replace("N", rng.choice(later), 1)
+        text += f"n{number} ={value}\n"
+    text += "myorigin = " + " ".join(f"$n{n}" for n in range(count)) + "\n"
+    configured(tmp_path, text)
+    (tmp_path / "master.cf").touch()
+    assert ours(tmp_path, expanded=False) == theirs(tmp_path)
+    assert ours(tmp_path, expanded=True) == theirs(tmp_path, "-x")
 
 
 # Defaults that are ours on purpose, and what the machine decides.
@@ -174,7 +350,7 @@ OUR_OWN = {
 }
 
 
-def test_defaults_are_postfixs_but_for_the_known_ones(tmp_path: Path) -> None:
+def test_s164_defaults_are_postfixs_but_for_the_known_ones(tmp_path: Path) -> None:
     configured(tmp_path)
     (tmp_path / "master.cf").touch()
     lines = run("postconf", "-c", tmp_path, "-d", "-x").splitlines()
@@ -184,6 +360,12 @@ def test_defaults_are_postfixs_but_for_the_known_ones(tmp_path: Path) -> None:
     assert len(compared) > 100
     values = show(config, compared, which=Which.DEFAULTS, form=Form.VALUES, expanded=True)
     assert dict(zip(compared, values, strict=True)) == {name: theirs[name] for name in compared}
+
+
+def test_a_row_whose_default_is_not_postfixs_is_not_said_to_be_the_same() -> None:
+    same = {row.parameter for row in rows() if row.ours == "same"}
+    # Nobody has set these: the machine and the process decide.
+    assert same & OUR_OWN == {"lmtp_lhlo_name", "process_id", "smtp_helo_name"}
 
 
 def test_every_name_from_postfix_is_one_that_postfix_knows(tmp_path: Path) -> None:

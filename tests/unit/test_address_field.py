@@ -31,6 +31,7 @@ CRUMBS = st.sampled_from(
         (" (a@x) b@x (c@x", ["b@x"]),
         (" [192.0.2.1]@x, a@b.[192.0.2.1], [1], c@x", ["c@x"]),
         (' a@"x", a@x\\<, c@x', ["c@x"]),
+        (" a@[@], c@x", ["c@x"]),
     ],
 )
 def test_addresses_are_found(text: str, addresses: list[str]) -> None:

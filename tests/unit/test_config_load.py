@@ -227,6 +227,14 @@ def test_a_users_own_name_is_warned_of_only_when_nothing_leads_to_it() -> None:
     assert config.warnings == ("configuration: unknown parameter c has no effect",)
 
 
+def test_a_users_own_name_that_other_programs_lead_to_goes_with_them() -> None:
+    config = Config.from_mapping({"smtpd_banner": "$greeting", "greeting": "$word", "word": "$ hi"})
+    assert config.warnings == (
+        "configuration: parameters of other Postfix programs have no effect:"
+        " smtpd_banner, greeting, word",
+    )
+
+
 def test_mentioning_what_is_not_defined_is_warned_of() -> None:
     config = Config.from_mapping({"myorigin": "$mydomian"})
     assert config.text("myorigin") == ""
@@ -240,6 +248,16 @@ def test_deprecated_names_work_and_say_what_to_use() -> None:
     assert config.words("smtp_fallback_relay") == ("[b.example]",)
     assert config.warnings == (
         "configuration: fallback_relay is deprecated: use smtp_fallback_relay",
+    )
+
+
+def test_what_only_postfix_processes_read_is_known_and_said_to_have_no_effect() -> None:
+    config = Config.from_mapping({"max_use": "7", "internal_mail_filter_classes": "notify"})
+    assert config.integer("max_use") == 7
+    assert config.warnings == (
+        "configuration: max_use has no effect: only a process under Postfix's master(8) reads it",
+        "configuration: internal_mail_filter_classes has no effect:"
+        " postrio has no filters of incoming mail",
     )
 
 

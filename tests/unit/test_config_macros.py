@@ -15,7 +15,7 @@ KNOWN = {"h": "a.example", "one": "1"}
 
 
 def expanded(text: str) -> str:
-    return expand(parse(text), lambda name: KNOWN.get(name, ""))
+    return expand(parse(text), lambda name: KNOWN.get(name, ""), lambda name: name in KNOWN)
 
 
 @pytest.mark.parametrize(
@@ -29,7 +29,9 @@ def expanded(text: str) -> str:
         ("<${h?{ t }}>", "< t >"),
         ("<${nope? t }>", "<>"),
         ("<${nope: {u u}}>", "<u u>"),
-        ("<${h:u}>", "<a.example>"),
+        ("<${h:u}>", "<>"),
+        ("<$(h:x)${h:{y}}>", "<>"),
+        ("<${h?x}${h:y}|${nope?x}${nope:y}>", "<x|y>"),
         ("<${h ? {x} : {y}}>", "<x>"),
         ("<${nope?{x}:{y}}>", "<y>"),
         ("<${nope?{x}:y z}>", "<y z>"),
@@ -81,8 +83,8 @@ def test_only_the_chosen_branch_is_looked_up() -> None:
         asked.append(name)
         return "x"
 
-    assert expand(parse("${a?{$b}:{$c}}"), lookup) == "x"
-    assert asked == ["a", "b"]
+    assert expand(parse("${a?{$b}:{$c}}"), lookup, lambda name: name == "a") == "x"
+    assert asked == ["b"]
 
 
 def test_all_mentioned_names_are_found() -> None:
@@ -113,6 +115,18 @@ def test_a_loop_through_a_branch_not_taken_does_no_harm() -> None:
     assert expander({"a": "${b?{x}:{$a}}", "b": "y"}).value("a") == "x"
 
 
+def test_a_name_has_a_text_before_it_is_expanded() -> None:
+    values = {"a": "${b?{x}:{y}}${c?{x}:{y}}", "b": "$nope", "c": ""}
+    assert expander(values).value("a") == "xy"
+    assert expander({"a": "${b?{x}}", "b": "$a"}).value("a") == "x"  # no loop: b is not expanded
+
+
+def test_white_space_around_a_value_counts_inside_another_one() -> None:
+    values = {"a": "1$b.", "b": "${c?{ x }}", "c": "y"}
+    assert expander(values).value("a") == "1 x ."
+    assert expander(values).value("b") == "x"
+
+
 def test_values_that_double_end_at_a_bound() -> None:
     doubling = {f"a{n}": f"$a{n + 1}$a{n + 1}" for n in range(40)} | {"a40": "x"}
     with pytest.raises(BadValueError, match="too long"):
@@ -139,3 +153,63 @@ def test_expansion_always_ends_in_a_value_or_a_reason(values: dict[str, str]) ->
 @given(st.text("ab $", max_size=20))
 def test_a_text_with_doubled_dollar_signs_means_itself(text: str) -> None:
     assert expanded(text.replace("$", "$$")) == text
+
+
+# A piece as it is written, and what has to come of it.
+Written = tuple[str, str]
+PLAIN = st.text("ab.,= #\t", max_size=4).map(lambda text: (text, text))
+NAMED = st.sampled_from([*KNOWN, "nope"]).flatmap(
+    lambda name: st.sampled_from([f"${{{name}}}", f"$({name})", f"${{ {name} }}"]).map(
+        lambda text: (text, KNOWN.get(name, ""))
+    )
+)
+DOLLAR = st.just(("$$", "$"))
+GAPS = st.sampled_from(["", " ", "  "])
+
+
+def joined(pieces: list[Written]) -> Written:
+    return "".join(text for text, _ in pieces), "".join(value for _, value in pieces)
+
+
+@st.composite
+def chosen_by_name(draw: st.DrawFn, inner: st.SearchStrategy[Written]) -> Written:
+    name, gap = draw(st.sampled_from([*KNOWN, "nope"])), draw(GAPS)
+    (yes, then), (no, otherwise) = draw(inner), draw(inner)
+    text = f"${{{gap}{name}{gap}?{gap}{{{yes}}}{gap}:{gap}{{{no}}}{gap}}}"
+    return text, then if name in KNOWN else otherwise
+
+
+@st.composite
+def half_a_choice(draw: st.DrawFn, inner: st.SearchStrategy[Written]) -> Written:
+    name, operator = draw(st.sampled_from([*KNOWN, "nope"])), draw(st.sampled_from("?:"))
+    text, value = draw(inner)
+    holds = (name in KNOWN) is (operator == "?")
+    return f"${{{name}{operator}{{{text}}}}}", value if holds else ""
+
+
+@st.composite
+def chosen_by_comparison(draw: st.DrawFn, inner: st.SearchStrategy[Written]) -> Written:
+    (left, one), (right, two) = draw(inner), draw(inner)
+    (yes, then), (no, otherwise) = draw(inner), draw(inner)
+    gap = draw(GAPS)
+    text = f"${{{{{left}}}{gap}=={gap}{{{right}}}{gap}?{gap}{{{yes}}}{gap}:{gap}{{{no}}}}}"
+    equal = int(one) == int(two) if one.isdigit() and two.isdigit() else one == two
+    return text, then if equal else otherwise
+
+
+WRITTEN = st.recursive(
+    PLAIN | NAMED | DOLLAR,
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3).map(joined),
+        chosen_by_name(inner),
+        half_a_choice(inner),
+        chosen_by_comparison(inner),
+    ),
+    max_leaves=12,
+)
+
+
+@given(WRITTEN)
+def test_what_is_put_together_is_expanded_piece_by_piece(written: Written) -> None:
+    text, value = written
+    assert expanded(text) == value

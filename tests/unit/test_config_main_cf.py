@@ -1,5 +1,7 @@
 """The lines of main.cf."""
 
+import re
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -83,3 +85,40 @@ VALUES = st.lists(WORDS.filter(lambda word: not word.startswith("#") and word ==
 def test_values_folded_over_lines_come_back_whole(values: dict[str, list[str]]) -> None:
     text = "".join(f"{name} =" + "\n  ".join(["", *words]) + "\n" for name, words in values.items())
     assert settings(text) == {name: "  ".join(words) for name, words in values.items()}
+
+
+SPACES = st.sampled_from(["", " ", "\t", "  ", " \t "])
+FEW = st.lists(
+    st.sampled_from(["a", "b=c", "d#", "$e", "ä", "\u00a0", "\x85", "{", "}", "\\", '"f'])
+    | WORDS.filter(lambda word: not word.startswith("#") and word == word.strip()),
+    max_size=4,
+)
+# What may stand between two lines of a value and mean nothing.
+NOTHING = st.lists(st.sampled_from(["", "  ", "# note", "\t# a = b", " #", "\f"]), max_size=2)
+
+
+@st.composite
+def laid_out(draw: st.DrawFn) -> tuple[str, dict[str, list[str]]]:
+    """A main.cf as somebody may have written it, and the words of its values."""
+    values: dict[str, list[str]] = {}
+    text = ""
+    end = draw(st.sampled_from(["\n", "\r\n"]))
+    for name, words in draw(st.lists(st.tuples(NAMES, FEW), max_size=4)):
+        values[name] = words  # the last one counts
+        text += f"{name}{draw(SPACES)}={draw(SPACES)}"
+        for word in words:
+            if draw(st.booleans()):
+                nothing = "".join(end + line for line in draw(NOTHING))
+                text += f"{draw(SPACES)}{nothing}{end}{draw(st.sampled_from([' ', chr(9)]))}"
+            text += f"{draw(SPACES)} {word}"
+        text += "".join(draw(SPACES) + end + line for line in draw(NOTHING)) + end
+    return text, values
+
+
+@given(laid_out())
+def test_the_layout_of_a_file_means_nothing(written: tuple[str, dict[str, list[str]]]) -> None:
+    text, values = written
+    read = parse_main_cf(text, "main.cf")
+    assert not read.problems
+    found = {each.name: re.split("[ \t]+", each.value) for each in read.settings}
+    assert {name: [word for word in words if word] for name, words in found.items()} == values

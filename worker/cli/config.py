@@ -77,5 +77,7 @@ def explanation(row: Parameter) -> str:
         lines.append(f"  LMTP reads {row.mirror.name}.")
     if row.deprecated:
         lines.append(f"  Deprecated: {row.deprecated}.")
+    if row.no_effect:
+        lines.append(f"  No effect: {row.no_effect}.")
     lines.append(f"  Known since {row.source}.")
     return "\n".join(lines)

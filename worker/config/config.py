@@ -19,7 +19,7 @@ from types import MappingProxyType
 
 from protocol.request import Protocol
 from worker.config.expander import Expander, Facts
-from worker.config.main_cf import MainCf, Setting, parse_main_cf, parse_setting
+from worker.config.main_cf import SPACE, MainCf, Setting, parse_main_cf, parse_setting
 from worker.config.match_list import StringList, open_string_list
 from worker.config.parameters import (
     PARAMETERS,
@@ -57,7 +57,6 @@ class Config:
     """
 
     settings: Mapping[str, Setting]  # what was set, by whom; not expanded
-    used: frozenset[str]  # names that values of known parameters mention, directly or not
     warnings: tuple[str, ...]  # one line each, with their places
     _expander: Expander = field(repr=False)
     _values: Mapping[str, Value] = field(repr=False)
@@ -117,7 +116,7 @@ class Config:
         Without `facts` this host is called client.example, so that a test sees the same anywhere.
         """
         settings = {
-            name: Setting(name=name, value=value.strip(), file=MAPPING)
+            name: Setting(name=name, value=value.strip(SPACE), file=MAPPING)
             for name, value in mapping.items()
         }
         facts = Facts() if facts is None else facts
@@ -141,7 +140,6 @@ class Config:
             raise ConfigError(problems)
         return cls(
             MappingProxyType(dict(settings)),
-            used,
             (*warnings, *remarks(settings, expander, used), *check.warnings),
             expander,
             MappingProxyType(check.values),
@@ -218,6 +216,10 @@ class Config:
     def is_set(self, name: str) -> bool:
         """Whether somebody set it, in main.cf or on the command line."""
         return name in self.settings
+
+    def mentioned(self) -> frozenset[str]:
+        """The names in the texts of all settings, those that nothing uses included."""
+        return frozenset(used for name in self.settings for used in self._expander.mentions(name))
 
     def raw(self, name: str) -> str:
         """The text as set, or the default's, not expanded. LookupError: neither set nor known."""

@@ -11,7 +11,7 @@ from importlib import metadata
 from pathlib import PurePath
 
 from worker.config import macros
-from worker.config.main_cf import Setting
+from worker.config.main_cf import SPACE, Setting
 from worker.config.parameters import find
 from worker.config.values import BadValueError
 
@@ -62,6 +62,10 @@ class Expander:
 
         Raises BadValueError for broken `$` syntax, and for a loop, naming the parameters in it.
         """
+        return self._expanded(name).strip(SPACE)
+
+    def _expanded(self, name: str) -> str:
+        """The same with white space at its ends, which counts where it is part of another value."""
         if name in self._values:
             return self._values[name]
         if name in self._under_way:
@@ -71,7 +75,7 @@ class Expander:
             )
         self._under_way.append(name)
         try:
-            value = macros.expand(self._parse(name), self.value).strip()
+            value = macros.expand(self._parse(name), self._expanded, self._has_text)
         except macros.MacroError as exc:
             raise BadValueError(str(exc), "$name, ${name}, ${name?text}, ${name:text}") from exc
         finally:
@@ -126,10 +130,13 @@ class Expander:
                 queue.append(mentioned)
                 yield mentioned
 
+    def _has_text(self, name: str) -> bool:
+        known = name in self._settings or find(name) is not None
+        return known and self.raw(name) != ""
+
     def _parse(self, name: str) -> macros.Text:
         if name not in self._parsed:
-            known = name in self._settings or find(name) is not None
-            self._parsed[name] = macros.parse(self.raw(name) if known else "")
+            self._parsed[name] = macros.parse(self.raw(name) if self._has_text(name) else "")
         return self._parsed[name]
 
 

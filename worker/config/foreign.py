@@ -80,7 +80,7 @@ undisclosed_recipients_header verp_delimiter_filter
 # Names of the SMTP and LMTP client, and of routing for them, that are still to come. All by name:
 # a slip in a name of ours, of TLS above all, must not be taken for one of them.
 _CLIENT_NAMES = """
-default_delivery_status_filter internal_mail_filter_classes max_idle max_use
+default_delivery_status_filter
 sender_dependent_default_transport_maps
 sender_dependent_relayhost_maps service_name tls_config_file tls_config_name tls_dane_digests
 tls_dane_digest_agility tls_dane_trust_anchor_digest_enable tls_disable_workarounds

@@ -5,12 +5,16 @@ main.cf again, with the same values.
 """
 
 import difflib
+import re
 from collections.abc import Iterator, Sequence
 from enum import Enum
 
 from worker.config.config import Config
 from worker.config.foreign import of_other_programs, of_the_client
+from worker.config.main_cf import SPACE
 from worker.config.parameters import PARAMETERS, find
+
+_RUN = re.compile(f"[{SPACE}]+")
 
 
 class Which(Enum):
@@ -54,10 +58,10 @@ def show(
             continue
         if which is Which.DEFAULTS and find(name) is None:
             continue
-        value = " ".join(_value(config, name, which, expanded=expanded).split())
+        value = _RUN.sub(" ", _value(config, name, which, expanded=expanded)).strip(" ")
         match form:
             case Form.BOTH:
-                yield f"{name} = {value}".rstrip()
+                yield f"{name} = {value}" if value else f"{name} ="
             case Form.VALUES:
                 yield value
             case Form.NAMES:
@@ -65,11 +69,12 @@ def show(
 
 
 def _names(config: Config, which: Which) -> list[str]:
+    mentioned = config.mentioned()  # what a name of the user's own needs to be shown by postconf
     changed = {
         name
         for name in config.settings
         if find(name) is not None
-        or name in config.used
+        or name in mentioned
         or of_other_programs(name)
         or of_the_client(name)
     }

@@ -1,8 +1,9 @@
 """`$name` in the values of main.cf: parsed into pieces, then put together.
 
     $name ${name} $(name)           the value of another parameter; nothing where it has none
-    ${name?text} ${name?{text}}     text where name has a value that is not empty
-    ${name:text} ${name:{text}}     text where it has none
+    ${name?text} ${name?{text}}     text where name has a text that is not empty, before its own
+                                    pieces are replaced: as in Postfix, $nothing is a text
+    ${name:text} ${name:{text}}     text where it has none, and nothing where it has one
     ${name?{x}:{y}}                 one or the other
     ${{a} == {b} ? {x} : {y}}       by comparison: == != < <= >= >, as numbers where both are;
                                     with the word level after it, as Postfix release numbers
@@ -63,6 +64,7 @@ class Text:
 
 
 Lookup = Callable[[str], str]  # the expanded value of a name; empty where it has none
+HasText = Callable[[str], bool]  # whether a name has a text, not expanded, that is not empty
 
 
 def parse(text: str) -> Text:
@@ -70,14 +72,14 @@ def parse(text: str) -> Text:
     return _parse(text, 0)
 
 
-def expand(text: Text, lookup: Lookup) -> str:
-    """The text with every piece replaced; passes on what `lookup` raises."""
+def expand(text: Text, lookup: Lookup, has_text: HasText) -> str:
+    """The text with every piece replaced; passes on what the functions raise."""
     return "".join(
         part
         if isinstance(part, str)
         else lookup(part.name)
         if isinstance(part, Reference)
-        else expand(part.yes if _holds(part.test, lookup) else part.no, lookup)
+        else expand(_chosen(part, lookup, has_text), lookup, has_text)
         for part in text.parts
     )
 
@@ -160,7 +162,7 @@ def _parse_branches(test: Reference | Comparison, rest: str, inner: str, depth: 
     if operator == ":":
         if rest:
             raise MacroError(f'text after the last brace in "${{{inner}}}"')
-        return Conditional(test, Text((test,)) if isinstance(test, Reference) else Text(()), first)
+        return Conditional(test, Text(()), first)
     second = Text(())
     if braced and rest.startswith(":"):
         second, rest, _ = _branch(rest[1:], depth)
@@ -190,10 +192,14 @@ def _parse_comparison(inner: str, depth: int) -> tuple[Comparison, str]:
     return Comparison(left, match[1], match[2] is not None, right), rest
 
 
-def _holds(test: Reference | Comparison, lookup: Lookup) -> bool:
+def _chosen(part: Conditional, lookup: Lookup, has_text: HasText) -> Text:
+    return part.yes if _holds(part.test, lookup, has_text) else part.no
+
+
+def _holds(test: Reference | Comparison, lookup: Lookup, has_text: HasText) -> bool:
     if isinstance(test, Reference):
-        return lookup(test.name) != ""
-    left, right = expand(test.left, lookup), expand(test.right, lookup)
+        return has_text(test.name)
+    left, right = (expand(side, lookup, has_text) for side in (test.left, test.right))
     if test.level:
         return _compare(_release(left), test.operator, _release(right))
     if _NUMBER.fullmatch(left) and _NUMBER.fullmatch(right):

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from worker.config.problems import Problem
 
-_SPACE = " \t\r\n\f\v"
+SPACE = " \t\r\n\f\v"  # white space to Postfix; Unicode has more, which is text
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,7 +42,7 @@ def parse_main_cf(text: str, file: str) -> MainCf:
     problems, warnings = [], []
     for number, line in logical_lines(text):
         if line[0] in " \t":
-            shown = line.strip(_SPACE)[:60]
+            shown = line.strip(SPACE)[:60]
             warnings.append(f'{file}:{number}: "{shown}" continues no line and is left out')
             continue
         setting = parse_setting(line, file, number)
@@ -68,7 +68,7 @@ def logical_lines(text: str) -> Iterator[tuple[int, str]]:
     """
     start, joined = 0, ""
     for number, line in enumerate(text.split("\n"), start=1):
-        visible = line.strip(_SPACE)
+        visible = line.strip(SPACE)
         if not visible or visible.startswith("#"):
             continue
         if joined and line[0] in " \t":
@@ -84,15 +84,15 @@ def logical_lines(text: str) -> Iterator[tuple[int, str]]:
 def parse_setting(line: str, file: str, number: int = 0) -> Setting | Problem:
     """The setting of one logical line (or of `-o name=value`), or what is wrong with it."""
     name, equals, value = line.partition("=")
-    name = name.strip(_SPACE)
-    shown = line.strip(_SPACE)[:60]
+    name = name.strip(SPACE)
+    shown = line.strip(SPACE)[:60]
     form = "name = value"
     if not equals:
         return Problem(file=file, line=number, why=f'no "=" in "{shown}"', expected=form)
     if not name:
         return Problem(file=file, line=number, why=f'no name in "{shown}"', expected=form)
-    if any(char in _SPACE for char in name):
+    if any(char in SPACE for char in name):
         return Problem(
             file=file, line=number, why=f'white space in the name "{name}"', expected=form
         )
-    return Setting(name=name, value=value.strip(_SPACE), file=file, line=number)
+    return Setting(name=name, value=value.strip(SPACE), file=file, line=number)

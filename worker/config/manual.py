@@ -45,10 +45,10 @@ SYNTAX = (
     " whose first visible character is # is a comment; comments and empty lines do not end a value."
     " Of two settings of one name the last one holds.",
     "In a value, $name, ${name} and $(name) stand for the value of another parameter, and $$ for a"
-    " dollar sign. ${name?{x}:{y}} is x where name has a value, y where it has none; ${name?text}"
-    " and ${name:text} are one half of that. ${{a} == {b} ? {x} : {y}} compares (==, !=, <, <=, >=,"
-    " >): as numbers where both sides are, and as release numbers with the word level after the"
-    " operator.",
+    " dollar sign. ${name?{x}:{y}} is x where name has a text, y where it has none; ${name?text}"
+    " and ${name:text} are one half of that, and nothing otherwise. ${{a} == {b} ? {x} : {y}}"
+    " compares (==, !=, <, <=, >=, >): as numbers where both sides are, and as release numbers with"
+    " the word level after the operator.",
     "A time is a whole number with s, m, h, d or w (seconds to weeks); without a letter, in the"
     " parameter's own unit. Times marked so take decimals, too. Items of a list are separated by"
     " commas or white space.",
@@ -104,12 +104,13 @@ def man_page() -> str:
         "postrio.cf \\- the parameters of postrio's main.cf",
         ".SH DESCRIPTION",
     ]
-    for paragraph in SYNTAX:
-        lines += [".PP", _roff(paragraph)]
+    for number, paragraph in enumerate(SYNTAX):
+        lines += [".PP"] * (number > 0) + [_roff(paragraph)]
     for title, rows in SECTIONS:
         lines.append(f".SH {_roff(title).upper()}")
         for row in rows:
-            default = _roff(row.default) if row.default else "empty"
+            # Lists of ciphers are longer than a line, and may be broken behind a colon.
+            default = _roff(row.default).replace(":", ":\\:") if row.default else "empty"
             lines += [".TP", f"\\fB{_roff(row.name)}\\fR (default: {default})"]
             lines.append(_roff(row.summary))
             lines += [item for note in _notes(row) for item in (".br", _roff(note))]
@@ -130,6 +131,8 @@ def _notes(row: Parameter) -> Iterator[str]:
         yield _twin_in_words(row, PARAMETERS[row.mirror.name])
     if row.deprecated:
         yield f"Deprecated: {row.deprecated}."
+    if row.no_effect:
+        yield f"No effect: {row.no_effect}."
     if row.read_only:
         yield "Computed; it can be mentioned but not set."
 

@@ -54,6 +54,7 @@ class Parameter:
     expected: str = ""
     mirror: Twin | None = None
     deprecated: str = ""  # what to say when it is set; empty: not deprecated
+    no_effect: str = ""  # why setting it changes nothing here; empty: it has an effect
     read_only: bool = field(default=False)  # computed at start; setting it is an error
 
     def twin(self) -> "Parameter | None":

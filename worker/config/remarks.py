@@ -25,16 +25,19 @@ def remarks(
     `used` is what `used_names` says.
     """
     others = []
+    theirs = _used_by_other_programs(settings, expander)
     for name, setting in settings.items():
         row = find(name)
         if row is None and name not in used:
-            if of_other_programs(name) and (of_the_server(name) or not _near(name, _SURE)):
+            if name in theirs or _surely_of_other_programs(name):
                 others.append(setting)
             else:
                 yield f"{setting.place}: {_unknown(name)}"
             continue
         if row is not None and row.deprecated:
             yield f"{setting.place}: {name} is deprecated: {row.deprecated}"
+        if row is not None and row.no_effect:
+            yield f"{setting.place}: {name} has no effect: {row.no_effect}"
         for mentioned in sorted(expander.mentions(name)):
             if mentioned not in settings and find(mentioned) is None:
                 yield (
@@ -49,6 +52,21 @@ def used_names(settings: Mapping[str, Setting], expander: Expander) -> frozenset
     """The names that the values of known parameters lead to."""
     known = [*PARAMETERS, *(name for name in settings if find(name) is not None)]
     return frozenset(used for name in known for used in expander.reachable(name))
+
+
+def _used_by_other_programs(settings: Mapping[str, Setting], expander: Expander) -> frozenset[str]:
+    """The user's own names that parameters of other programs lead to (restriction classes)."""
+    return frozenset(
+        used
+        for name in settings
+        if _surely_of_other_programs(name)
+        for used in expander.reachable(name)
+    )
+
+
+def _surely_of_other_programs(name: str) -> bool:
+    """And no slip in a name of ours."""
+    return of_other_programs(name) and (of_the_server(name) or not _near(name, _SURE))
 
 
 def _unknown(name: str) -> str:

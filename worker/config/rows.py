@@ -23,6 +23,7 @@ class Details(TypedDict, total=False):
     expected: str
     mirror: Twin | None
     deprecated: str
+    no_effect: str
     read_only: bool
 
 

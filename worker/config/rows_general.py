@@ -8,6 +8,8 @@ _FACILITIES = (
     *("user", "uucp", *(f"local{number}" for number in range(8))),
 )
 
+UNDER_MASTER = "only a process under Postfix's master(8) reads it"
+
 IDENTITY: tuple[Parameter, ...] = (
     text(
         "myhostname",
@@ -83,6 +85,19 @@ PROCESSES: tuple[Parameter, ...] = (
         " process may stand still (at least 3s) before the process is ended.",
     ),
     time("ipc_timeout", "3600s", "Limit of one exchange between our own processes."),
+    time(
+        "max_idle",
+        "100s",
+        "How long a process without work goes on under Postfix's master(8).",
+        no_effect=UNDER_MASTER,
+    ),
+    integer(
+        "max_use",
+        "100",
+        "How many requests a process serves under Postfix's master(8) before it ends.",
+        minimum=1,
+        no_effect=UNDER_MASTER,
+    ),
     integer(
         "postrio_worker_processes",
         "0",

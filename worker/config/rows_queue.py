@@ -197,6 +197,13 @@ NOTICES: tuple[Parameter, ...] = (
     text("2bounce_notice_recipient", "postmaster", "Who gets bounces that bounced."),
     text("delay_notice_recipient", "postmaster", "Who gets copies of delay warnings."),
     text("error_notice_recipient", "postmaster", "Who gets the reports of all other trouble."),
+    words(
+        "internal_mail_filter_classes",
+        "",
+        "Which notices Postfix's filters of incoming mail look at: bounce, notify.",
+        choices=("bounce", "notify"),
+        no_effect="postrio has no filters of incoming mail",
+    ),
 )
 
 # The columns that <transport>_... names exist for, by the default's name (see patterns.py).
