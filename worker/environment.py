@@ -3,6 +3,7 @@
 import random
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -40,19 +41,23 @@ def make_environment(
     *,
     resolver: str = "",
     cache_socket: Path | None = None,
+    socket_directory: Path | None = None,
     holder: Holder | None = None,
 ) -> Environment:
     """Read everything once.
 
     `resolver`: "ADDR:PORT" that wins over postrio_dns_server. `cache_socket`: of a connection cache
-    (`cache_command.cache_socket`); None: sessions stay in their slots. `holder`: keeps TLS
-    connections that other processes use, in a worker. May block (names in inet_interfaces are
-    looked up). Raises ConfigError.
+    (`cache_command.cache_socket`); None: sessions stay in their slots. `socket_directory`: where
+    relative paths of sockets start; None: in queue_directory. `holder`: keeps TLS connections that
+    other processes use, in a worker. May block (names in inet_interfaces are looked up). Raises
+    ConfigError.
     """
     dns, native = make_dns(DnsSettings.from_config(config, resolver=resolver))
     networks = {}
     for protocol in Protocol:
         settings = NetworkSettings.from_config(config, protocol)
+        if socket_directory is not None:
+            settings = replace(settings, socket_directory=socket_directory)
         networks[protocol] = Network(
             settings, make_resolver(settings, dns, native), make_dialer(settings, emit), rng
         )
