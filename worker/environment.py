@@ -95,11 +95,12 @@ def _all_rules(config: Config, emit: Emit) -> dict[Protocol, SecurityRules]:
 
 
 def make_rules(
-    config: Config, protocol: Protocol, emit: Emit, *, resume: bool = True
+    config: Config, protocol: Protocol, emit: Emit, *, files: bool = True
 ) -> SecurityRules:
     """One protocol's TLS policies and log-ins; certificates are read. Raises ConfigError.
 
-    `emit` is told of what is odd. `resume`: remember TLS sessions, which may make a file.
+    `emit` is told of what is odd. `files`: open those that we keep, and make them if need be: of
+    TLS sessions to resume, of refused logins.
     """
     policies = TlsPolicies.from_config(config, protocol)
     contexts = Contexts()
@@ -110,7 +111,9 @@ def make_rules(
         raise ConfigError([_files_problem(config, protocol, exc)]) from exc
     sasl = SaslClient.from_config(config, protocol)
     sessions = None
-    if resume:  # last: nothing that can fail comes behind it, and leaves the file open
+    if files:  # last: nothing that can fail comes behind it, and leaves them open
+        if sasl is not None:
+            sasl.share(emit)
         sessions = SessionStore.opened(policies.session_timeout, policies.session_database, emit)
     rules = SecurityRules(
         policies=policies,
