@@ -31,6 +31,9 @@ from worker.tls.holder import Holder
 from worker.tls.policies import TlsPolicies
 from worker.tls.sessions import SessionStore
 from worker.tls.settings import problem_of
+from worker.tls.trace import TraceFile
+
+STEPS, MESSAGES, RECORDS = 2, 3, 4  # smtp_tls_loglevel, from which on they are told
 
 
 def make_environment(
@@ -100,7 +103,7 @@ def make_rules(
     """One protocol's TLS policies and log-ins; certificates are read. Raises ConfigError.
 
     `emit` is told of what is odd. `files`: open those that we keep, and make them if need be: of
-    TLS sessions to resume, of refused logins.
+    TLS sessions to resume, of refused logins, of the trace.
     """
     policies = TlsPolicies.from_config(config, protocol)
     contexts = Contexts()
@@ -110,22 +113,30 @@ def make_rules(
     except TlsFilesError as exc:
         raise ConfigError([_files_problem(config, protocol, exc)]) from exc
     sasl = SaslClient.from_config(config, protocol)
-    sessions = None
+    sessions = trace = None
     if files:  # last: nothing that can fail comes behind it, and leaves them open
         if sasl is not None:
             sasl.share(emit)
         sessions = SessionStore.opened(policies.session_timeout, policies.session_database, emit)
+        trace = _trace_file(policies, protocol, emit)
+    steps_of = protocol.value if policies.loglevel >= STEPS else ""
     rules = SecurityRules(
         policies=policies,
-        engine=TlsEngine(
-            contexts, sessions, emit, steps_of=protocol.value if policies.loglevel >= 2 else ""
-        ),
+        engine=TlsEngine(contexts, sessions, emit, steps_of=steps_of, trace=trace),
         sasl=sasl,
         emit=emit,
     )
     for warning in rules.warnings:
         emit(Warned(warning))
     return rules
+
+
+def _trace_file(policies: TlsPolicies, protocol: Protocol, emit: Emit) -> TraceFile | None:
+    """Where the handshakes of this protocol are told message by message, if that is wanted."""
+    if policies.loglevel < MESSAGES or not policies.trace_file:
+        return None
+    path, whole = Path(policies.trace_file), policies.loglevel >= RECORDS
+    return TraceFile.opened(path, emit, time.time, program=protocol.value, whole=whole)
 
 
 _FILES: Final = (

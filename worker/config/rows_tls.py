@@ -49,7 +49,15 @@ TLS_LEVEL: tuple[Parameter, ...] = (
     integer(
         "smtp_tls_loglevel",
         "0",
-        "What is logged of TLS: 0 nothing, 1 a line for each handshake, 2 and more its steps, too.",
+        "What is logged of TLS: 0 nothing, 1 a line for each handshake, 2 its steps, too; and into"
+        " postrio_tls_trace_file 3 the messages of each handshake, 4 all records after it.",
+    ),
+    text(
+        "postrio_tls_trace_file",
+        "$data_directory/tls_trace",
+        "The file, for its owner alone, that tells kinds and sizes of TLS messages, but no"
+        " contents, when smtp_tls_loglevel is 3 or more; up to 16 MB. Nothing: there is none.",
+        source="postrio",
     ),
     boolean(
         "smtp_log_tls_feature_status",

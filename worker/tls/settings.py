@@ -64,6 +64,7 @@ class TlsSettings:
     per_site: Maps  # smtp_tls_per_site; not asked where there are policy maps
     note_offer: bool  # smtp_tls_note_starttls_offer
     loglevel: int  # smtp_tls_loglevel
+    trace_file: str  # postrio_tls_trace_file
     session_timeout: float  # smtp_tls_session_cache_timeout, seconds; 0: nothing is resumed
     session_database: str  # smtp_tls_session_cache_database, as written
     warnings: tuple[str, ...]  # what is odd; a line each, with its place
@@ -110,6 +111,7 @@ class TlsSettings:
             per_site=config.maps(reader.name("smtp_tls_per_site")),
             note_offer=reader.boolean("smtp_tls_note_starttls_offer"),
             loglevel=config.integer(reader.name("smtp_tls_loglevel")),
+            trace_file=config.text("postrio_tls_trace_file"),
             session_timeout=_session_timeout(
                 config.seconds(reader.name("smtp_tls_session_cache_timeout"))
             ),
