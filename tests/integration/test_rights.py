@@ -279,6 +279,37 @@ async def test_s086_jailed_workers_know_the_passwords_of_a_file_that_they_cannot
 
 @pytest.mark.peer("root")
 @trio_test
+async def test_s102_jailed_workers_trace_tls_in_one_file_that_they_cannot_see(
+    place: Path, jail: Path
+) -> None:
+    async with trio.open_nursery() as nursery:
+        sink = await open_sink(nursery, Mailbox(), "tls")
+        main_cf = {
+            "relayhost": f"[127.0.0.1]:{port_of(sink)}",
+            "smtp_tls_security_level": "encrypt",
+            "smtp_tls_loglevel": "4",
+            "smtp_tls_wrappermode": "yes",
+            "postrio_worker_processes": "2",
+        }
+        trace = place / "queue/tls_trace"
+        async with Node(place, main_cf, ["--user", NOBODY, "--chroot", str(jail)]) as node:
+            await node.wait_for(f"smtp: TLS is traced in {trace}", 2)
+            await node.send(CONTENT, "a@to.example")
+            await node.wait_for("status=sent")
+        assert is_empty(jail)
+        assert trace.owner() == NOBODY
+        text = trace.read_text()
+        assert re.search(
+            r" - smtp: handshake with 127\.0\.0\.1\[127\.0\.0\.1\]:\d+, level encrypt,", text
+        )
+        assert re.search(r" > handshake: client_hello, \d+ octets\n", text)
+        assert re.search(r" - established: TLSv1.3, ", text)
+        assert re.search(r" > encrypted, \d+ octets\n", text)
+        nursery.cancel_scope.cancel()
+
+
+@pytest.mark.peer("root")
+@trio_test
 async def test_a_node_whose_starter_is_gone_ends_instead_of_living_without_workers(
     place: Path, jail: Path
 ) -> None:

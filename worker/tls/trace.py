@@ -18,6 +18,7 @@ import os
 import stat
 from collections.abc import Callable
 from datetime import UTC, datetime
+from itertools import count
 from pathlib import Path
 from typing import Any, Final
 
@@ -90,6 +91,9 @@ _ALERTS: Final = {
     120: "no_application_protocol",
 }
 
+# Of connections of this process, whatever the protocol and the configuration.
+_numbers = count(1)
+
 
 class TraceFile:
     """An open file. No call raises for what is wrong with it."""
@@ -109,7 +113,6 @@ class TraceFile:
         self._wall = wall
         self._program = program
         self._whole = whole
-        self._connections = 0
         self._fd: int | None = _open(path)
 
     @classmethod
@@ -133,8 +136,7 @@ class TraceFile:
 
     def connection(self, context: SSL.Context, peer: str) -> "TracedConnection":
         """A connection whose handshake with `peer` (and so on) begins now."""
-        self._connections += 1
-        trace = Trace(self, self._connections, whole=self._whole)
+        trace = Trace(self, next(_numbers), whole=self._whole)
         trace.say(f"{self._program}: handshake with {peer}")
         return TracedConnection(context, trace)
 
