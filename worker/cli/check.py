@@ -81,6 +81,7 @@ def findings(config: Config) -> Iterator[Finding]:
     yield from _queue(Path(config.text("queue_directory")), config)
     yield from _log(config)
     yield from _shared(config)
+    yield from _unused(config)
     yield from _entries(config)
     yield from _usual_nexthop(config)
     yield from _resolver(config)
@@ -166,6 +167,16 @@ def _shared(config: Config) -> Iterator[Finding]:
         if config.boolean(config.mirror("smtp_sasl_auth_enable", protocol)):
             refusals = config.mirror("smtp_sasl_auth_cache_name", protocol)
             yield from _writable(config, refusals, refusal_path(config.text(refusals)), REFUSALS)
+
+
+def _unused(config: Config) -> Iterator[Finding]:
+    """Passwords that somebody has configured, and nobody uses."""
+    for protocol in Protocol:
+        passwords = config.mirror("smtp_sasl_password_maps", protocol)
+        switch = config.mirror("smtp_sasl_auth_enable", protocol)
+        if config.text(passwords) and not config.boolean(switch):
+            text = f"{passwords} is set, but {switch} = no: there is no logging in"
+            yield Finding(text, fatal=False)
 
 
 def _writable(config: Config, name: str, path: Path | None, then: str) -> Iterator[Finding]:

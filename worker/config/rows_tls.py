@@ -17,6 +17,8 @@ TLS_LEVEL: tuple[Parameter, ...] = (
         " smtp_enforce_tls and smtp_use_tls say. dane and dane-only are not supported yet and stop"
         " the start.",
         choices=("", *LEVELS),
+        expected="nothing, none, may, encrypt, fingerprint, verify or secure; dane and dane-only"
+        " are not supported yet",
         mirror=Twin(name="lmtp_tls_security_level", default=""),
     ),
     tables(

@@ -238,11 +238,20 @@ class _Reader:
         if self.text("smtp_tls_per_site") and self.text("smtp_tls_policy_maps"):
             maps = self.name("smtp_tls_policy_maps")
             say("smtp_tls_per_site", f"ignored when {maps} is not empty")
+        self._incomplete(say)
         if self.text("smtp_tls_chain_files"):
             for parameter in ("smtp_tls_cert_file", "smtp_tls_eccert_file"):
                 if self.text(parameter):
                     say(parameter, f"ignored when {self.name('smtp_tls_chain_files')} is not empty")
         return tuple(said)
+
+    def _incomplete(self, say: Callable[[str, str], None]) -> None:
+        for key, certificate in (
+            ("smtp_tls_key_file", "smtp_tls_cert_file"),
+            ("smtp_tls_eckey_file", "smtp_tls_eccert_file"),
+        ):
+            if self.text(key) and not self.text(certificate):
+                say(key, f"has no effect without {self.name(certificate)}, which is empty")
 
 
 def problem_of(config: Config, name: str, why: str, expected: str = "") -> Problem:
