@@ -3,6 +3,7 @@
 import random
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -30,6 +31,9 @@ from worker.tls.holder import Holder
 from worker.tls.policies import TlsPolicies
 from worker.tls.sessions import SessionStore
 from worker.tls.settings import problem_of
+from worker.tls.trace import TraceFile
+
+STEPS, MESSAGES, RECORDS = 2, 3, 4  # smtp_tls_loglevel, from which on they are told
 
 
 def make_environment(
@@ -40,19 +44,23 @@ def make_environment(
     *,
     resolver: str = "",
     cache_socket: Path | None = None,
+    socket_directory: Path | None = None,
     holder: Holder | None = None,
 ) -> Environment:
     """Read everything once.
 
     `resolver`: "ADDR:PORT" that wins over postrio_dns_server. `cache_socket`: of a connection cache
-    (`cache_command.cache_socket`); None: sessions stay in their slots. `holder`: keeps TLS
-    connections that other processes use, in a worker. May block (names in inet_interfaces are
-    looked up). Raises ConfigError.
+    (`cache_command.cache_socket`); None: sessions stay in their slots. `socket_directory`: where
+    relative paths of sockets start; None: in queue_directory. `holder`: keeps TLS connections that
+    other processes use, in a worker. May block (names in inet_interfaces are looked up). Raises
+    ConfigError.
     """
     dns, native = make_dns(DnsSettings.from_config(config, resolver=resolver))
     networks = {}
     for protocol in Protocol:
         settings = NetworkSettings.from_config(config, protocol)
+        if socket_directory is not None:
+            settings = replace(settings, socket_directory=socket_directory)
         networks[protocol] = Network(
             settings, make_resolver(settings, dns, native), make_dialer(settings, emit), rng
         )
@@ -90,11 +98,12 @@ def _all_rules(config: Config, emit: Emit) -> dict[Protocol, SecurityRules]:
 
 
 def make_rules(
-    config: Config, protocol: Protocol, emit: Emit, *, resume: bool = True
+    config: Config, protocol: Protocol, emit: Emit, *, files: bool = True
 ) -> SecurityRules:
     """One protocol's TLS policies and log-ins; certificates are read. Raises ConfigError.
 
-    `emit` is told of what is odd. `resume`: remember TLS sessions, which may make a file.
+    `emit` is told of what is odd. `files`: open those that we keep, and make them if need be: of
+    TLS sessions to resume, of refused logins, of the trace.
     """
     policies = TlsPolicies.from_config(config, protocol)
     contexts = Contexts()
@@ -104,20 +113,30 @@ def make_rules(
     except TlsFilesError as exc:
         raise ConfigError([_files_problem(config, protocol, exc)]) from exc
     sasl = SaslClient.from_config(config, protocol)
-    sessions = None
-    if resume:  # last: nothing that can fail comes behind it, and leaves the file open
+    sessions = trace = None
+    if files:  # last: nothing that can fail comes behind it, and leaves them open
+        if sasl is not None:
+            sasl.share(emit)
         sessions = SessionStore.opened(policies.session_timeout, policies.session_database, emit)
+        trace = _trace_file(policies, protocol, emit)
+    steps_of = protocol.value if policies.loglevel >= STEPS else ""
     rules = SecurityRules(
         policies=policies,
-        engine=TlsEngine(
-            contexts, sessions, emit, steps_of=protocol.value if policies.loglevel >= 2 else ""
-        ),
+        engine=TlsEngine(contexts, sessions, emit, steps_of=steps_of, trace=trace),
         sasl=sasl,
         emit=emit,
     )
     for warning in rules.warnings:
         emit(Warned(warning))
     return rules
+
+
+def _trace_file(policies: TlsPolicies, protocol: Protocol, emit: Emit) -> TraceFile | None:
+    """Where the handshakes of this protocol are told message by message, if that is wanted."""
+    if policies.loglevel < MESSAGES or not policies.trace_file:
+        return None
+    path, whole = Path(policies.trace_file), policies.loglevel >= RECORDS
+    return TraceFile.opened(path, emit, time.time, program=protocol.value, whole=whole)
 
 
 _FILES: Final = (

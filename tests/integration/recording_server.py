@@ -12,6 +12,13 @@ from typing import Self
 _PATH = re.compile(rb"<([^>]*)>")
 
 
+class _Server(socketserver.ThreadingTCPServer):
+    """Takes many clients at once: with the backlog of 5 some would be left waiting for minutes."""
+
+    request_queue_size = 128
+    daemon_threads = True
+
+
 class RecordingServer:
     """An ESMTP server on a loopback port, from entering the context to leaving it.
 
@@ -24,8 +31,7 @@ class RecordingServer:
         self.contents: dict[str, bytes] = {}
         self.mails: dict[str, str] = {}
         self.rcpts: dict[str, list[str]] = {}
-        self._server = socketserver.ThreadingTCPServer(("127.0.0.1", 0), self._handler())
-        self._server.daemon_threads = True
+        self._server = _Server(("127.0.0.1", 0), self._handler())
         self.port: int = self._server.server_address[1]
         self._thread = threading.Thread(
             daemon=True, target=self._server.serve_forever, kwargs={"poll_interval": 0.02}

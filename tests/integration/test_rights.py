@@ -26,6 +26,7 @@ from bench.dns import serve_dns
 from bench.dns_zone import Zone
 from tests.integration.node import Mailbox, Node, open_sink, port_of
 from tests.worker.peer import Peer
+from worker.config.table_files import LOOK_AGAIN
 
 ROOT = Path(__file__).parents[2]
 NOBODY = "nobody"
@@ -239,6 +240,72 @@ def unix_listener(path: Path) -> trio.SocketListener:
     sock.listen()
     path.chmod(0o666)
     return trio.SocketListener(trio.socket.from_stdlib_socket(sock))
+
+
+@pytest.mark.peer("root")
+@trio_test
+async def test_s086_jailed_workers_know_the_passwords_of_a_file_that_they_cannot_see(
+    place: Path, jail: Path
+) -> None:
+    mailbox, passwords = Mailbox(), place / "passwords"
+    async with trio.open_nursery() as nursery:
+        sink = await open_sink(nursery, mailbox, "auth")
+        nexthop = f"[127.0.0.1]:{port_of(sink)}"
+        passwords.write_text(f"{nexthop} old:secret\n")
+        main_cf = {
+            "relayhost": nexthop,
+            "smtp_sasl_auth_enable": "yes",
+            "smtp_sasl_security_options": "noanonymous",
+            "smtp_sasl_password_maps": f"texthash:{passwords}",
+        }
+        async with Node(place, main_cf, ["--user", NOBODY, "--chroot", str(jail)]) as node:
+            await node.wait_for(f"{passwords} is outside the jail: its contents count as they were")
+            passwords.write_text(f"{nexthop} new:secret\n")
+            started, sent = trio.current_time(), 0
+            # Until a worker outside a jail would have looked again, and seen the change.
+            while trio.current_time() < started + 2 * LOOK_AGAIN or sent < 2:
+                await node.send(CONTENT, "a@to.example")
+                sent += 1
+                await node.wait_for("status=sent", sent)
+            assert {message.user for message in mailbox.messages} == {"old"}
+            node.send_signal(signal.SIGHUP)
+            await node.wait_for(f"worker goes into {jail} as {NOBODY}", 2)
+            await node.send(CONTENT, "b@to.example")
+            await node.wait_for("status=sent", sent + 1)
+            assert mailbox.messages[-1].user == "new"
+        assert is_empty(jail)
+        nursery.cancel_scope.cancel()
+
+
+@pytest.mark.peer("root")
+@trio_test
+async def test_s102_jailed_workers_trace_tls_in_one_file_that_they_cannot_see(
+    place: Path, jail: Path
+) -> None:
+    async with trio.open_nursery() as nursery:
+        sink = await open_sink(nursery, Mailbox(), "tls")
+        main_cf = {
+            "relayhost": f"[127.0.0.1]:{port_of(sink)}",
+            "smtp_tls_security_level": "encrypt",
+            "smtp_tls_loglevel": "4",
+            "smtp_tls_wrappermode": "yes",
+            "postrio_worker_processes": "2",
+        }
+        trace = place / "queue/tls_trace"
+        async with Node(place, main_cf, ["--user", NOBODY, "--chroot", str(jail)]) as node:
+            await node.wait_for(f"smtp: TLS is traced in {trace}", 2)
+            await node.send(CONTENT, "a@to.example")
+            await node.wait_for("status=sent")
+        assert is_empty(jail)
+        assert trace.owner() == NOBODY
+        text = trace.read_text()
+        assert re.search(
+            r" - smtp: handshake with 127\.0\.0\.1\[127\.0\.0\.1\]:\d+, level encrypt,", text
+        )
+        assert re.search(r" > handshake: client_hello, \d+ octets\n", text)
+        assert re.search(r" - established: TLSv1.3, ", text)
+        assert re.search(r" > encrypted, \d+ octets\n", text)
+        nursery.cancel_scope.cancel()
 
 
 @pytest.mark.peer("root")

@@ -446,6 +446,27 @@ async def test_an_offer_is_noted_where_there_is_no_tls(certificates: Pki) -> Non
     assert "Host offered STARTTLS: [127.0.0.1]" in found.log
 
 
+@trio_test
+async def test_s102_the_log_level_decides_what_is_told(certificates: Pki, tmp_path: Path) -> None:
+    trace = tmp_path / "trace"
+    parameters = verify(certificates, postrio_tls_trace_file=str(trace))
+    context = server_context(certificates.leaf("good"))
+    summaries, steps, sizes = [], [], []
+    for level in range(6):
+        found, _ = await attempt(context, {**parameters, "smtp_tls_loglevel": str(level)})
+        assert found.brief == SENT
+        summaries.append(sum("Verified TLS connection established" in line for line in found.log))
+        steps.append(any("SSL_connect:" in line for line in found.log))
+        # Of what is sent over TLS there is nothing before level 4.
+        told = trace.read_text() if trace.exists() else ""
+        sizes.append(told.partition(" - established: ")[2].count(" > encrypted, "))
+        trace.unlink(missing_ok=True)
+    assert summaries == [0, 1, 1, 1, 1, 1]
+    assert steps == [False, False, True, True, True, True]
+    assert sizes[:4] == [0, 0, 0, 0]
+    assert min(sizes[4:]) > 3
+
+
 # --- reuse --------------------------------------------------------------------------------------
 
 

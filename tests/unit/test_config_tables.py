@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from worker.config.table_files import keep_out_of_sight
 from worker.config.table_memory import Random
 from worker.config.tables import Maps, Table, TableConfigError, TableError, open_maps, open_table
 
@@ -306,6 +307,31 @@ def test_a_file_that_is_gone_fails_lookups_until_it_is_back(tmp_path: Path) -> N
             result(under_test.lookup("a"))
     path.write_text("a 2\n")
     assert result(under_test.lookup("a")) == "2"
+
+
+@pytest.mark.parametrize("kind", ["texthash", "regexp"])
+def test_s086_a_file_left_outside_the_jail_keeps_what_was_read_before(
+    tmp_path: Path, kind: str
+) -> None:
+    outside, within, clock = tmp_path / "outside", tmp_path / "within", Clock()
+    before, after = ("a 1\n", "a 2\n") if kind == "texthash" else ("/a/ 1\n", "/a/ 2\n")
+    for path in (outside, within):
+        path.write_text(before)
+    left, seen = table(f"{kind}:{outside}", clock), table(f"{kind}:{within}", clock)
+    outside.unlink()  # as who has gone into a jail sees it
+    assert str(outside) in keep_out_of_sight()
+    assert str(within) not in keep_out_of_sight()
+    within.write_text(after)
+    clock.now = 1.0
+    assert result(left.lookup("a")) == "1"
+    assert result(left.lookup("b")) is None
+    assert result(seen.lookup("a")) == "2"
+    # What was seen in the jail and is gone there is in trouble, as everywhere.
+    within.unlink()
+    clock.now = 2.0
+    assert result(left.lookup("a")) == "1"
+    with pytest.raises(TableError, match="cannot be used: No such file"):
+        result(seen.lookup("a"))
 
 
 def test_a_file_that_turns_bad_fails_lookups_until_it_is_right(tmp_path: Path) -> None:

@@ -471,7 +471,7 @@ async def test_twenty_at_once_with_a_wrong_password_are_one_login(
     autojump_clock: MockClock,
 ) -> None:
     sasl = client(CACHED)
-    assert len(sasl.warnings) == 1
+    assert not sasl.warnings
     servers = [Server(NO) for _ in range(20)]
     found: list[tuple[str, str]] = []
 

@@ -298,6 +298,42 @@ def test_check_says_where_tls_sessions_cannot_be_shared(shell: Shell, database: 
     assert "session_cache" not in shell.postrio("check", "-o", inside).err
 
 
+def test_check_says_where_refused_logins_cannot_be_shared(shell: Shell) -> None:
+    cache = "/nowhere/refused"
+    login = ["-o", "smtp_sasl_auth_enable=yes", "-o", "smtp_sasl_password_maps=static:u:p"]
+    name = f"smtp_sasl_auth_cache_name=proxy:btree:{cache}"
+    ended = shell.postrio("check", *login, "-o", name)
+    assert (ended.status, ended.out) == (0, "nothing is wrong\n")
+    assert f"smtp_sasl_auth_cache_name: {cache}.sqlite cannot be written; refused" in ended.err
+    inside = f"smtp_sasl_auth_cache_name=proxy:btree:{shell.queue / 'refused'}"
+    assert "auth_cache" not in shell.postrio("check", *login, "-o", inside).err
+    assert not (shell.queue / "refused.sqlite").exists()
+
+
+def test_check_tells_of_passwords_and_keys_that_nobody_uses(shell: Shell) -> None:
+    passwords = ["-o", "smtp_sasl_password_maps=static:user:canary"]
+    ended = shell.postrio("check", *passwords, "-o", "smtp_tls_key_file=/nowhere.pem")
+    assert (ended.status, ended.out) == (0, "nothing is wrong\n")
+    warnings = [line for line in ended.err.splitlines() if "queue_directory" not in line]
+    assert warnings == [
+        "postrio: warning: -o: smtp_tls_key_file: has no effect without smtp_tls_cert_file, which"
+        " is empty",
+        "postrio: warning: smtp_sasl_password_maps is set, but smtp_sasl_auth_enable = no: there is"
+        " no logging in",
+    ]
+    used = shell.postrio("check", *passwords, "-o", "smtp_sasl_auth_enable=yes")
+    assert "there is no logging in" not in used.err
+
+
+def test_a_level_that_is_none_is_answered_with_those_that_can_be_had(shell: Shell) -> None:
+    ended = shell.postrio("check", "-o", "smtp_tls_security_level=dan")
+    assert ended.status == 78
+    assert (
+        "smtp_tls_security_level = dan: not one of the choices; expected nothing, none, may,"
+        " encrypt, fingerprint, verify or secure; dane and dane-only are not supported yet"
+    ) in ended.err
+
+
 def test_who_may_not_read_the_passwords_may_submit_and_look(shell: Shell, tmp_path: Path) -> None:
     # A test run as root can read everything: a table that is not there is as closed to it.
     with shell.main_cf.open("a") as main_cf:

@@ -200,11 +200,11 @@ def test_the_identity_is_that_of_the_user_and_says_nothing_of_the_secret() -> No
 @trio_test
 async def test_the_memory_of_logins_is_bounded_and_its_keys_are_this_processs() -> None:
     refusals = Refusals(10.0)
-    keys = [refusals.key("h", ("u", ""), str(number)) for number in range(LIMIT + 1)]
+    keys = [await refusals.key("h", ("u", ""), str(number)) for number in range(LIMIT + 1)]
     assert len(set(keys)) == len(keys)
-    assert refusals.key("H", ("u", ""), "1") == keys[1]
-    assert refusals.key("h", ("u", "1"), "") != keys[1]
-    assert Refusals(10.0).key("h", ("u", ""), "1") != keys[1]
+    assert await refusals.key("H", ("u", ""), "1") == keys[1]
+    assert await refusals.key("h", ("u", "1"), "") != keys[1]
+    assert await Refusals(10.0).key("h", ("u", ""), "1") != keys[1]
     for key in keys:
         refusals.refused(key, Refusal("5.7.8", "535 no"))
     assert refusals.find(keys[0]) is None

@@ -13,6 +13,7 @@ from trio.testing import memory_stream_pair, trio_test
 
 from tests.integration.pki import HOST, Leaf, Pki
 from tests.worker.tls_pair import MAY, Server, connect, server_context
+from worker.tls import contexts as contexts_module
 from worker.tls.contexts import Contexts, TlsFilesError
 from worker.tls.handshake import HandshakeError
 from worker.tls.policy import Anchors, Identity, Level, TlsPolicy, Version
@@ -342,6 +343,44 @@ def test_a_file_of_authorities(name: str, reason: str, bad: dict[str, str]) -> N
         assert trusted.reason == reason
     else:
         assert trusted.reason == "there is neither a certificate nor a public key in it"
+
+
+def test_a_trust_file_that_is_broken_is_not_read_again_before_it_is_changed(
+    pki: Pki, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, contexts, read = tmp_path / "anchor.pem", Contexts(), []
+    look = contexts_module._read_trust_file
+
+    def counted(name: str) -> contexts_module.TrustFile:
+        read.append(name)
+        return look(name)
+
+    monkeypatch.setattr(contexts_module, "_read_trust_file", counted)
+    policy = replace(MAY, anchors=Anchors(trust_files=(str(file),)))
+
+    def fails(reason: str) -> None:
+        for _ in range(3):
+            with pytest.raises(TlsFilesError, match=reason):
+                contexts.check(policy)
+
+    fails("No such file")
+    assert len(read) == 1
+    file.write_text("no certificate")
+    fails("neither a certificate nor")
+    assert len(read) == 2
+    # Of the same size and time: a copy that is put in its place is another file.
+    other = tmp_path / "other.pem"
+    other.write_text("no certifikate")
+    times = file.stat()
+    os.utime(other, ns=(times.st_atime_ns, times.st_mtime_ns))
+    other.replace(file)
+    fails("neither a certificate nor")
+    assert len(read) == 3
+    file.write_bytes(pki.ca_file().read_bytes())
+    contexts.check(policy)
+    file.write_text("it was read, and stays as it was")
+    contexts.check(replace(policy, ciphers="HIGH"))
+    assert len(read) == 4
 
 
 def test_a_trust_file_with_a_broken_key(bad: dict[str, str]) -> None:

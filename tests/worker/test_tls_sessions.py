@@ -17,6 +17,7 @@ import pytest
 import trustme
 from OpenSSL import SSL
 
+from worker import shared_file
 from worker.status.events import Event, Noted, Warned
 from worker.tls import session_der, session_file
 from worker.tls.policy import TlsFacts, Trust
@@ -524,7 +525,7 @@ def test_who_opens_a_busy_file_waits_for_nobody(
     host.process().close()
     other = sqlite3.connect(host.file, isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
-    monkeypatch.setattr(session_file, "OPENING", 0.0)  # and whoever would wait fails
+    monkeypatch.setattr(shared_file, "OPENING", 0.0)  # and whoever would wait fails
     store = host.process()
     other.execute("COMMIT")
     other.close()

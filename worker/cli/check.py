@@ -28,12 +28,15 @@ from worker.queue.schema import DATABASE, check_database
 from worker.queue.settings import TRANSPORTS, QueueSettings
 from worker.queue.store import StoreError
 from worker.sasl.client import SaslClient
+from worker.sasl.refusals import refusal_path
 from worker.status.events import Event, Warned
 from worker.tls.contexts import Contexts, TlsFilesError
 from worker.tls.policies import TlsPolicies, TlsPolicyError
 from worker.tls.sessions import session_file
 
 RESOLV_CONF: Final = Path("/etc/resolv.conf")
+SESSIONS: Final = "TLS sessions will not be shared between processes"
+REFUSALS: Final = "refused logins will not be shared between processes"
 DESCRIPTORS_PER_SLOT: Final = 2  # the session, and the content of a large message
 EPILOG = """\b
 Examples:
@@ -77,7 +80,8 @@ def findings(config: Config) -> Iterator[Finding]:
     yield from _parts(config)
     yield from _queue(Path(config.text("queue_directory")), config)
     yield from _log(config)
-    yield from _sessions(config)
+    yield from _shared(config)
+    yield from _unused(config)
     yield from _entries(config)
     yield from _usual_nexthop(config)
     yield from _resolver(config)
@@ -96,7 +100,7 @@ def _parts(config: Config) -> Iterator[Finding]:
     for protocol in Protocol:
         parts.append(partial(DeliverySettings.from_config, config, protocol))
         parts.append(partial(NetworkSettings.from_config, config, protocol))
-        parts.append(partial(make_rules, config, protocol, odd.append, resume=False))
+        parts.append(partial(make_rules, config, protocol, odd.append, files=False))
     said = set()
     for part in parts:
         try:
@@ -153,22 +157,33 @@ def _log(config: Config) -> Iterator[Finding]:
         yield Finding(f"maillog_file: {probe} is not {what}", fatal=True)
 
 
-def _sessions(config: Config) -> Iterator[Finding]:
-    """smtp_tls_session_cache_database: mail goes out without it, but nobody would know why."""
+def _shared(config: Config) -> Iterator[Finding]:
+    """Files that processes share: mail goes out without them, but nobody would know why."""
     for protocol in Protocol:
-        name = config.mirror("smtp_tls_session_cache_database", protocol)
-        database = config.text(name)
-        path = session_file(database)
-        if path is not None and path.parent == Path(config.text("queue_directory")):
-            continue  # of the queue directory everything is said already
-        why = ""
-        if database and path is None:
-            why = f"{database} is not type:/path/name"
-        elif path is not None and not os.access(path if path.exists() else path.parent, os.W_OK):
-            why = f"{path} cannot be written"
-        if why:
-            text = f"{name}: {why}; TLS sessions will not be shared between processes"
+        sessions = config.mirror("smtp_tls_session_cache_database", protocol)
+        if (text := config.text(sessions)) and session_file(text) is None:
+            yield Finding(f"{sessions}: {text} is not type:/path/name; {SESSIONS}", fatal=False)
+        yield from _writable(config, sessions, session_file(text), SESSIONS)
+        if config.boolean(config.mirror("smtp_sasl_auth_enable", protocol)):
+            refusals = config.mirror("smtp_sasl_auth_cache_name", protocol)
+            yield from _writable(config, refusals, refusal_path(config.text(refusals)), REFUSALS)
+
+
+def _unused(config: Config) -> Iterator[Finding]:
+    """Passwords that somebody has configured, and nobody uses."""
+    for protocol in Protocol:
+        passwords = config.mirror("smtp_sasl_password_maps", protocol)
+        switch = config.mirror("smtp_sasl_auth_enable", protocol)
+        if config.text(passwords) and not config.boolean(switch):
+            text = f"{passwords} is set, but {switch} = no: there is no logging in"
             yield Finding(text, fatal=False)
+
+
+def _writable(config: Config, name: str, path: Path | None, then: str) -> Iterator[Finding]:
+    if path is None or path.parent == Path(config.text("queue_directory")):
+        return  # of the queue directory everything is said already
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        yield Finding(f"{name}: {path} cannot be written; {then}", fatal=False)
 
 
 def _entries(config: Config) -> Iterator[Finding]:

@@ -40,6 +40,7 @@ from worker.delivery.deliver import Environment, deliver
 from worker.delivery.slot import DeliverySlot
 from worker.environment import make_environment
 from worker.network.network import parse_dns_server
+from worker.pool.privacy import private_memory
 from worker.status.events import RecipientSettled, Warned
 from worker.status.log import JsonValue, outcome_to_json
 from worker.status.sinks import LogFormat, LogSettings, open_sink, standard_error
@@ -296,7 +297,8 @@ def _deliver_all(
             logging.cancel_scope.cancel()
         return deliveries.outcomes
 
-    return trio.run(run)
+    with private_memory():  # passwords and keys of TLS connections are in it
+        return trio.run(run)
 
 
 class _Deliveries:

@@ -22,6 +22,7 @@ from worker.cli.rights import (
     require_root,
 )
 from worker.config.config import Config
+from worker.config.table_files import keep_out_of_sight
 from worker.delivery.deliver import Environment
 from worker.environment import make_environment
 from worker.pool.cache_command import cache_socket
@@ -91,16 +92,14 @@ def _jailed(
     require_root("--chroot")
     check_jail(jail, account)
     with borrowed(account):
-        queue = inside(jail, Path(choice.load().text("queue_directory")))
-        if queue is None:  # sockets below it cannot be reached
-            choice.overrides.append("connection_cache_service_name=")
-        else:
-            choice.overrides.append(f"queue_directory={queue}")
-        process = _Process(choice, choice.load(), log_format, syslog=syslog)
+        process = _Process(choice, choice.load(), log_format, syslog=syslog, jail=jail)
         preload()
         # Also opens the system's log, which is not to be found later.
         process.log.writer.write_through(Noted(f"worker goes into {jail} as {user}"))
     enter_jail(jail, account)
+    for file in keep_out_of_sight():
+        text = f"{file} is outside the jail: its contents count as they were read, until SIGHUP"
+        process.log.writer.write_through(Noted(text))
     return process
 
 
@@ -108,9 +107,17 @@ class _Process:
     """Log, watchdog and environment of this process under the configuration in force."""
 
     def __init__(
-        self, choice: ConfigChoice, config: Config, log_format: LogFormat, *, syslog: bool
+        self,
+        choice: ConfigChoice,
+        config: Config,
+        log_format: LogFormat,
+        *,
+        syslog: bool,
+        jail: Path | None = None,
     ) -> None:
+        """`jail`: where the process will be. It must not be there yet: all files are opened now."""
         self._choice = choice
+        self._jail = jail
         self._config = config
         self.log = ProcessLog(config, log_format, syslog=syslog)
         self._watchdog = Watchdog(config.seconds("daemon_timeout"), self.log.writer.write_through)
@@ -118,9 +125,18 @@ class _Process:
         self._environment: Environment | None = self._make(config)
 
     def _make(self, config: Config) -> Environment:
-        emit, cache = self.log.writer.emit, cache_socket(config)
+        cache, sockets = cache_socket(config), None
+        if self._jail is not None:  # sockets are looked for later, and under their names there
+            cache = None if cache is None else inside(self._jail, cache)
+            sockets = inside(self._jail, Path(config.text("queue_directory")))
         return make_environment(
-            config, emit, time.time, random.Random(), cache_socket=cache, holder=self._holder
+            config,
+            self.log.writer.emit,
+            time.time,
+            random.Random(),
+            cache_socket=cache,
+            socket_directory=sockets,
+            holder=self._holder,
         )
 
     def _load(self) -> Environment:

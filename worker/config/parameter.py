@@ -37,7 +37,8 @@ class Parameter:
     `unit` is the unit of a time without one; with `fraction` decimals are read too (our own times
     only: Postfix knows whole numbers). `minimum` and `maximum` are in the number's own unit,
     seconds for a time. `choices` are the legal words of a choice or a list; none: any. `pattern`
-    is a regular expression a text must match as a whole, `expected` says it in words.
+    is a regular expression a text must match as a whole. `expected` says in words what is legal:
+    always of a pattern, and of choices where not each of them is to be recommended.
     """
 
     name: str

@@ -83,8 +83,9 @@ SASL: tuple[Parameter, ...] = (
     text(
         "smtp_sasl_auth_cache_name",
         "",
-        "Any name: remember logins that the server refused (535), and do not try them again while"
-        " user and password stay the same. Each process remembers for itself; a table is not used.",
+        "Remember logins that the server refused (535), and do not try them again while user and"
+        " password stay the same: type:/path/name means that all processes of this host do so, in"
+        " the file name.sqlite, whatever the type; with another text each does for itself.",
     ),
     time(
         "smtp_sasl_auth_cache_time",

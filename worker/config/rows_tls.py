@@ -17,6 +17,8 @@ TLS_LEVEL: tuple[Parameter, ...] = (
         " smtp_enforce_tls and smtp_use_tls say. dane and dane-only are not supported yet and stop"
         " the start.",
         choices=("", *LEVELS),
+        expected="nothing, none, may, encrypt, fingerprint, verify or secure; dane and dane-only"
+        " are not supported yet",
         mirror=Twin(name="lmtp_tls_security_level", default=""),
     ),
     tables(
@@ -49,7 +51,15 @@ TLS_LEVEL: tuple[Parameter, ...] = (
     integer(
         "smtp_tls_loglevel",
         "0",
-        "What is logged of TLS: 0 nothing, 1 a line for each handshake, 2 and more its steps, too.",
+        "What is logged of TLS: 0 nothing, 1 a line for each handshake, 2 its steps, too; and into"
+        " postrio_tls_trace_file 3 the messages of each handshake, 4 all records after it.",
+    ),
+    text(
+        "postrio_tls_trace_file",
+        "$data_directory/tls_trace",
+        "The file, for its owner alone, that tells kinds and sizes of TLS messages, but no"
+        " contents, when smtp_tls_loglevel is 3 or more; up to 16 MB. Nothing: there is none.",
+        source="postrio",
     ),
     boolean(
         "smtp_log_tls_feature_status",

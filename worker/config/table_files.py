@@ -4,12 +4,16 @@ A file is read when the table is opened and again when a lookup finds it changed
 once a second at most. It is read in place, not in a thread: such files are small, and a lookup then
 never sees two states. A file that is gone or broken makes lookups fail (TableError) until it is
 right again: an old answer or "not found" could send mail the wrong way.
+
+A file that a process has left outside its jail (chroot) is neither: it is known to be out of sight,
+and keeps the contents that were read before (`keep_out_of_sight`).
 """
 
 import os
+import weakref
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from worker.config.main_cf import logical_lines
 from worker.config.table import Table, TableConfigError, TableError
@@ -23,6 +27,18 @@ LOOK_AGAIN = 1.0  # seconds between two looks at a file
 
 _Signature = tuple[int, int, int]
 
+# All that this process watches: a jail is of a process, too.
+_watched: "weakref.WeakSet[WatchedFile[Any]]" = weakref.WeakSet()
+
+
+def keep_out_of_sight() -> list[str]:
+    """To be called by a process that has gone into a jail; the files that it has left outside.
+
+    They keep the contents that they had. One that is also there in the jail, under the same name,
+    is watched as ever.
+    """
+    return sorted({str(file.path) for file in list(_watched) if file.keep_if_out_of_sight()})
+
 
 class WatchedFile(Generic[Contents]):
     """What `read` makes of a file's text, kept up with the file. `spec` names it in errors."""
@@ -35,11 +51,13 @@ class WatchedFile(Generic[Contents]):
                 f"a path from the root, as $config_directory/{path}",
             )
         self._spec = spec
-        self._path = path
+        self.path = path
         self._clock = clock
         self._read = read
         self._looked = clock()
+        self._out_of_sight = False  # outside our jail: it is not gone
         self._signature, self._contents, self.warnings = self._load()
+        _watched.add(self)
 
     def contents(self) -> Contents:
         """The contents as of a second ago or later. Raises TableError while it cannot be read."""
@@ -48,9 +66,22 @@ class WatchedFile(Generic[Contents]):
             self._look(now)
         return self._contents
 
-    def _look(self, now: float) -> None:
+    def keep_if_out_of_sight(self) -> bool:
+        """See keep_out_of_sight(). If there is no such file now, there never was: it is outside."""
         try:
-            status = self._path.stat()
+            self.path.stat()
+        except (FileNotFoundError, NotADirectoryError):
+            self._out_of_sight = True
+        except OSError:
+            pass  # something is there, and in trouble: the next lookup says so
+        return self._out_of_sight
+
+    def _look(self, now: float) -> None:
+        if self._out_of_sight:
+            self._looked = now
+            return
+        try:
+            status = self.path.stat()
             if _signature(status) != self._signature:
                 self._signature, self._contents, self.warnings = self._load()
         except (OSError, TableConfigError) as exc:
@@ -60,18 +91,18 @@ class WatchedFile(Generic[Contents]):
 
     def _load(self) -> tuple[_Signature, Contents, list[str]]:
         try:
-            with self._path.open("rb") as file:
+            with self.path.open("rb") as file:
                 # The signature of what is read, and from before: a change while we read is seen.
                 signature = _signature(os.fstat(file.fileno()))
                 text = file.read().decode("utf-8")
         except OSError as exc:
             raise TableConfigError(
-                f"{self._path} cannot be read: {exc.strerror or exc}", "a file that can be read"
+                f"{self.path} cannot be read: {exc.strerror or exc}", "a file that can be read"
             ) from exc
         except UnicodeDecodeError as exc:
             line = exc.object[: exc.start].count(b"\n") + 1
-            raise TableConfigError(f"{self._path}:{line}: not UTF-8 text", "UTF-8") from exc
-        contents, warnings = self._read(text, str(self._path))
+            raise TableConfigError(f"{self.path}:{line}: not UTF-8 text", "UTF-8") from exc
+        contents, warnings = self._read(text, str(self.path))
         return signature, contents, warnings
 
 

@@ -135,7 +135,8 @@ def _words(parameter: Parameter, text: str) -> tuple[str, ...]:
 def _choice(parameter: Parameter, text: str) -> str:
     word = text.lower()
     if word not in parameter.choices:
-        raise BadValueError("not one of the choices", _one_of(parameter.choices))
+        expected = parameter.expected or _one_of(parameter.choices)
+        raise BadValueError("not one of the choices", expected)
     return word
 
 

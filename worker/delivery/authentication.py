@@ -94,7 +94,7 @@ async def _try(
     # A ticket is another one every few hours, and no key of a login says which.
     if refusals is None or proof_of(name) is Proof.TICKET:
         return await exchange.run(make(name, login))
-    key = refusals.key(login.host, (login.user, login.authzid), login.secret.reveal())
+    key = await refusals.key(login.host, (login.user, login.authzid), login.secret.reveal())
     known = await refusals.claim(key)
     if known is not None:
         raise _known(session, sasl, known)
@@ -106,7 +106,7 @@ async def _try(
             refusals.refused(key, Refusal(reply.dsn, reply.text))
         return reply
     finally:
-        refusals.settle(key)
+        await refusals.settle(key)
 
 
 async def _choose(

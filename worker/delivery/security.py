@@ -63,9 +63,11 @@ class SecurityRules:
         return (*policies, *(self.sasl.warnings if self.sasl is not None else ()))
 
     def close(self) -> None:
-        """Give back what is held open: the file of TLS sessions. All goes on without it."""
+        """Give back what is held open: TLS sessions, refused logins. All goes on without it."""
         if self.engine is not None:
             self.engine.close()
+        if self.sasl is not None:
+            self.sasl.close()
 
     async def security(self, request: DeliveryRequest, endpoint: Endpoint) -> Security:
         """What holds for `request` at `endpoint`. Raises SiteError: it cannot be said, so wait.

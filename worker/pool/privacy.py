@@ -6,9 +6,12 @@ was never meant to give away.
 """
 
 import ctypes
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Final
 
-PR_SET_DUMPABLE: Final = 4  # Linux, prctl(2)
+PR_GET_DUMPABLE, PR_SET_DUMPABLE = 3, 4  # Linux, prctl(2)
+DUMPABLE: Final = 1
 
 
 def keep_memory_private() -> bool:
@@ -23,3 +26,19 @@ def keep_memory_private() -> bool:
     except (OSError, AttributeError):
         return False
     return result == 0
+
+
+@contextmanager
+def private_memory() -> Iterator[None]:
+    """As keep_memory_private(), until the block ends; nothing, where that cannot be done."""
+    try:
+        before: int = ctypes.CDLL(None).prctl(PR_GET_DUMPABLE)
+    except (OSError, AttributeError):
+        before = 0
+    if before != DUMPABLE or not keep_memory_private():
+        yield
+        return
+    try:
+        yield
+    finally:
+        ctypes.CDLL(None).prctl(PR_SET_DUMPABLE, DUMPABLE, 0, 0, 0)

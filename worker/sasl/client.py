@@ -16,8 +16,9 @@ from worker.config.config import Config, ConfigError, Problem
 from worker.config.match_list import StringList
 from worker.config.tables import Maps, TableError
 from worker.sasl.credentials import Credentials, read_entry
-from worker.sasl.refusals import Refusals
+from worker.sasl.refusals import Refusals, refusal_path
 from worker.sasl.tokens import Tokens, command_tokens
+from worker.status.events import Emit
 from worker.tls.policy import TlsFacts, Trust
 
 
@@ -39,6 +40,7 @@ class SaslClient:
     soft_bounce: bool = True  # smtp_sasl_auth_soft_bounce
     tokens: Tokens | None = None  # smtp_sasl_path, with smtp_sasl_type = postrio
     refusals: Refusals | None = None  # smtp_sasl_auth_cache_name; None: none are remembered
+    shared: Path | None = None  # the file that they are to be shared in; see share()
     warnings: Sequence[str] = field(default=())
 
     @classmethod
@@ -62,14 +64,16 @@ class SaslClient:
             return merit
 
         warnings = []
-        refusals = None
+        refusals = shared = None
         cache = name("smtp_sasl_auth_cache_name")
         if config.text(cache):
             refusals = Refusals(config.seconds(name("smtp_sasl_auth_cache_time")))
-            warnings.append(
-                f"{cache} = {config.text(cache)}: the table is not used; each process remembers"
-                " for itself which logins were refused"
-            )
+            shared = refusal_path(config.text(cache))
+            if shared is None:
+                warnings.append(
+                    f"{cache} = {config.text(cache)}: not type:/path/name; each process remembers"
+                    " for itself which logins were refused"
+                )
         listed = name("smtp_sasl_mechanism_filter")
         return cls(
             passwords=passwords,
@@ -86,8 +90,19 @@ class SaslClient:
             soft_bounce=config.boolean(name("smtp_sasl_auth_soft_bounce")),
             tokens=_tokens(config, name("smtp_sasl_type"), name("smtp_sasl_path")),
             refusals=refusals,
+            shared=shared,
             warnings=tuple(warnings),
         )
+
+    def share(self, emit: Emit) -> None:
+        """Open, or make, the file of refused logins, if there is to be one; see close()."""
+        if self.refusals is not None and self.shared is not None:
+            self.refusals.share(self.shared, emit)
+
+    def close(self) -> None:
+        """Give back what is held open. All goes on without it."""
+        if self.refusals is not None:
+            self.refusals.close()
 
     async def credentials(self, *, sender: str, host: str, nexthop: str) -> Credentials | None:
         """As whom to log in at a server; None: not at all, and mail goes out all the same.

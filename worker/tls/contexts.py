@@ -83,6 +83,9 @@ class Contexts:
         self._contexts: OrderedDict[tuple[object, ...], SSL.Context] = OrderedDict()
         self._files: dict[str, tuple[crypto.X509, ...]] = {}
         self._trust_files: dict[str, TrustFile] = {}
+        # Those that cannot be used, as long as they stay as they are: a table may name them, and
+        # each delivery asks for them again.
+        self._broken: dict[str, tuple[tuple[int, ...], str]] = {}
         self._identities: dict[Identity, tuple[_Pair, ...]] = {}
         self._digests: dict[Anchors, str] = {}  # of the files; see trust()
 
@@ -202,16 +205,16 @@ class Contexts:
     def _trust_file(self, file: str) -> "TrustFile":
         found = self._trust_files.get(file)
         if found is None:
-            certificates: list[crypto.X509] = []
-            keys: list[CertificateIssuerPublicKeyTypes] = []
-            for label, block in _blocks(file):
-                if label in CERTIFICATE_LABELS:
-                    certificates.append(_certificate(file, block))
-                elif label == PUBLIC_KEY_LABEL:
-                    keys.append(_public_key(file, block))
-            if not certificates and not keys:
-                raise TlsFilesError(file, "there is neither a certificate nor a public key in it")
-            found = self._trust_files[file] = TrustFile(tuple(certificates), tuple(keys))
+            state = _state(file)  # before it is read: a change while we read is seen
+            broken = self._broken.get(file)
+            if broken is not None and broken[0] == state:
+                raise TlsFilesError(file, broken[1])
+            try:
+                found = self._trust_files[file] = _read_trust_file(file)
+            except TlsFilesError as exc:
+                self._broken[file] = state, exc.reason
+                raise
+            self._broken.pop(file, None)
         return found
 
     # --- who we are --------------------------------------------------------------------------
@@ -246,6 +249,29 @@ class TrustFile:
 
     certificates: tuple[crypto.X509, ...]
     keys: TrustedKeys
+
+
+def _state(file: str) -> tuple[int, ...]:
+    """Equal as long as nobody has changed the file, or who may read it; of none: empty."""
+    try:
+        found = Path(file).stat()
+    except (OSError, ValueError):
+        return ()
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+
+
+def _read_trust_file(file: str) -> TrustFile:
+    """Raises TlsFilesError."""
+    certificates: list[crypto.X509] = []
+    keys: list[CertificateIssuerPublicKeyTypes] = []
+    for label, block in _blocks(file):
+        if label in CERTIFICATE_LABELS:
+            certificates.append(_certificate(file, block))
+        elif label == PUBLIC_KEY_LABEL:
+            keys.append(_public_key(file, block))
+    if not certificates and not keys:
+        raise TlsFilesError(file, "there is neither a certificate nor a public key in it")
+    return TrustFile(tuple(certificates), tuple(keys))
 
 
 def _anchor_files(anchors: Anchors) -> list[str]:

@@ -25,6 +25,7 @@ from worker.tls.contexts import Contexts
 from worker.tls.policy import TlsFacts, TlsPolicy
 from worker.tls.sessions import Remembered, SessionStore
 from worker.tls.stream import RECORD, Intake, TlsStream, in_words
+from worker.tls.trace import TraceFile
 from worker.tls.verdict import Finding, judge, resumed
 
 # pyOpenSSL does not tell whether a session was resumed; OpenSSL does. Where its binding does not
@@ -51,17 +52,22 @@ class TlsEngine:
         emit: Emit,
         *,
         steps_of: str = "",
+        trace: TraceFile | None = None,
     ) -> None:
         """`sessions`: None: no session is resumed. `steps_of`: the program ("smtp", "lmtp") that
-        tells the steps of each handshake (smtp_tls_loglevel 2); empty: none does.
+        tells the steps of each handshake (smtp_tls_loglevel 2); empty: none does. `trace`: where
+        each of its messages is told (3 and 4).
         """
+        self._trace = trace
         self._steps_of = steps_of
         self._contexts = contexts
         self._sessions = sessions if _session_reused is not None else None
         self._emit = emit
 
     def close(self) -> None:
-        """Let go of the sessions to resume; handshakes go on without them."""
+        """Let go of the sessions to resume, and of the trace; handshakes go on without them."""
+        if self._trace is not None:
+            self._trace.close()
         if self._sessions is not None:
             self._sessions.close()
 
@@ -85,17 +91,28 @@ class TlsEngine:
         Raises HandshakeError after the server was told why, and TlsFilesError for a policy whose
         files cannot be read.
         """
-        connection = SSL.Connection(self._contexts.context(policy))
+        context = self._contexts.context(policy)
+        traced = None
+        if self._trace is None:
+            connection = SSL.Connection(context)
+        else:
+            versions = " ".join(version.name for version in sorted(policy.versions))
+            peer = f"{host}[{address}]:{port}, level {policy.level.word}, {versions}"
+            connection = traced = self._trace.connection(context, peer)
         connection.set_app_data(Finding())
         connection.set_connect_state()
         if name := _server_name(policy.servername):
             connection.set_tlsext_host_name(name)
+            if traced is not None:
+                traced.trace.say(f"server name {policy.servername}")
         trust = self._contexts.trust(policy.anchors) if self._sessions is not None else ""
         key = f"{policy.fingerprint} {trust} {nexthop} {host} {address} {port}"
         offered = self._offer(connection, key)
         try:
             intake = await shake(connection, transport, self._tell)
-        except BaseException:
+        except BaseException as exc:
+            if traced is not None:
+                traced.trace.failed(str(exc) if isinstance(exc, HandshakeError) else "given up")
             if offered is not None:
                 # It may have been the session that the server did not like, or fell silent at.
                 self._forget(key)
@@ -106,6 +123,8 @@ class TlsEngine:
             if offered is not None:
                 self._forget(key)
             facts = judge(connection, policy)
+        if traced is not None:
+            traced.trace.established(facts)
         stream = TlsStream(transport, intake, policy, facts)
         if self._sessions is not None and facts.meets(policy.level):
             stream.on_first_read = lambda: self._save(key, connection, facts)

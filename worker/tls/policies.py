@@ -76,6 +76,7 @@ class TlsPolicies:
         self.settings = settings
         self.note_offer = settings.note_offer
         self.loglevel = settings.loglevel
+        self.trace_file = settings.trace_file
         self.session_timeout = settings.session_timeout
         self.session_database = settings.session_database
         self.warnings = settings.warnings

@@ -10,9 +10,7 @@ with another one's verdict would be a certificate that nobody has seen.
 
 import hashlib
 import json
-import os
 import sqlite3
-import stat
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
@@ -20,13 +18,14 @@ from pathlib import Path
 from time import time
 from typing import Final, TypeVar
 
+from worker import shared_file
+from worker.shared_file import claim, in_words, is_busy, open_or_renew, use_wal
 from worker.status.events import Emit, Noted, Warned
 from worker.tls.policy import TlsFacts, Trust
 from worker.tls.session_der import can_encode
 
 FORMAT: Final = 1  # of the rows; a file of another format begins anew
 BUSY: Final = 0.005  # seconds that a call may wait for another process
-OPENING: Final = 5.0  # and while the file is opened: processes are often started together
 ROWS: Final = 10_000  # about; the oldest go first
 PURGE_EVERY: Final = 32  # saves
 # Rows that go at one time: more than have come since the last time, and done in a few milliseconds.
@@ -56,9 +55,9 @@ class SessionFile:
         self._timeout = timeout  # seconds that a row is good for
         self._emit = emit
         self._saves = 0
-        _claim(path)
+        claim(path)
         self._database: sqlite3.Connection | None = sqlite3.connect(
-            path, timeout=OPENING, isolation_level=None
+            path, timeout=shared_file.OPENING, isolation_level=None
         )
         try:
             self._prepare(self._database)
@@ -80,15 +79,9 @@ class SessionFile:
             )
             return None
         try:
-            try:
-                return cls(path, timeout, emit, wall)
-            except sqlite3.OperationalError:
-                raise
-            except sqlite3.DatabaseError:
-                _remove(path)
-                return cls(path, timeout, emit, wall)
+            return open_or_renew(path, lambda: cls(path, timeout, emit, wall))
         except (OSError, sqlite3.Error) as exc:
-            emit(Warned(f"{path}: {_text(exc)}: TLS sessions are not shared between processes"))
+            emit(Warned(f"{path}: {in_words(exc)}: TLS sessions are not shared between processes"))
             return None
 
     def close(self) -> None:
@@ -124,10 +117,8 @@ class SessionFile:
         self._try(lambda d: d.execute("DELETE FROM session WHERE name = ?", (name,)))
 
     def _prepare(self, database: sqlite3.Connection) -> None:
-        # Nothing here has to survive a crash of the machine; one of a process harms no WAL. Two who
-        # change to it at once do not wait for each other: the second one finds it done.
-        with suppress(sqlite3.OperationalError):
-            database.execute("PRAGMA journal_mode = WAL")
+        # Nothing here has to survive a crash of the machine; one of a process harms no WAL.
+        use_wal(database)
         database.execute("PRAGMA synchronous = OFF")
         database.execute("PRAGMA secure_delete = ON")
         if database.execute("PRAGMA user_version").fetchone() != (FORMAT,):
@@ -146,7 +137,7 @@ class SessionFile:
         try:
             self._purge(database)
         except sqlite3.OperationalError as exc:
-            if not _busy(exc):
+            if not is_busy(exc):
                 raise
 
     def _purge(self, database: sqlite3.Connection) -> None:
@@ -166,48 +157,15 @@ class SessionFile:
         try:
             return work(self._database)
         except sqlite3.Error as exc:
-            if not _busy(exc):
+            if not is_busy(exc):
                 self._emit(
                     Warned(
-                        f"{self._path}: {_text(exc)}: "
+                        f"{self._path}: {in_words(exc)}: "
                         "TLS sessions are no longer shared between processes"
                     )
                 )
                 self.close()
             return None
-
-
-def _claim(path: Path) -> None:
-    """Make sure that the file is there, and that it is ours alone. Raises OSError.
-
-    A file that is there is never opened here: SQLite may have it open in this process, and to close
-    any other descriptor of it would give up SQLite's locks on it (fcntl(2)).
-    """
-    folder = path.parent.stat()
-    if folder.st_uid not in {0, os.geteuid()} or folder.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        raise PermissionError(f"other users may write to the directory {path.parent}")
-    with suppress(FileExistsError):
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
-    found = path.lstat()
-    if not stat.S_ISREG(found.st_mode) or found.st_nlink != 1:
-        raise PermissionError("not a plain file of its own")
-    if found.st_uid != os.geteuid():
-        raise PermissionError("it belongs to another user")
-    path.chmod(0o600)  # the files that SQLite puts beside it get the same
-
-
-def _remove(path: Path) -> None:
-    for suffix in ("", "-wal", "-shm", "-journal"):
-        Path(f"{path}{suffix}").unlink(missing_ok=True)
-
-
-def _busy(error: sqlite3.Error) -> bool:
-    code: int = getattr(error, "sqlite_errorcode", 0) & 0xFF
-    return code in {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
-
-
-def _text(error: Exception) -> str:
-    return (error.strerror if isinstance(error, OSError) else None) or str(error)
 
 
 def _name(key: str) -> bytes:

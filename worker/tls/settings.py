@@ -64,6 +64,7 @@ class TlsSettings:
     per_site: Maps  # smtp_tls_per_site; not asked where there are policy maps
     note_offer: bool  # smtp_tls_note_starttls_offer
     loglevel: int  # smtp_tls_loglevel
+    trace_file: str  # postrio_tls_trace_file
     session_timeout: float  # smtp_tls_session_cache_timeout, seconds; 0: nothing is resumed
     session_database: str  # smtp_tls_session_cache_database, as written
     warnings: tuple[str, ...]  # what is odd; a line each, with its place
@@ -110,6 +111,7 @@ class TlsSettings:
             per_site=config.maps(reader.name("smtp_tls_per_site")),
             note_offer=reader.boolean("smtp_tls_note_starttls_offer"),
             loglevel=config.integer(reader.name("smtp_tls_loglevel")),
+            trace_file=config.text("postrio_tls_trace_file"),
             session_timeout=_session_timeout(
                 config.seconds(reader.name("smtp_tls_session_cache_timeout"))
             ),
@@ -236,11 +238,20 @@ class _Reader:
         if self.text("smtp_tls_per_site") and self.text("smtp_tls_policy_maps"):
             maps = self.name("smtp_tls_policy_maps")
             say("smtp_tls_per_site", f"ignored when {maps} is not empty")
+        self._incomplete(say)
         if self.text("smtp_tls_chain_files"):
             for parameter in ("smtp_tls_cert_file", "smtp_tls_eccert_file"):
                 if self.text(parameter):
                     say(parameter, f"ignored when {self.name('smtp_tls_chain_files')} is not empty")
         return tuple(said)
+
+    def _incomplete(self, say: Callable[[str, str], None]) -> None:
+        for key, certificate in (
+            ("smtp_tls_key_file", "smtp_tls_cert_file"),
+            ("smtp_tls_eckey_file", "smtp_tls_eccert_file"),
+        ):
+            if self.text(key) and not self.text(certificate):
+                say(key, f"has no effect without {self.name(certificate)}, which is empty")
 
 
 def problem_of(config: Config, name: str, why: str, expected: str = "") -> Problem:
