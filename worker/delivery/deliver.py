@@ -24,6 +24,7 @@ from protocol.outcome import Action, DeliveryResult, SiteFailure
 from protocol.request import DeliveryRequest, Protocol
 from worker.content import Content
 from worker.delivery.ahead import next_envelope
+from worker.delivery.content_sending import ContentUnreadable
 from worker.delivery.envelope import Envelope
 from worker.delivery.introduction import introduce
 from worker.delivery.outcomes import Outcomes, SessionFacts
@@ -35,7 +36,6 @@ from worker.delivery.settings import DeliverySettings
 from worker.delivery.slot import DeliverySlot, Save
 from worker.delivery.transaction import (
     Begun,
-    ContentUnreadable,
     RefusedAhead,
     StaleSession,
     transfer,
