@@ -18,6 +18,8 @@ from tests.worker.memory_line import MemoryStream
 from tests.worker.peer import EXTENSIONS, Answer, Fault, Peer, Phase
 from tests.worker.world import World, make_request
 from worker.content import InlineContent
+from worker.delivery.pix import PixSettings
+from worker.delivery.settings import DeliverySettings
 from worker.status.events import UnexpectedError
 
 SENT, DEFERRED, BOUNCED = Action.SENT, Action.DEFERRED, Action.BOUNCED
@@ -102,6 +104,8 @@ def random_peer(rng: random.Random, names: list[str], *, lmtp: bool) -> BrokenPe
         window=rng.choice([4096, 65_536]),
         glued=rng.random() < 0.3,
     )
+    if rng.random() < 0.2:
+        peer.script[Phase.GREETING] = "220 ****"  # its dots are sent alone, after a pause
     if lmtp:
         peer.script[Phase.DOT] = answers()
     elif rng.random() < 0.2:
@@ -145,7 +149,7 @@ async def one_run(seed: int, kinds: list[str], most: int) -> None:
         if kind:
             octets = 350 + len(names) * 40
             peer.damage = Damage(int(octets * rng.random() ** 2) + 1, kind)
-    world = World(*peers)
+    world = World(*peers, settings=DeliverySettings(pix=PixSettings(threshold=0.0)))
     protocol = Protocol.LMTP if lmtp else Protocol.SMTP
     content = InlineContent(rng.randbytes(rng.choice([0, 50, 5000, 20_000])))
 

@@ -5,6 +5,7 @@ only from the end of it: TLS as the policy wants it, EHLO again (nothing that wa
 is used), what the server proved judged, and only then a name and a secret.
 """
 
+from dataclasses import replace
 from math import inf
 from typing import Final
 
@@ -19,6 +20,7 @@ from protocol.request import DeliveryRequest, Protocol
 from protocol.sasl.mechanism import ChannelBinding
 from worker.config.tables import TableError
 from worker.delivery.authentication import authenticate
+from worker.delivery.pix import DELAY_DOTCRLF, DISABLE_ESMTP, WORKAROUNDS, is_masked
 from worker.delivery.security import NO_RULES, UNSECURED, Security, SecurityRules
 from worker.delivery.session import Conversation, Session
 from worker.delivery.settings import DeliverySettings
@@ -27,6 +29,7 @@ from worker.network.address import Endpoint
 from worker.status.events import (
     EhloKeywordsDiscarded,
     Emit,
+    PixWorkaroundsEnabled,
     StartTlsOffered,
     TlsEstablished,
     TlsHandshakeFailed,
@@ -122,9 +125,11 @@ class _Introduction:
         greeting = await talk.reply()
         session.dialogue.receive_greeting(greeting)
         _check_greeting(session, greeting, self._emit)
+        workarounds = await self._workarounds() if is_masked(greeting) else ()
         self._discard = await _unwanted_keywords(session.endpoint, self._settings)
         extended = self._settings.protocol is Protocol.LMTP or (
             not self._settings.never_send_ehlo
+            and DISABLE_ESMTP not in workarounds
             and (self._settings.always_send_ehlo or "ESMTP" in greeting.text.upper().split())
         )
         await self._say_hello(extended=extended)
@@ -135,6 +140,27 @@ class _Introduction:
         if credentials is not None and sasl is not None:
             await authenticate(session, talk, sasl, credentials, _binding(session))
 
+    async def _workarounds(self) -> tuple[str, ...]:
+        """What is to be done about a server whose greeting a firewall has masked (S066).
+
+        Raises SiteError.
+        """
+        session, request, pix = self._session, self._request, self._settings.pix
+        try:
+            workarounds, unknown = await pix.listed(session.endpoint)
+        except TableError as exc:
+            raise _local_error(session.endpoint, exc) from exc
+        if unknown:
+            words = f"{' '.join(unknown)} (known are {', '.join(WORKAROUNDS)})"
+            where = session.endpoint.address
+            self._emit(Warned(f"PIX workarounds for {where}: ignoring {words}", request.queue_id))
+        session.delays_dot = DELAY_DOTCRLF in workarounds
+        enabled = tuple(w for w in workarounds if w != DELAY_DOTCRLF or pix.delays(request))
+        if enabled:
+            relay, protocol = session.endpoint.relay, request.protocol.value
+            self._emit(PixWorkaroundsEnabled(request.queue_id, enabled, relay, protocol))
+        return workarounds
+
     # --- who we are ----------------------------------------------------------------------------
 
     async def _say_hello(self, *, extended: bool) -> None:
@@ -144,6 +170,8 @@ class _Introduction:
         if reply is None:
             return
         session.capabilities = Capabilities.from_reply(reply, self._discard)
+        if session.delays_dot:  # a dot must not share its packet with commands
+            session.capabilities = replace(session.capabilities, pipelining=False)
         dropped = session.capabilities.discarded
         if dropped and SILENT_DISCARD not in self._discard:
             self._emit(EhloKeywordsDiscarded(request.queue_id, dropped, request.protocol.value))
@@ -299,11 +327,15 @@ async def _unwanted_keywords(endpoint: Endpoint, settings: DeliverySettings) -> 
         listed = await settings.discard_maps.find(endpoint.address)
     except TableError as exc:
         # Without the list we might use just what this server cannot do: wait until it is there.
-        reason = f"local data error while talking to {endpoint.name_and_address}: {exc}"
-        raise SiteError("4.3.0", reason) from exc
+        raise _local_error(endpoint, exc) from exc
     if listed is None:
         return settings.discard_keywords
     return tuple(listed.lower().replace(",", " ").split())
+
+
+def _local_error(endpoint: Endpoint, error: TableError) -> SiteError:
+    where = endpoint.name_and_address
+    return SiteError("4.3.0", f"local data error while talking to {where}: {error}")
 
 
 def _check_loop(session: Session, nexthop: str) -> None:

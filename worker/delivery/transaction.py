@@ -18,12 +18,14 @@ other way out leaves a session to be quit or closed.
 import typing
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import inf
 from typing import Final
 
 import trio
 
 from protocol import phrases
 from protocol.command import Command, Data, EndOfData, Mail, Quit, Rcpt, Rset, Xforward
+from protocol.data import END_OF_DATA
 from protocol.envelope_parameters import xforward_commands
 from protocol.errors import RemoteProtocolError
 from protocol.mime import MimeError
@@ -491,6 +493,8 @@ class _Transaction:
             await talk.send(view[:-PIPELINE_WINDOW])
             octets = bytes(view[-PIPELINE_WINDOW:])
         expect_silence(session)
+        if session.delays_dot and session.settings.pix.delays(self._request):
+            octets = await self._wait_before_dot(talk, octets)
         session.dialogue.send(EndOfData(len(self._accepted) if self._lmtp else 1))
         if following is None:
             if session.settings.skip_quit_response and session.capabilities.pipelining:
@@ -501,6 +505,14 @@ class _Transaction:
             envelope.behind_dot = True
             session.ahead = envelope
         await self._send_dot(talk, octets)
+
+    async def _wait_before_dot(self, talk: Conversation, octets: bytes) -> bytes:
+        """Send `octets` but for the final dot, and pause; the dot, to be sent alone (S066)."""
+        await talk.send(octets[: -len(END_OF_DATA)])
+        talk.scope.deadline = inf  # we are not waiting for the peer
+        await trio.sleep(self._session.settings.pix.pause)
+        expect_silence(self._session)
+        return END_OF_DATA
 
     async def _send_dot(self, talk: Conversation, octets: bytes) -> None:
         """Octets with the final dot among them: from now on the message may be delivered."""

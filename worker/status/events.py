@@ -184,6 +184,16 @@ class EhloKeywordsDiscarded(Event):
 
 
 @value()
+class PixWorkaroundsEnabled(Event):
+    """`<qid>: enabling PIX workarounds: ... for host[addr]:port`: the greeting looks masked."""
+
+    queue_id: str
+    workarounds: tuple[str, ...]
+    relay: str
+    protocol: str = "smtp"  # or "lmtp": the program that says it
+
+
+@value()
 class ContentChecked(Event):
     """`<qid>: action: header|body line: text`: a header or body check did that to the line."""
 

@@ -32,6 +32,7 @@ from worker.status.events import (
     MessageSubmitted,
     Noted,
     NoticeQueued,
+    PixWorkaroundsEnabled,
     RecipientSettled,
     StartTlsOffered,
     TlsEstablished,
@@ -243,6 +244,12 @@ def _keywords(event: EhloKeywordsDiscarded) -> list[LogLine]:
     return _info(event.protocol, f"{event.queue_id}: discarding EHLO keywords: {words}")
 
 
+def _workarounds(event: PixWorkaroundsEnabled) -> list[LogLine]:
+    words, where = " ".join(event.workarounds), escape(event.relay)
+    text = f"{event.queue_id}: enabling PIX workarounds: {words} for {where}"
+    return _info(event.protocol, text)
+
+
 def _offered(event: StartTlsOffered) -> list[LogLine]:
     return _info(event.protocol, f"Host offered STARTTLS: [{escape(event.host)}]")
 
@@ -331,6 +338,7 @@ _RENDERERS: Final[Mapping[type[Event], _Renderer]] = {
     ConnectFailed: _for(ConnectFailed, _connect_failed),
     EndpointFailed: _for(EndpointFailed, _endpoint_failed),
     EhloKeywordsDiscarded: _for(EhloKeywordsDiscarded, _keywords),
+    PixWorkaroundsEnabled: _for(PixWorkaroundsEnabled, _workarounds),
     ContentChecked: _for(ContentChecked, _checked),
     LinesBroken: _for(LinesBroken, _broken),
     Warned: _for(Warned, _warned),
