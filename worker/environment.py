@@ -114,6 +114,7 @@ def make_rules(
         ),
         sasl=sasl,
         emit=emit,
+        fallback=config.words(config.mirror("smtp_fallback_relay", protocol)),
     )
     for warning in rules.warnings:
         emit(Warned(warning))

@@ -138,7 +138,11 @@ class _Introduction:
         self._check_level()
         credentials, sasl = self._security.credentials, self._rules.sasl
         if credentials is not None and sasl is not None:
-            await authenticate(session, talk, sasl, credentials, _binding(session))
+            try:
+                await authenticate(session, talk, sasl, credentials, _binding(session))
+            except SiteError as exc:
+                exc.login = True
+                raise
 
     async def _workarounds(self) -> tuple[str, ...]:
         """What is to be done about a server whose greeting a firewall has masked (S066).
