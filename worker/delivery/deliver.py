@@ -26,6 +26,7 @@ from worker.content import Content
 from worker.delivery.ahead import next_envelope
 from worker.delivery.content_sending import ContentUnreadable
 from worker.delivery.envelope import Envelope
+from worker.delivery.handover import HandOver, Settled
 from worker.delivery.introduction import introduce
 from worker.delivery.outcomes import Outcomes, SessionFacts
 from worker.delivery.plain_peers import PlainPeers
@@ -55,6 +56,7 @@ from worker.status.events import (
     ConnectFailed,
     Emit,
     EndpointFailed,
+    PassedOn,
     SessionOpened,
     SessionReused,
     UnexpectedError,
@@ -84,6 +86,7 @@ class Environment:
     # minimal_backoff_time (300s): how long a message must have waited before it may go in the
     # clear to a server whose TLS is broken
     downgrade_after: float = 300.0
+    hand_over: HandOver | None = None  # best_mx_transport (); None: such mail is bounced
     time_limit: float = inf  # daemon_timeout (18000s): seconds that one request may take
 
     def close(self) -> None:
@@ -170,6 +173,7 @@ class _Delivery:
         self._sessions = 0  # that got as far as taking mail
         self._sessions_before = 0  # of them, with earlier destinations (smtp_mx_session_limit)
         self._site_failure: SiteFailure | None = None
+        self._handed_over = False  # by another transport, whose mail looped
         self._served = False  # some session came to the end of a transaction
         self._broke_off = False  # the last one that did not: it was no reply that ended it
         self._refused_ahead: Endpoint | None = None  # where MAIL was, for good, if it was ours
@@ -236,15 +240,45 @@ class _Delivery:
                 found = await self._network.find(self._choice)
             except ResolveError as exc:
                 self._soften(exc)
-                self._lead_nowhere(exc)
                 if isinstance(exc, OwnExchanger):
+                    if not (exc.hard and await self._hand_over()):
+                        self._lead_nowhere(exc)
                     break
+                self._lead_nowhere(exc)
                 self._passed_over.append(exc.reason)
                 continue
             await self._try_endpoints(found.endpoints)
             if found.own_mx or not self.outcomes.undecided:
                 break
         self._say_what_was_left_out()
+
+    async def _hand_over(self) -> bool:
+        """The request loops: give it to another of our transports (S026); False: bounce it.
+
+        Once: what the other one has for the same domain may loop as well.
+        """
+        environment, request, outcomes = self._environment, self._request, self.outcomes
+        if environment.hand_over is None or self._handed_over or request.protocol is Protocol.LMTP:
+            return False
+        to = await environment.hand_over(request.nexthop)
+        for recipient in outcomes.undecided:
+            environment.emit(PassedOn(request.queue_id, recipient.address, to.transport))
+        if isinstance(to, Settled):
+            why = DeliveryError(to.dsn, to.reason)
+            outcomes.settled(to.action, why, self._facts(""), trio.current_time())
+            return True
+        passed_on = replace(
+            request, transport=to.transport, protocol=to.protocol, nexthop=to.nexthop
+        )
+        other = _Delivery(passed_on, self._content, environment, self.slot, None)
+        other.outcomes = outcomes  # whatever interrupts it: nobody is lost, and nobody sent twice
+        other._started = self._started
+        other._handed_over = True
+        if self._policy is None:
+            other._policy = None  # nobody would end a session in the slot
+        await other.run(None)
+        self._served, self._site_failure = other._served, other._site_failure
+        return True
 
     def _lead_nowhere(self, error: ResolveError) -> None:
         self._failed(error, SessionFacts())

@@ -184,6 +184,15 @@ class EhloKeywordsDiscarded(Event):
 
 
 @value()
+class PassedOn(Event):
+    """`<qid>: passing <recipient> to transport=name` (best_mx_transport)."""
+
+    queue_id: str
+    recipient: str
+    transport: str
+
+
+@value()
 class PixWorkaroundsEnabled(Event):
     """`<qid>: enabling PIX workarounds: ... for host[addr]:port`: the greeting looks masked."""
 

@@ -32,6 +32,7 @@ from worker.status.events import (
     MessageSubmitted,
     Noted,
     NoticeQueued,
+    PassedOn,
     PixWorkaroundsEnabled,
     RecipientSettled,
     StartTlsOffered,
@@ -244,6 +245,11 @@ def _keywords(event: EhloKeywordsDiscarded) -> list[LogLine]:
     return _info(event.protocol, f"{event.queue_id}: discarding EHLO keywords: {words}")
 
 
+def _passed_on(event: PassedOn) -> list[LogLine]:
+    where = f"<{_address(event.recipient)}> to transport={escape(event.transport)}"
+    return _info("smtp", f"{event.queue_id}: passing {where}")
+
+
 def _workarounds(event: PixWorkaroundsEnabled) -> list[LogLine]:
     words, where = " ".join(event.workarounds), escape(event.relay)
     text = f"{event.queue_id}: enabling PIX workarounds: {words} for {where}"
@@ -338,6 +344,7 @@ _RENDERERS: Final[Mapping[type[Event], _Renderer]] = {
     ConnectFailed: _for(ConnectFailed, _connect_failed),
     EndpointFailed: _for(EndpointFailed, _endpoint_failed),
     EhloKeywordsDiscarded: _for(EhloKeywordsDiscarded, _keywords),
+    PassedOn: _for(PassedOn, _passed_on),
     PixWorkaroundsEnabled: _for(PixWorkaroundsEnabled, _workarounds),
     ContentChecked: _for(ContentChecked, _checked),
     LinesBroken: _for(LinesBroken, _broken),
