@@ -11,6 +11,7 @@ from protocol.request import Protocol
 from worker.cache.client import CacheClient
 from worker.config.config import Config
 from worker.config.problems import ConfigError, Problem
+from worker.delivery.debug_peers import DebugPeers
 from worker.delivery.deliver import Environment
 from worker.delivery.handover import HandOver, Handover, Settled
 from worker.delivery.reuse import CachedSessions, ReusePolicy
@@ -79,6 +80,7 @@ def make_environment(
         emit=emit,
         wall=wall,
         time_limit=config.seconds("daemon_timeout"),
+        debug=DebugPeers.from_config(config, emit),
         hand_over=_hand_over(config, emit),
         security=_all_rules(config, emit),  # last: it opens files
     )

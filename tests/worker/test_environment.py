@@ -100,3 +100,10 @@ def test_s028_endpoints_and_their_policies_know_the_same_fallback_relays() -> No
         assert made.networks[protocol].settings.fallback == relays
         assert made.security[protocol].fallback == relays
     made.close()
+
+
+def test_s153_peers_are_watched_where_some_are_listed() -> None:
+    for main_cf, watches in (({}, False), ({"debug_peer_list": "a.example"}, True)):
+        made = environment(main_cf)
+        assert (made.debug is not None) is watches
+        made.close()

@@ -20,11 +20,13 @@ from math import inf
 
 import trio
 
+from protocol.dialogue import Dialogue, State
 from protocol.outcome import Action, DeliveryResult, SiteFailure
 from protocol.request import DeliveryRequest, Protocol
 from worker.content import Content
 from worker.delivery.ahead import next_envelope
 from worker.delivery.content_sending import ContentUnreadable
+from worker.delivery.debug_peers import DebugPeers
 from worker.delivery.envelope import Envelope
 from worker.delivery.handover import HandOver, Settled
 from worker.delivery.introduction import introduce
@@ -87,6 +89,7 @@ class Environment:
     # clear to a server whose TLS is broken
     downgrade_after: float = 300.0
     hand_over: HandOver | None = None  # best_mx_transport (); None: such mail is bounced
+    debug: DebugPeers | None = None  # debug_peer_list (); None: nobody is watched
     time_limit: float = inf  # daemon_timeout (18000s): seconds that one request may take
 
     def close(self) -> None:
@@ -345,7 +348,7 @@ class _Delivery:
             return
         session = await cached.find_destination(self._key, self._security_at)
         if session is not None:
-            await self._reuse(session)
+            await self._reuse_cached(session)
 
     async def _try_cached_endpoints(self, endpoints: list[Endpoint]) -> None:
         """Sessions with endpoints of one preference from the cache, in their order."""
@@ -364,7 +367,18 @@ class _Delivery:
             session = await cached.find_endpoint(self._key, endpoint, security)
             if session is not None:
                 self._log_passed_over()
-                await self._reuse(session)
+                await self._reuse_cached(session)
+
+    async def _reuse_cached(self, session: Session) -> None:
+        """As _reuse(); whoever made the session may not have watched it."""
+        try:
+            dialogue = await self._dialogue(session.endpoint, session.security, State.INTRODUCED)
+        except BaseException:
+            await session.aclose()
+            raise
+        if dialogue is not None:
+            session.dialogue = dialogue
+        await self._reuse(session)
 
     async def _reuse(self, session: Session, begun: Begun | None = None) -> None:
         """Offer the message on a session that others have used; takes it over."""
@@ -433,8 +447,14 @@ class _Delivery:
         """As _try_endpoint(). True: TLS broke, and so far nothing has come of the connection."""
         emit, undecided = self._environment.emit, len(self.outcomes.undecided)
         try:
+            dialogue = await self._dialogue(endpoint, security, State.CONNECTED)
+        except BaseException:
+            await trio.aclose_forcefully(stream)
+            raise
+        try:
             session = await introduce(
-                *(endpoint, stream, self._settings, emit, self._request, security, self._rules)
+                *(endpoint, stream, self._settings, emit, self._request, security, self._rules),
+                dialogue,
             )
         except (SiteError, SessionError) as exc:
             self._endpoint_failed(endpoint, exc, security)
@@ -445,6 +465,15 @@ class _Delivery:
         # A server that takes its leave with a reply has no trouble with TLS.
         broke = not ended and self._broke_off
         return secured and broke and len(self.outcomes.undecided) == undecided
+
+    async def _dialogue(
+        self, endpoint: Endpoint, security: Security, state: State
+    ) -> Dialogue | None:
+        """A watched one, if somebody may be watched (debug_peer_list)."""
+        debug = self._environment.debug
+        if debug is None:
+            return None
+        return await debug.dialogue(self._request, endpoint, security, state)
 
     def _may_downgrade(self, security: Security) -> bool:
         """TLS is wished for, not asked for, and the message has waited long enough (S099).

@@ -14,6 +14,7 @@ import trio
 from protocol import phrases
 from protocol.capabilities import Capabilities
 from protocol.command import Ehlo, Helo, Lhlo, StartTls
+from protocol.dialogue import Dialogue
 from protocol.errors import RemoteProtocolError
 from protocol.reply import Reply
 from protocol.request import DeliveryRequest, Protocol
@@ -60,14 +61,16 @@ async def introduce(
     request: DeliveryRequest,
     security: Security = UNSECURED,
     rules: SecurityRules = NO_RULES,
+    dialogue: Dialogue | None = None,
 ) -> Session:
     """Read the greeting, say who we are, and return the session, which then owns `stream`.
 
     `request`: the one that the session is opened for, named in events and reasons. `security` was
-    evaluated by `rules`. Raises SessionError (lost, timed out) or SiteError (refused, TLS not as it
-    must be; TlsFailed if a handshake came to nothing); the stream is closed then.
+    evaluated by `rules`. `dialogue`: a new one; None: any will do. Raises SessionError (lost, timed
+    out) or SiteError (refused, TLS not as it must be; TlsFailed if a handshake came to nothing);
+    the stream is closed then.
     """
-    session = Session(endpoint, stream, settings, security=security)
+    session = Session(endpoint, stream, settings, dialogue, security)
     try:
         with session.conversation() as talk:
             await _Introduction(session, talk, emit, request, rules).run()

@@ -205,7 +205,7 @@ class Session:
         self.replies = ReplyParser()
         # In wrapper mode TLS comes before the greeting.
         wrapper = self.security.policy.wrapper
-        self.dialogue = Dialogue(State.CONNECTED if wrapper else State.GREETED)
+        self.dialogue = self.dialogue.anew(State.CONNECTED if wrapper else State.GREETED)
         self.capabilities = Capabilities()
 
     async def quit(self) -> None:

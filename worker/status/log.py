@@ -22,6 +22,7 @@ from worker.status.events import (
     ContentChecked,
     DeliveryInDoubt,
     DestinationSuspended,
+    DialogueShown,
     EhloKeywordsDiscarded,
     EndpointFailed,
     Event,
@@ -256,6 +257,10 @@ def _workarounds(event: PixWorkaroundsEnabled) -> list[LogLine]:
     return _info(event.protocol, text)
 
 
+def _shown(event: DialogueShown) -> list[LogLine]:
+    return _info(event.protocol, f"{event.mark} {escape(event.relay)}: {escape(event.text)}")
+
+
 def _offered(event: StartTlsOffered) -> list[LogLine]:
     return _info(event.protocol, f"Host offered STARTTLS: [{escape(event.host)}]")
 
@@ -344,6 +349,7 @@ _RENDERERS: Final[Mapping[type[Event], _Renderer]] = {
     ConnectFailed: _for(ConnectFailed, _connect_failed),
     EndpointFailed: _for(EndpointFailed, _endpoint_failed),
     EhloKeywordsDiscarded: _for(EhloKeywordsDiscarded, _keywords),
+    DialogueShown: _for(DialogueShown, _shown),
     PassedOn: _for(PassedOn, _passed_on),
     PixWorkaroundsEnabled: _for(PixWorkaroundsEnabled, _workarounds),
     ContentChecked: _for(ContentChecked, _checked),
