@@ -299,7 +299,7 @@ class _Delivery:
         else:
             return
         error.dsn = "4.3.5"
-        self._environment.emit(Warned(f"{culprit} configuration problem", self._request.queue_id))
+        self._environment.emit(Warned(f"{culprit} configuration problem"))
 
     def _say_what_was_left_out(self) -> None:
         request, fallback = self._request, self._network.settings.fallback
