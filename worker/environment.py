@@ -2,11 +2,10 @@
 
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final
 
-from protocol.destination import DestinationError, parse_destination
 from protocol.request import Protocol
 from worker.cache.client import CacheClient
 from worker.config.config import Config
@@ -22,7 +21,7 @@ from worker.network.network import (
     DnsSettings,
     Network,
     NetworkSettings,
-    destinations,
+    check_nexthop,
     make_dialer,
     make_dns,
     make_resolver,
@@ -81,12 +80,12 @@ def make_environment(
         wall=wall,
         time_limit=config.seconds("daemon_timeout"),
         debug=DebugPeers.from_config(config, emit),
-        hand_over=_hand_over(config, emit),
+        hand_over=_hand_over(config, networks, emit),
         security=_all_rules(config, emit),  # last: it opens files
     )
 
 
-def _hand_over(config: Config, emit: Emit) -> HandOver | None:
+def _hand_over(config: Config, networks: Mapping[Protocol, Network], emit: Emit) -> HandOver | None:
     """Where mail goes that would loop back to us (best_mx_transport).
 
     Raises ConfigError if that is no destination; a transport that is not there is a warning.
@@ -100,10 +99,9 @@ def _hand_over(config: Config, emit: Emit) -> HandOver | None:
     protocol = TRANSPORTS.get(transport)
     if protocol is not None and nexthop:
         try:
-            for destination in destinations(nexthop):
-                parse_destination(destination, protocol)
-        except (DestinationError, ResolveError) as exc:
-            raise ConfigError([problem_of(config, "best_mx_transport", str(exc))]) from exc
+            check_nexthop(nexthop, networks[protocol].settings.endpoints)
+        except ResolveError as exc:
+            raise ConfigError([problem_of(config, "best_mx_transport", exc.reason)]) from exc
     elif protocol is None and transport not in OTHERS:
         emit(Warned(f"best_mx_transport: there is no transport {transport}: such mail will wait"))
 

@@ -186,7 +186,14 @@ async def test_s026_requests_in_a_row_are_all_passed_on(autojump_clock: MockCloc
 
 
 @pytest.mark.parametrize(
-    "value", ["smtp:[example.com", "lmtp:inet:a:b:c", "smtp:unix:/x", "relay:a, b:c:d"]
+    "value",
+    [
+        "smtp:[example.com",
+        "lmtp:inet:a:b:c",
+        "smtp:a:no-such-service",
+        "smtp:unix:/x",
+        "relay:a, b:c:d",
+    ],
 )
 def test_s026_a_nexthop_that_is_no_destination_stops_the_start(value: str) -> None:
     config = Config.from_mapping({"best_mx_transport": value})

@@ -272,6 +272,7 @@ def test_s028_each_protocol_has_its_fallback_relays_and_smtp_alone_a_relayhost()
         (Protocol.SMTP, "unix:/run/x", "unix: is for LMTP only"),
         (Protocol.LMTP, "unix:/run/x", "must be reached by TCP"),
         (Protocol.LMTP, "a.example:port:2", "more than one colon"),
+        (Protocol.SMTP, "a.example:no-such-service", "unknown service no-such-service"),
     ],
 )
 def test_s028_a_fallback_relay_that_is_none_stops_the_start(

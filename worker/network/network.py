@@ -115,9 +115,10 @@ class NetworkSettings:
         ):
             source = _bind_address(config, config.mirror(parameter, protocol), family)
             sources |= {family: source} if source else {}
+        endpoints = _endpoint_settings(config, protocol, OwnAddresses(frozenset(own + proxies)))
         level = config.choice(config.mirror("smtp_dns_support_level", protocol))
         return cls(
-            endpoints=_endpoint_settings(config, protocol, OwnAddresses(frozenset(own + proxies))),
+            endpoints=endpoints,
             connect_timeout=config.seconds(config.mirror("smtp_connect_timeout", protocol)),
             stagger=config.seconds("postrio_connect_stagger"),
             sources=sources,
@@ -125,7 +126,7 @@ class NetworkSettings:
             socket_directory=Path(config.text("queue_directory")),
             dns=level != "disabled" and (bool(level) or not config.boolean("disable_dns_lookups")),
             host_lookup=config.words(config.mirror("smtp_host_lookup", protocol)),
-            fallback=_fallback(config, protocol),
+            fallback=_fallback(config, endpoints),
             relayhost=config.text("relayhost") if protocol is Protocol.SMTP else "",
         )
 
@@ -337,16 +338,16 @@ def _bind_address(config: Config, parameter: str, family: socket.AddressFamily) 
         raise _problem(config, parameter, text, str(exc)) from exc
 
 
-def _fallback(config: Config, protocol: Protocol) -> tuple[str, ...]:
+def _fallback(config: Config, endpoints: EndpointSettings) -> tuple[str, ...]:
     """The fallback relays. Raises ConfigError for what is no destination, or none by TCP."""
-    parameter = config.mirror("smtp_fallback_relay", protocol)
+    parameter = config.mirror("smtp_fallback_relay", endpoints.protocol)
     found = config.words(parameter)
     for text in found:
         try:
-            destination = parse_destination(text, protocol)
-        except DestinationError as exc:
-            raise _problem(config, parameter, text, str(exc)) from exc
-        if destination.kind is DestinationKind.UNIX:
+            check_nexthop(text, endpoints)
+        except ResolveError as exc:
+            raise _problem(config, parameter, text, exc.reason) from exc
+        if _is_path(text):
             raise _problem(config, parameter, text, "a fallback relay must be reached by TCP")
     return found
 
