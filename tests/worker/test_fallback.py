@@ -43,13 +43,14 @@ def a_world(
     session_limit: int = 2,
     cache: MemoryCache | None = None,
     rules: SecurityRules | None = None,
+    settings: DeliverySettings | None = None,
 ) -> World:
     """`sites` are the exchangers of example.com, `fallback` the relays by destination.
 
     Their addresses are 192.0.2.9, .10, ... in this order.
     """
     relays = dict(fallback or {})
-    world = World(*sites, session_limit=session_limit, cache=cache)
+    world = World(*sites, session_limit=session_limit, cache=cache, settings=settings)
     for number, site in enumerate(relays.values(), start=9):
         world.dialer.sites[f"192.0.2.{number}"] = site
     world.resolver.exchangers.update(mx or {})
