@@ -163,7 +163,7 @@ async def one_run(seed: int, kinds: list[str], most: int) -> None:
         world = a_world(peers[0], fallback={"[relay.example]": peers[1]}, settings=settings)
     else:
         world = World(*peers, settings=settings)
-    if rng.random() < 0.3:
+    if rng.random() < 0.1:
         world.environment = replace(world.environment, debug=watching(world))
     protocol = Protocol.LMTP if lmtp else Protocol.SMTP
     content = InlineContent(rng.randbytes(rng.choice([0, 50, 5000, 20_000])))
