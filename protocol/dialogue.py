@@ -165,6 +165,10 @@ class Dialogue:
         self._answered = 0  # replies that the oldest command has had; only EndOfData expects more
         self._unanswered_octets = 0
 
+    def anew(self, state: State) -> "Dialogue":
+        """The dialogue with the same peer after it has begun anew, behind STARTTLS."""
+        return Dialogue(state)
+
     def receive_greeting(self, reply: Reply) -> None:
         """Take the one reply that answers no command.
 

@@ -2,7 +2,7 @@
 
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
@@ -11,18 +11,24 @@ from protocol.request import Protocol
 from worker.cache.client import CacheClient
 from worker.config.config import Config
 from worker.config.problems import ConfigError, Problem
+from worker.delivery.debug_peers import DebugPeers
 from worker.delivery.deliver import Environment
+from worker.delivery.handover import HandOver, Handover, Settled
 from worker.delivery.reuse import CachedSessions, ReusePolicy
 from worker.delivery.security import SecurityRules
 from worker.delivery.settings import DeliverySettings
+from worker.errors import ResolveError
 from worker.network.network import (
     DnsSettings,
     Network,
     NetworkSettings,
+    check_nexthop,
     make_dialer,
     make_dns,
     make_resolver,
 )
+from worker.queue.routing import Router, Verdict
+from worker.queue.settings import TRANSPORTS
 from worker.sasl.client import SaslClient
 from worker.status.events import Emit, Warned
 from worker.tls.contexts import SYSTEM_CA, Contexts, TlsFilesError
@@ -81,8 +87,39 @@ def make_environment(
         emit=emit,
         wall=wall,
         time_limit=config.seconds("daemon_timeout"),
+        debug=DebugPeers.from_config(config, emit),
+        hand_over=_hand_over(config, networks, emit),
         security=_all_rules(config, emit),  # last: it opens files
     )
+
+
+def _hand_over(config: Config, networks: Mapping[Protocol, Network], emit: Emit) -> HandOver | None:
+    """Where mail goes that would loop back to us (best_mx_transport).
+
+    Raises ConfigError if that is no destination; a transport that is not there is a warning.
+    """
+    text = config.text("best_mx_transport")
+    if not text:
+        return None
+    # Routing knows what `transport:nexthop` means, and which transports need no server.
+    router = Router(default_transport=text)
+    transport, _, nexthop = (part.strip() for part in text.partition(":"))
+    protocol = TRANSPORTS.get(transport)
+    if protocol is not None and nexthop:
+        try:
+            check_nexthop(nexthop, networks[protocol].settings.endpoints)
+        except ResolveError as exc:
+            raise ConfigError([problem_of(config, "best_mx_transport", exc.reason)]) from exc
+    elif protocol is None and transport not in OTHERS:
+        emit(Warned(f"best_mx_transport: there is no transport {transport}: such mail will wait"))
+
+    async def hand_over(domain: str) -> Handover | Settled:
+        route = await router.route("postmaster@localhost")  # whoever it is for
+        if isinstance(route, Verdict):
+            return Settled(transport, route.action, route.dsn, route.reason)
+        return Handover(route.transport, nexthop or domain, route.protocol)
+
+    return hand_over
 
 
 def _all_rules(config: Config, emit: Emit) -> dict[Protocol, SecurityRules]:
@@ -125,6 +162,7 @@ def make_rules(
         engine=TlsEngine(contexts, sessions, emit, steps_of=steps_of, trace=trace),
         sasl=sasl,
         emit=emit,
+        fallback=config.words(config.mirror("smtp_fallback_relay", protocol)),
     )
     for warning in rules.warnings:
         emit(Warned(warning))
@@ -139,6 +177,7 @@ def _trace_file(policies: TlsPolicies, protocol: Protocol, emit: Emit) -> TraceF
     return TraceFile.opened(path, emit, time.time, program=protocol.value, whole=whole)
 
 
+OTHERS: Final = ("error", "retry", "discard")  # transports that need no server
 _FILES: Final = (
     *("smtp_tls_CAfile", "smtp_tls_CApath", "smtp_tls_trust_anchor_file", "smtp_tls_chain_files"),
     *("smtp_tls_cert_file", "smtp_tls_key_file", "smtp_tls_eccert_file", "smtp_tls_eckey_file"),

@@ -28,8 +28,14 @@ class ResolveError(DeliveryError):
     """The destination has no usable endpoint: DNS trouble, null MX, loop. Ends the request."""
 
 
+class OwnExchanger(ResolveError):
+    """We are an exchanger of the domain ourselves, and nobody better can be used."""
+
+
 class SiteError(DeliveryError):
     """This endpoint is of no use (connect, greeting, EHLO, TLS): try the next one."""
+
+    login = False  # it is about our log-in
 
 
 class TlsFailed(SiteError):

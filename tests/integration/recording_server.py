@@ -22,12 +22,14 @@ class _Server(socketserver.ThreadingTCPServer):
 class RecordingServer:
     """An ESMTP server on a loopback port, from entering the context to leaving it.
 
-    `keywords`: its EHLO keywords. `contents`: what stood between the 354 and the final dot, with
-    stuffed dots, by the local part of the recipient; `mails`: the MAIL lines, by the same.
+    `keywords`: its EHLO keywords. `greeting`: its first line. `contents`: what stood between the
+    354 and the final dot, with stuffed dots, by the local part of the recipient; `mails`: the MAIL
+    lines, by the same.
     """
 
-    def __init__(self, *keywords: str) -> None:
+    def __init__(self, *keywords: str, greeting: str = "220 recorder.example ESMTP") -> None:
         self.keywords = keywords
+        self.greeting = greeting
         self.contents: dict[str, bytes] = {}
         self.mails: dict[str, str] = {}
         self.rcpts: dict[str, list[str]] = {}
@@ -64,7 +66,7 @@ class RecordingServer:
         """One client, until it leaves."""
         mail = b""
         rcpts: list[bytes] = []
-        link.wfile.write(b"220 recorder.example ESMTP\r\n")
+        link.wfile.write(f"{self.greeting}\r\n".encode())
         while line := link.rfile.readline():
             verb = line[:4].upper()
             answer = b"250 ok"

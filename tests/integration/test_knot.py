@@ -21,7 +21,7 @@ from protocol.request import Protocol
 from tests.integration.peers import find_program
 from worker.errors import ResolveError
 from worker.network.dns_resolver import DnsResolver
-from worker.network.endpoints import EndpointSettings, find_endpoints
+from worker.network.endpoints import EndpointSettings, search
 from worker.network.resolver import LookupTrouble, MxAnswer, MxRecord, NameNotFound
 
 pytestmark = pytest.mark.peer("knotd")
@@ -145,14 +145,14 @@ def resolver(knot: tuple[str, int]) -> DnsResolver:
 async def failure(nexthop: str, resolver: DnsResolver) -> tuple[str, str]:
     destination = parse_destination(nexthop, Protocol.SMTP)
     with pytest.raises(ResolveError) as caught:
-        await find_endpoints(destination, EndpointSettings(), resolver, random.Random(1))
+        await search(destination, EndpointSettings(), resolver, random.Random(1))
     return caught.value.dsn, caught.value.reason
 
 
 async def relays(nexthop: str, resolver: DnsResolver) -> list[str]:
     destination = parse_destination(nexthop, Protocol.SMTP)
     settings = EndpointSettings(randomize=False)
-    found = await find_endpoints(destination, settings, resolver, random.Random(1))
+    found = (await search(destination, settings, resolver, random.Random(1))).endpoints
     return [endpoint.relay for endpoint in found]
 
 

@@ -101,6 +101,7 @@ BY_KIND = {
     Kind.TIME: st.sampled_from(["1h", "30", "${myhostname?{5}}m"]),
     Kind.TABLES: st.sampled_from(["inline:{a=b, {c = d e}}, static:x", "regexp:{{/a b/ c}}"]),
     Kind.MATCHES: st.sampled_from(["a.example, !B", "!static:{x  y}, $mydomain", "{a b} ::1"]),
+    Kind.HOSTS: st.sampled_from(["a.example, !192.0.2.0/24", "!static:{x  y}, $mydomain", "::1"]),
 }
 NAMES = [
     name

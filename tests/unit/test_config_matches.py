@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from worker.config.config import Config, ConfigError
-from worker.config.match_list import StringList, open_string_list
+from worker.config.match_list import StringList, open_host_list, open_string_list
 from worker.config.table import TableConfigError, TableError
 from worker.config.values import split_list
 
@@ -113,6 +113,98 @@ def test_an_item_that_means_nothing_is_refused_with_the_reason(value: str, why: 
     with pytest.raises(TableConfigError) as caught:
         listed(value)
     assert why in str(caught.value)
+
+
+# --- hosts ---------------------------------------------------------------------------------------
+
+
+def has_host(value: str, name: str, address: str = "", *, below: bool = True) -> bool:
+    items = split_list(value)
+    hosts = open_host_list(items, environ={}, clock=Clock(), below=below)
+    return result(hosts.matches(name, address))
+
+
+@pytest.mark.parametrize(
+    ("value", "verdict"),
+    [
+        ("mx.a.example", True),
+        ("MX.a.Example", True),
+        ("a.example", True),
+        ("example", True),
+        (".a.example", False),  # of no use where a domain stands for what is below it
+        ("x.a.example", False),
+        ("192.0.2.1", True),
+        ("192.0.2.0/24", True),
+        ("!192.0.2.0/24, mx.a.example", False),
+        ("mx.a.example, !192.0.2.0/24", True),
+        ("192.0.2.0/32", False),
+        ("0.0.0.0/0", True),
+        ("[2001:db8::]/32", False),
+        ("2001:db8::/32, ::1", False),
+        ("inline:{192.0.2.1=x}", True),
+        ("inline:{a.example=x}", True),
+        ("inline:{.a.example=x}", False),
+        ("cidr:{{192.0.2.0/24 x}}", True),
+        ("regexp:{{/^a.example/ x}}", False),  # parts of a name are not for patterns
+        ("regexp:{{/^mx/ x}}", True),
+    ],
+)
+def test_s153_a_host_is_listed_by_name_domain_address_or_network(
+    value: str, *, verdict: bool
+) -> None:
+    assert has_host(value, "mx.a.example", "192.0.2.1") is verdict
+
+
+@pytest.mark.parametrize(
+    ("value", "verdict"),
+    [
+        ("a.example", False),
+        (".a.example", True),
+        (".example", True),
+        (".mx.a.example", False),
+        ("inline:{.a.example=x}", True),
+        ("inline:{a.example=x}", False),
+    ],
+)
+def test_s153_a_domain_may_have_to_be_written_with_a_dot(value: str, *, verdict: bool) -> None:
+    assert has_host(value, "mx.a.example", below=False) is verdict
+
+
+@pytest.mark.parametrize(
+    ("value", "address"),
+    [
+        ("[2001:db8::]/32", "2001:db8::9"),
+        ("2001:db8::/32", "2001:DB8::9"),
+        ("[2001:db8::9]", "2001:db8:0::9"),
+        ("2001:db8::9", "2001:db8:0::9"),
+    ],
+)
+def test_s153_an_ipv6_address_is_known_in_any_spelling(value: str, address: str) -> None:
+    assert has_host(value, "mx.a.example", address)
+
+
+def test_s153_a_socket_has_a_path_for_an_address() -> None:
+    assert has_host("client.example", "client.example", "/run/lmtp")
+    assert not has_host("127.0.0.0/8", "", "/run/lmtp")
+
+
+@pytest.mark.parametrize(
+    ("value", "why"),
+    [
+        ("192.0.2.1/24", "host bits"),
+        ("192.0.2.0/33", "192.0.2.0/33"),
+        ("2001:db8::1/x", "2001:db8::1/x"),
+    ],
+)
+def test_s153_a_network_that_is_none_is_refused(value: str, why: str) -> None:
+    with pytest.raises(TableConfigError, match=why):
+        has_host(value, "a")
+
+
+def test_s153_networks_may_stand_in_a_file(tmp_path: Path) -> None:
+    (tmp_path / "hosts").write_text("192.0.2.0/24\n!192.0.3.0/24\n")
+    assert has_host(f"{tmp_path}/hosts", "a", "192.0.2.7")
+    assert not has_host(f"{tmp_path}/hosts static:all", "a", "192.0.3.7")
 
 
 # --- files ---------------------------------------------------------------------------------------

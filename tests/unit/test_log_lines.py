@@ -25,6 +25,7 @@ from worker.status.events import (
     MessageSubmitted,
     Noted,
     NoticeQueued,
+    PixWorkaroundsEnabled,
     RecipientSettled,
     SessionOpened,
     SessionReused,
@@ -144,6 +145,10 @@ def test_an_address_is_logged_in_its_quoted_form() -> None:
         (
             EhloKeywordsDiscarded("3kQ1", ("DSN",), "lmtp"),
             "lmtp: 3kQ1: discarding EHLO keywords: DSN",
+        ),
+        (
+            PixWorkaroundsEnabled("3kQ1", ("disable_esmtp", "delay_dotcrlf"), "H[A]:25", "lmtp"),
+            "lmtp: 3kQ1: enabling PIX workarounds: disable_esmtp delay_dotcrlf for H[A]:25",
         ),
         (
             ContentChecked("3kQ1", "replace", "header", "Subject: " + "s" * 70, "X: 1"),

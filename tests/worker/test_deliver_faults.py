@@ -6,7 +6,7 @@ suite are a tenth of those demanded before a release.
 
 import random
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import trio
@@ -16,8 +16,13 @@ from protocol.outcome import Action, DeliveryResult
 from protocol.request import Protocol
 from tests.worker.memory_line import MemoryStream
 from tests.worker.peer import EXTENSIONS, Answer, Fault, Peer, Phase
+from tests.worker.test_fallback import a_world
 from tests.worker.world import World, make_request
+from worker.config.config import Config
 from worker.content import InlineContent
+from worker.delivery.debug_peers import DebugPeers
+from worker.delivery.pix import PixSettings
+from worker.delivery.settings import DeliverySettings
 from worker.status.events import UnexpectedError
 
 SENT, DEFERRED, BOUNCED = Action.SENT, Action.DEFERRED, Action.BOUNCED
@@ -102,6 +107,8 @@ def random_peer(rng: random.Random, names: list[str], *, lmtp: bool) -> BrokenPe
         window=rng.choice([4096, 65_536]),
         glued=rng.random() < 0.3,
     )
+    if rng.random() < 0.2:
+        peer.script[Phase.GREETING] = "220 ****"  # its dots are sent alone, after a pause
     if lmtp:
         peer.script[Phase.DOT] = answers()
     elif rng.random() < 0.2:
@@ -111,6 +118,12 @@ def random_peer(rng: random.Random, names: list[str], *, lmtp: bool) -> BrokenPe
     if rng.random() < 0.1:
         peer.script[Phase.MAIL] = rng.choice(["451 4.7.1 later", "421 4.3.2 bye", Fault.CUT])
     return peer
+
+
+def watching(world: World) -> DebugPeers | None:
+    """Every dialogue is shown."""
+    config = Config.from_mapping({"debug_peer_list": "static:all"})
+    return DebugPeers.from_config(config, world.events.append)
 
 
 def check(seed: int, result: DeliveryResult, names: list[str], peers: list[BrokenPeer]) -> None:
@@ -145,7 +158,13 @@ async def one_run(seed: int, kinds: list[str], most: int) -> None:
         if kind:
             octets = 350 + len(names) * 40
             peer.damage = Damage(int(octets * rng.random() ** 2) + 1, kind)
-    world = World(*peers)
+    settings = DeliverySettings(pix=PixSettings(threshold=0.0))
+    if rng.random() < 0.3:
+        world = a_world(peers[0], fallback={"[relay.example]": peers[1]}, settings=settings)
+    else:
+        world = World(*peers, settings=settings)
+    if rng.random() < 0.1:
+        world.environment = replace(world.environment, debug=watching(world))
     protocol = Protocol.LMTP if lmtp else Protocol.SMTP
     content = InlineContent(rng.randbytes(rng.choice([0, 50, 5000, 20_000])))
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from trio.testing import trio_test
 
+from protocol.request import Protocol
 from tests.descriptors import open_descriptors
 from worker.cli.options import ConfigChoice
 from worker.cli.worker import _Process
@@ -107,3 +108,18 @@ async def test_one_that_will_not_do_leaves_nothing_open(main_cf: dict[str, str])
         with pytest.raises(ConfigError):
             environment({**main_cf, broken: "yes"})
         assert open_descriptors() <= before
+
+
+def test_s028_endpoints_and_their_policies_know_the_same_fallback_relays() -> None:
+    made = environment({"smtp_fallback_relay": "[a.example]", "lmtp_fallback_relay": "b.example"})
+    for protocol, relays in ((Protocol.SMTP, ("[a.example]",)), (Protocol.LMTP, ("b.example",))):
+        assert made.networks[protocol].settings.fallback == relays
+        assert made.security[protocol].fallback == relays
+    made.close()
+
+
+def test_s153_peers_are_watched_where_some_are_listed() -> None:
+    for main_cf, watches in (({}, False), ({"debug_peer_list": "a.example"}, True)):
+        made = environment(main_cf)
+        assert (made.debug is not None) is watches
+        made.close()

@@ -22,7 +22,6 @@ from worker.network.endpoints import (
     EndpointSettings,
     Found,
     arrange,
-    find_endpoints,
     search,
 )
 from worker.network.own import OwnAddresses, canonical
@@ -84,13 +83,6 @@ async def test_exchangers_come_best_first_with_host_port_and_preference() -> Non
         (20, "c.example", "c.example[192.0.2.3]:25"),
     ]
     assert not result.own_mx
-
-
-@trio_test
-async def test_find_endpoints_is_the_search_without_its_side_remarks() -> None:
-    destination = parse_destination("example.com", Protocol.SMTP)
-    listed = await find_endpoints(destination, PLAIN, THREE, random.Random(1))
-    assert listed == (await found("example.com", THREE)).endpoints
 
 
 @trio_test

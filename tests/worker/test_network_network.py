@@ -19,6 +19,7 @@ from worker.network.connect import SocketDialer
 from worker.network.endpoints import AddressPreference, EndpointSettings
 from worker.network.native_resolver import NativeResolver
 from worker.network.network import (
+    Choice,
     DnsSettings,
     Network,
     NetworkSettings,
@@ -47,12 +48,18 @@ class SlowDialer:
 
 
 def network(
-    resolver: FakeResolver, *, connect_timeout: float = 30.0, stagger: float = 0.0
+    resolver: FakeResolver,
+    *,
+    connect_timeout: float = 30.0,
+    stagger: float = 0.0,
+    protocol: Protocol = Protocol.SMTP,
+    fallback: tuple[str, ...] = (),
 ) -> Network:
     settings = NetworkSettings(
-        endpoints=EndpointSettings(randomize=False),
+        endpoints=EndpointSettings(randomize=False, protocol=protocol),
         connect_timeout=connect_timeout,
         stagger=stagger,
+        fallback=fallback,
     )
     return Network(settings, resolver, SlowDialer(), random.Random(1))
 
@@ -69,13 +76,18 @@ def from_config(
 # --- endpoints -------------------------------------------------------------------------------
 
 
+async def endpoints(net: Network, nexthop: str) -> list[Endpoint]:
+    """Of all choices for a nexthop, in order."""
+    return [e for choice in net.choices(nexthop) for e in (await net.find(choice)).endpoints]
+
+
 @trio_test
 async def test_a_list_of_nexthops_gives_the_endpoints_of_each_in_order() -> None:
     resolver = FakeResolver(
         mx={"a.example": [(10, "mx.example")], "b.example": [(1, "mx.example")]},
         hosts={"mx.example": ["192.0.2.1"]},
     )
-    listed = await network(resolver).endpoints("a.example, b.example:26 [192.0.2.9]", Protocol.SMTP)
+    listed = await endpoints(network(resolver), "a.example, b.example:26 [192.0.2.9]")
     assert [e.relay for e in listed] == [
         "mx.example[192.0.2.1]:25",
         "mx.example[192.0.2.1]:26",
@@ -87,53 +99,33 @@ async def test_a_list_of_nexthops_gives_the_endpoints_of_each_in_order() -> None
 
 
 @trio_test
-async def test_a_nexthop_of_a_list_that_leads_nowhere_is_left_out() -> None:
-    resolver = FakeResolver(hosts={"b.example": ["192.0.2.1"]})
-    listed = await network(resolver).endpoints("a.example, b.example", Protocol.SMTP)
-    assert [e.host for e in listed] == ["b.example"]
-    assert destination_of("a.example, b.example", listed[0]) == "b.example"
-
-
-@trio_test
-async def test_an_endpoint_knows_which_destination_of_a_list_it_belongs_to() -> None:
+async def test_an_endpoint_knows_which_destination_it_belongs_to() -> None:
     resolver = FakeResolver(
         mx={"a.example": [(65_535, "mx.example"), (0, "mx0.example")]},
         hosts={"mx.example": ["192.0.2.1"], "mx0.example": ["192.0.2.2"]},
     )
-    nexthop = "a.example,[192.0.2.8]:26 , a.example:27"
-    listed = await network(resolver).endpoints(nexthop, Protocol.SMTP)
-    assert [destination_of(nexthop, endpoint) for endpoint in listed] == [
+    nexthop, fallback = "a.example,[192.0.2.8]:26 , a.example:27", ("[192.0.2.9]", "a.example")
+    listed = await endpoints(network(resolver, fallback=fallback), nexthop)
+    assert [destination_of(nexthop, endpoint, fallback) for endpoint in listed] == [
         *("a.example", "a.example", "[192.0.2.8]:26", "a.example:27", "a.example:27"),
+        *("[192.0.2.9]", "a.example", "a.example"),
     ]
-    path = "unix:/a, b"
-    (unix,) = await network(resolver).endpoints(path, Protocol.LMTP)
-    assert destination_of(path, unix) == path
 
 
-@pytest.mark.parametrize(
-    ("nexthop", "dsn"),
-    [
-        ("gone.example", "5.4.4"),
-        ("gone.example, flaky.example", "4.4.3"),
-        ("flaky.example, gone.example", "4.4.3"),
-        ("gone.example, away.example", "5.4.4"),
-    ],
-)
 @trio_test
-async def test_a_list_that_leads_nowhere_is_hard_only_if_every_part_is(
-    nexthop: str, dsn: str
-) -> None:
-    resolver = FakeResolver(mx={"flaky.example": servfail("flaky.example")})
-    with pytest.raises(ResolveError) as caught:
-        await network(resolver).endpoints(nexthop, Protocol.SMTP)
-    assert caught.value.dsn == dsn
+async def test_s028_a_socket_has_no_fallback_relay() -> None:
+    path = "unix:/a, b"
+    net = network(FakeResolver(), protocol=Protocol.LMTP, fallback=("[192.0.2.9]",))
+    assert net.choices(path) == [Choice(path)]
+    (unix,) = await endpoints(net, path)
+    assert destination_of(path, unix, ("[192.0.2.9]",)) == path
 
 
 @pytest.mark.parametrize("nexthop", ["", " , ", "[mx.example", "mx.example:70000x", "unix:/x"])
 @trio_test
 async def test_what_is_no_destination_is_a_configuration_problem(nexthop: str) -> None:
     with pytest.raises(ResolveError) as caught:
-        await network(FakeResolver()).endpoints(nexthop, Protocol.SMTP)
+        await endpoints(network(FakeResolver()), nexthop)
     assert caught.value.dsn == "4.3.5"
     assert caught.value.reason.startswith("mail system configuration error: ")
 
@@ -143,7 +135,7 @@ async def test_a_failed_search_is_one_plain_exception() -> None:
     hosts = {f"m{n}.example": servfail(f"m{n}.example", "A") for n in range(5)}
     resolver = FakeResolver(mx={"x.example": [(1, host) for host in hosts]}, hosts=hosts)
     with pytest.raises(ResolveError) as caught:
-        await network(resolver).endpoints("x.example", Protocol.SMTP)
+        await endpoints(network(resolver), "x.example")
     assert caught.value.dsn == "4.4.3"
 
 
@@ -256,6 +248,39 @@ def test_s029_dns_can_be_disabled_by_its_new_and_its_old_name(
     parameters: dict[str, str], dns: bool
 ) -> None:
     assert from_config(parameters).dns is dns
+
+
+def test_s027_the_former_name_gives_the_fallback_relays_of_smtp() -> None:
+    former = {"fallback_relay": "[a.example]:26, b.example"}
+    assert from_config(former).fallback == ("[a.example]:26", "b.example")
+    assert from_config(former, Protocol.LMTP).fallback == ()
+    assert from_config({**former, "smtp_fallback_relay": "c.example"}).fallback == ("c.example",)
+
+
+def test_s028_each_protocol_has_its_fallback_relays_and_smtp_alone_a_relayhost() -> None:
+    set_up = {"lmtp_fallback_relay": "inet:a.example:24 b.example", "relayhost": "[r.example]"}
+    assert from_config(set_up, Protocol.LMTP).fallback == ("inet:a.example:24", "b.example")
+    assert from_config(set_up, Protocol.LMTP).relayhost == ""
+    assert from_config(set_up).fallback == ()
+    assert from_config(set_up).relayhost == "[r.example]"
+
+
+@pytest.mark.parametrize(
+    ("protocol", "value", "why"),
+    [
+        (Protocol.SMTP, "[a.example", "unbalanced brackets"),
+        (Protocol.SMTP, "unix:/run/x", "unix: is for LMTP only"),
+        (Protocol.LMTP, "unix:/run/x", "must be reached by TCP"),
+        (Protocol.LMTP, "a.example:port:2", "more than one colon"),
+        (Protocol.SMTP, "a.example:no-such-service", "unknown service no-such-service"),
+    ],
+)
+def test_s028_a_fallback_relay_that_is_none_stops_the_start(
+    protocol: Protocol, value: str, why: str
+) -> None:
+    name = f"{protocol.value}_fallback_relay"
+    with pytest.raises(ConfigError, match=f"{name} = .*{why}"):
+        from_config({name: f"good.example, {value}"}, protocol)
 
 
 @pytest.mark.parametrize(

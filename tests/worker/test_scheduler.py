@@ -18,7 +18,7 @@ from trio.testing import MockClock, trio_test
 from protocol.delivery_wire import MAX_RECIPIENTS
 from protocol.errors import RemoteProtocolError
 from protocol.outcome import Action, DeliveryResult
-from protocol.request import DeliveryRequest, Notify, Protocol, Recipient, RequestFlags
+from protocol.request import DeliveryRequest, Notify, Recipient, RequestFlags
 from tests.cancel_everywhere import cancel_everywhere
 from tests.worker.memory_store import MemoryStore
 from tests.worker.scripted_slots import (
@@ -790,17 +790,28 @@ async def test_success_is_reported_where_asked_for_and_not_taken_over_by_the_ser
     assert b"b@knows.example" not in notice.content
 
 
+@pytest.mark.parametrize(
+    ("transport", "assumed", "action"),
+    [
+        ("lmtp:unix:/run/lmtp", "yes", b"Action: delivered"),
+        ("lmtp:unix:/run/lmtp", "no", b"Action: relayed"),
+        ("smtp", "yes", b"Action: relayed"),
+    ],
+)
 @trio_test
-async def test_success_over_lmtp_is_reported_as_delivered(autojump_clock: MockClock) -> None:
+async def test_s079_success_is_a_delivery_over_lmtp_if_that_is_assumed_to_be_final(
+    autojump_clock: MockClock, transport: str, assumed: str, action: bytes
+) -> None:
+    config = Config.from_mapping({"lmtp_assume_final": assumed})
     node = Node(
         lambda request: SENT if request.sender else DEFERRED,
-        router=Router(default_transport="lmtp:unix:/run/lmtp"),
+        QueueSettings(notices=NoticeSettings.from_config(config)),
+        router=Router(default_transport=transport),
     )
     node.submit("a@plain.example", notify=Notify.SUCCESS)
     await node.run(10.0)
     [notice] = node.store.messages.values()
-    assert b"Action: delivered" in notice.content
-    assert node.workers.requests[0].protocol is Protocol.LMTP
+    assert action in notice.content
 
 
 @trio_test

@@ -32,11 +32,11 @@ async def test_each_destination_of_a_list_is_looked_up_by_its_own_text() -> None
     request = dataclasses.replace(
         make_request(), nexthop="[a.example], [b.example]:587, [c.example]"
     )
+    net = network(FakeResolver(hosts=hosts))
     found = [
         await rules.security(request, endpoint)
-        for endpoint in await network(FakeResolver(hosts=hosts)).endpoints(
-            request.nexthop, Protocol.SMTP
-        )
+        for choice in net.choices(request.nexthop)
+        for endpoint in (await net.find(choice)).endpoints
     ]
     assert [security.policy.level for security in found] == [
         *(Level.SECURE, Level.ENCRYPT, Level.MAY),

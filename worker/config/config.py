@@ -20,7 +20,7 @@ from types import MappingProxyType
 from protocol.request import Protocol
 from worker.config.expander import Expander, Facts
 from worker.config.main_cf import SPACE, MainCf, Setting, parse_main_cf, parse_setting
-from worker.config.match_list import StringList, open_string_list
+from worker.config.match_list import HostList, StringList, open_host_list, open_string_list
 from worker.config.parameters import (
     PARAMETERS,
     TRANSPORT_SUFFIXES,
@@ -62,6 +62,7 @@ class Config:
     _values: Mapping[str, Value] = field(repr=False)
     _maps: Mapping[str, Maps] = field(repr=False)
     _lists: Mapping[str, StringList] = field(repr=False)
+    _hosts: Mapping[str, HostList] = field(repr=False)
 
     @classmethod
     def load(
@@ -145,6 +146,7 @@ class Config:
             MappingProxyType(check.values),
             MappingProxyType(check.maps),
             MappingProxyType(check.lists),
+            MappingProxyType(check.hosts),
         )
 
     # --- what a parameter says -----------------------------------------------------------------
@@ -193,6 +195,11 @@ class Config:
         """The open list of a parameter that keys are matched with; on an empty one is no key."""
         self._value(name, Kind.MATCHES)
         return self._lists[name]
+
+    def hosts(self, name: str) -> HostList:
+        """The open list of a parameter that hosts are matched with; on an empty one is none."""
+        self._value(name, Kind.HOSTS)
+        return self._hosts[name]
 
     # --- which parameter to ask ----------------------------------------------------------------
 
@@ -338,6 +345,7 @@ class _Check:
         self.values: dict[str, Value] = {}
         self.maps: dict[str, Maps] = {}
         self.lists: dict[str, StringList] = {}
+        self.hosts: dict[str, HostList] = {}
         self.problems: list[Problem] = []
         self.warnings: list[str] = []
 
@@ -373,7 +381,7 @@ class _Check:
 
     def _open(self, row: Parameter, value: Value) -> None:
         """Open what the value names, tables and files. Raises TableConfigError."""
-        opened: Maps | StringList
+        opened: Maps | StringList | HostList
         how = self._opening
         if how is None:
             return
@@ -385,6 +393,12 @@ class _Check:
             assert isinstance(value, tuple)
             opened = open_string_list(value, environ=how.environ, clock=how.clock)
             self.lists[row.name] = opened
+        elif row.kind is Kind.HOSTS:
+            assert isinstance(value, tuple)
+            features = self._readable("parent_domain_matches_subdomains")
+            below = row.name in features.replace(",", " ").split()
+            opened = open_host_list(value, environ=how.environ, clock=how.clock, below=below)
+            self.hosts[row.name] = opened
         else:
             return
         self.warnings += (f"{row.name}: {text}" for text in opened.warnings)

@@ -151,8 +151,8 @@ def _kind_in_words(row: Parameter) -> str:
             return "List of " + ", ".join(row.choices) if row.choices else "List"
         case Kind.TABLES:
             return "Lookup tables"
-        case Kind.MATCHES:
-            return "List to match"
+        case Kind.MATCHES | Kind.HOSTS:
+            return _capital(row.kind.value)
         case Kind.CHOICE:
             return "One of " + ", ".join(choice or "nothing" for choice in row.choices)
         case Kind.TEXT:

@@ -7,8 +7,8 @@ The items are asked in order, and the first that fits the key decides:
     /file        stands for the items in the file, which may name further files
     !item        fits the same keys and takes them off the list
 
-What does not fit any item is not on the list. A list of hosts or of domains is the same but for
-what a text fits: that is `_Words`, and the place to vary when a parameter needs it.
+What does not fit any item is not on the list. In a list of hosts (`HostList`) a text may also be a
+network, and fits the names below a domain; there a key is a host with all its names.
 
 Files are read when the list is opened and again when they changed (`table_files.py`). A file or
 table in trouble makes the list fail where it is reached: what it would have said is not known.
@@ -18,7 +18,7 @@ import ipaddress
 import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from worker.config.table import Table, TableConfigError
@@ -27,11 +27,24 @@ from worker.config.tables import open_table
 from worker.config.values import BadValueError, split_list
 
 
+@dataclass(frozen=True, slots=True)
+class _Key:
+    """What items are compared with: an item fits if it fits one of the texts."""
+
+    whole: tuple[str, ...]  # the key, or a host's name and address
+    parents: tuple[str, ...] = ()  # what a host's name is below, as items name it
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """All of them."""
+        return (*self.whole, *self.parents)
+
+
 class _Item(ABC):
     """One item of a list."""
 
     @abstractmethod
-    async def decide(self, key: str) -> bool | None:
+    async def decide(self, key: _Key) -> bool | None:
         """True: on the list; False: off it; None: it does not fit. Raises TableError."""
 
     @property
@@ -49,9 +62,9 @@ class StringList(_Item):
 
     async def matches(self, key: str) -> bool:
         """Whether `key` is on the list. Raises TableError when a table or file cannot say."""
-        return await self.decide(key) is True
+        return await self.decide(_Key((key,))) is True
 
-    async def decide(self, key: str) -> bool | None:
+    async def decide(self, key: _Key) -> bool | None:
         """See _Item."""
         for item in self._items:
             verdict = await item.decide(key)
@@ -71,8 +84,24 @@ class _Words(_Item):
     def __init__(self, texts: Iterable[str]) -> None:
         self.folded = frozenset(text.casefold() for text in texts)
 
-    async def decide(self, key: str) -> bool | None:
-        return True if key.casefold() in self.folded else None
+    async def decide(self, key: _Key) -> bool | None:
+        return True if any(text.casefold() in self.folded for text in key.texts) else None
+
+
+class _Network(_Item):
+    """The addresses of a network."""
+
+    def __init__(self, network: ipaddress.IPv4Network | ipaddress.IPv6Network) -> None:
+        self._network = network
+
+    async def decide(self, key: _Key) -> bool | None:
+        return True if any(map(self._holds, key.whole)) else None
+
+    def _holds(self, text: str) -> bool:
+        try:
+            return ipaddress.ip_address(text) in self._network
+        except ValueError:  # a name
+            return False
 
 
 def _joined(items: Iterable[_Item]) -> Iterator[_Item]:
@@ -90,8 +119,11 @@ class _Listed(_Item):
     def __init__(self, table: Table) -> None:
         self._table = table
 
-    async def decide(self, key: str) -> bool | None:
-        return True if await self._table.lookup(key) is not None else None
+    async def decide(self, key: _Key) -> bool | None:
+        for text in key.whole if self._table.whole_keys_only else key.texts:
+            if await self._table.lookup(text) is not None:
+                return True
+        return None
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -104,7 +136,7 @@ class _ListFile(_Item):
     def __init__(self, file: WatchedFile[StringList]) -> None:
         self._file = file
 
-    async def decide(self, key: str) -> bool | None:
+    async def decide(self, key: _Key) -> bool | None:
         return await self._file.contents().decide(key)
 
     @property
@@ -118,13 +150,48 @@ class _Not(_Item):
     def __init__(self, item: _Item) -> None:
         self._item = item
 
-    async def decide(self, key: str) -> bool | None:
+    async def decide(self, key: _Key) -> bool | None:
         verdict = await self._item.decide(key)
         return None if verdict is None else not verdict
 
     @property
     def warnings(self) -> tuple[str, ...]:
         return self._item.warnings
+
+
+@dataclass(frozen=True, slots=True)
+class HostList:
+    """A list of hosts, by name, domain, address or network.
+
+    `below`: a domain on the list has all that is below it on the list, too; else it must be written
+    with a leading dot for that (parent_domain_matches_subdomains).
+    """
+
+    items: StringList
+    below: bool
+
+    async def matches(self, name: str, address: str = "") -> bool:
+        """Whether a host is on the list. Raises TableError.
+
+        `address`: numeric, without brackets; empty: not known.
+        """
+        _, *parents = name.split(".")
+        dot = "" if self.below else "."
+        domains = [dot + ".".join(parents[start:]) for start in range(len(parents))]
+        whole = tuple(filter(None, (name, address)))
+        return await self.items.decide(_Key(whole, tuple(domains))) is True
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """As StringList.warnings."""
+        return self.items.warnings
+
+
+def open_host_list(
+    items: Sequence[str], *, environ: Mapping[str, str], clock: Clock, below: bool
+) -> HostList:
+    """The list of these items. Raises TableConfigError; see HostList and open_string_list()."""
+    return HostList(StringList(*_Opener(environ, clock, networks=True).open(items)), below)
 
 
 def open_string_list(
@@ -140,11 +207,15 @@ def open_string_list(
 
 @dataclass(frozen=True, slots=True)
 class _Opener:
-    """Opens items; `within`: the files that we are reading, each named by the one before it."""
+    """Opens items; `within`: the files that we are reading, each named by the one before it.
+
+    `networks`: an item may be one.
+    """
 
     environ: Mapping[str, str]
     clock: Clock
     within: tuple[str, ...] = ()
+    networks: bool = False
 
     def open(self, texts: Sequence[str], place: str = "") -> tuple[list[_Item], list[str]]:
         """The items that these texts mean, and what is odd in them; `place` goes in front."""
@@ -168,6 +239,8 @@ class _Opener:
     def _named(self, text: str) -> _Item:
         if text.startswith("/"):
             return self._file(text)
+        if self.networks and (network := _network(text)) is not None:
+            return _Network(network)
         # A bracket begins an address literal. An IPv6 address without brackets is a table of an
         # unknown type to Postfix; no table type looks like one, so here it is an address.
         if ":" in text and not text.startswith("[") and not _is_address(text):
@@ -177,7 +250,7 @@ class _Opener:
     def _file(self, path: str) -> _Item:
         if path in self.within:
             raise TableConfigError(f"{path} names itself, directly or through another file")
-        inside = _Opener(self.environ, self.clock, (*self.within, path))
+        inside = replace(self, within=(*self.within, path))
         return _ListFile(WatchedFile(path, Path(path), self.clock, inside.read))
 
     def read(self, text: str, place: str) -> tuple[StringList, list[str]]:
@@ -203,3 +276,20 @@ def _is_address(text: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+def _network(text: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network | None:
+    """The network or address that a text is: 192.0.2.0/24, [2001:db8::]/32. None: it is a name.
+
+    Raises TableConfigError.
+    """
+    bare = text.replace("[", "", 1).replace("]", "", 1)
+    address, slash, _ = bare.partition("/")
+    if not _is_address(address):
+        return None
+    try:
+        return ipaddress.ip_network(bare)
+    except ValueError as exc:
+        if not slash:
+            return None
+        raise TableConfigError(str(exc), "address/bits, no bit of the address behind them") from exc

@@ -17,6 +17,7 @@ class Kind(Enum):
     WORDS = "list"
     TABLES = "lookup tables"
     MATCHES = "list to match"
+    HOSTS = "list of hosts to match"
     CHOICE = "choice"
 
 

@@ -64,6 +64,11 @@ def matches(name: str, default: str, summary: str, **details: Unpack[Details]) -
     return _row(Kind.MATCHES, name, default, summary, details)
 
 
+def hosts(name: str, default: str, summary: str, **details: Unpack[Details]) -> Parameter:
+    """A row of a list that a host is on or not; see `match_list.py`."""
+    return _row(Kind.HOSTS, name, default, summary, details)
+
+
 def choice(name: str, default: str, summary: str, **details: Unpack[Details]) -> Parameter:
     """A row of one word out of `choices`; an empty word among them: it may be left open."""
     return _row(Kind.CHOICE, name, default, summary, details)

@@ -1,7 +1,7 @@
 """Rows of the parameter table: who we are, logging, processes, and postrio's own additions."""
 
 from worker.config.parameter import Parameter
-from worker.config.rows import boolean, choice, integer, text, time, words
+from worker.config.rows import boolean, choice, hosts, integer, text, time
 
 _FACILITIES = (
     *("auth", "authpriv", "cron", "daemon", "ftp", "kern", "lpr", "mail", "news", "syslog"),
@@ -73,8 +73,18 @@ LOGGING: tuple[Parameter, ...] = (
         "Digits after the decimal point of delays in the log.",
         maximum=6,
     ),
-    words("debug_peer_list", "", "Peers whose sessions are logged in more detail."),
-    integer("debug_peer_level", "2", "How much more detail those get.", minimum=1),
+    hosts(
+        "debug_peer_list",
+        "",
+        "Servers and nexthops whose sessions are logged in detail: names, domains, addresses,"
+        " networks, tables, files.",
+    ),
+    integer(
+        "debug_peer_level",
+        "2",
+        "How much more detail those get. 0: none; 1: commands and replies; 2: besides, what each"
+        " reply answers, and after how long.",
+    ),
 )
 
 PROCESSES: tuple[Parameter, ...] = (

@@ -32,7 +32,7 @@ def parse_value(parameter: Parameter, text: str) -> Value:
     """The value that an expanded text has for this parameter. Raises BadValueError.
 
     TEXT, CHOICE: str; BOOLEAN: bool; INTEGER: int; TIME: seconds as float; WORDS, TABLES and
-    MATCHES: the items as a tuple of str (opening tables and files is not done here).
+    MATCHES, HOSTS: the items as a tuple of str (opening tables and files is not done here).
     """
     match parameter.kind:
         case Kind.BOOLEAN:
@@ -44,7 +44,7 @@ def parse_value(parameter: Parameter, text: str) -> Value:
             return _in_range(parameter, seconds)
         case Kind.WORDS:
             return _words(parameter, text)
-        case Kind.TABLES | Kind.MATCHES:
+        case Kind.TABLES | Kind.MATCHES | Kind.HOSTS:
             return split_list(text)
         case Kind.CHOICE:
             return _choice(parameter, text)

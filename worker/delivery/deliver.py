@@ -1,11 +1,11 @@
 """Deliver one request: endpoints x recipients -> outcomes. This is the main path.
 
 A session left in the slot by the request before serves first, then one to the nexthop from the
-cache. Otherwise the nexthop is resolved to endpoints, best preference first, and they are tried in
-order (with a cached session, else by a connect, raced among equals if so configured) until no
-recipient is undecided: recipients that a server accepted or refused for good are settled, the
-others go on to the next endpoint, and what is left at the end is deferred with the reason that
-came last. One outcome per recipient, always.
+cache. Otherwise the destinations of the nexthop, and behind them the fallback relays, are resolved
+to endpoints, best preference first, and they are tried in order (with a cached session, else by a
+connect, raced among equals if so configured) until no recipient is undecided: recipients that a
+server accepted or refused for good are settled, the others go on to the next endpoint, and what is
+left at the end is deferred with the reason that came last. One outcome per recipient, always.
 
 What is said in a session is in `transaction.py`, how it is opened in `introduction.py`, how it
 comes from the cache and goes there in `reuse.py`, the ledger of recipients in `outcomes.py`.
@@ -20,11 +20,15 @@ from math import inf
 
 import trio
 
+from protocol.dialogue import Dialogue, State
 from protocol.outcome import Action, DeliveryResult, SiteFailure
 from protocol.request import DeliveryRequest, Protocol
 from worker.content import Content
 from worker.delivery.ahead import next_envelope
+from worker.delivery.content_sending import ContentUnreadable
+from worker.delivery.debug_peers import DebugPeers
 from worker.delivery.envelope import Envelope
+from worker.delivery.handover import HandOver, Settled
 from worker.delivery.introduction import introduce
 from worker.delivery.outcomes import Outcomes, SessionFacts
 from worker.delivery.plain_peers import PlainPeers
@@ -35,7 +39,6 @@ from worker.delivery.settings import DeliverySettings
 from worker.delivery.slot import DeliverySlot, Save
 from worker.delivery.transaction import (
     Begun,
-    ContentUnreadable,
     RefusedAhead,
     StaleSession,
     transfer,
@@ -43,17 +46,19 @@ from worker.delivery.transaction import (
 from worker.errors import (
     ConnectError,
     DeliveryError,
+    OwnExchanger,
     ResolveError,
     SessionError,
     SiteError,
     TlsFailed,
 )
 from worker.network.address import Endpoint
-from worker.network.network import Network
+from worker.network.network import Choice, Network
 from worker.status.events import (
     ConnectFailed,
     Emit,
     EndpointFailed,
+    PassedOn,
     SessionOpened,
     SessionReused,
     UnexpectedError,
@@ -83,6 +88,8 @@ class Environment:
     # minimal_backoff_time (300s): how long a message must have waited before it may go in the
     # clear to a server whose TLS is broken
     downgrade_after: float = 300.0
+    hand_over: HandOver | None = None  # best_mx_transport (); None: such mail is bounced
+    debug: DebugPeers | None = None  # debug_peer_list (); None: nobody is watched
     time_limit: float = inf  # daemon_timeout (18000s): seconds that one request may take
 
     def close(self) -> None:
@@ -165,8 +172,11 @@ class _Delivery:
         self._policy = environment.reuse[request.protocol] if slot else None
         self._wishes = NO_REUSE
         self._started = begun.started if begun else trio.current_time()
-        self._sessions = 0  # that got as far as taking mail (smtp_mx_session_limit)
+        self._choice = Choice(request.nexthop)  # the destination that is being tried
+        self._sessions = 0  # that got as far as taking mail
+        self._sessions_before = 0  # of them, with earlier destinations (smtp_mx_session_limit)
         self._site_failure: SiteFailure | None = None
+        self._handed_over = False  # by another transport, whose mail looped
         self._served = False  # some session came to the end of a transaction
         self._broke_off = False  # the last one that did not: it was no reply that ended it
         self._refused_ahead: Endpoint | None = None  # where MAIL was, for good, if it was ours
@@ -201,25 +211,109 @@ class _Delivery:
             await self._try_parked()
         if not self._sessions:
             await self._try_cached_destination()
-        if not self._wanted:
-            return
+        if self.outcomes.undecided:
+            await self._try_choices()
+
+    @property
+    def _wanted(self) -> bool:
+        """Somebody is undecided, and another session may be used."""
+        limit, used = self._settings.mx_session_limit, self._sessions - self._sessions_before
+        return bool(self.outcomes.undecided) and not (limit and used >= limit)
+
+    # --- which destination -------------------------------------------------------------------
+
+    async def _try_choices(self) -> None:
+        """The destinations of the nexthop, then the fallback relays (S028), each with its own
+        number of sessions.
+
+        One that leads nowhere counts only if no other leads anywhere. Where we are an exchanger
+        ourselves there is no other: it could send the mail back to us.
+        """
         try:
-            endpoints = await self._network.endpoints(self._request.nexthop, self._request.protocol)
+            choices = self._network.choices(self._request.nexthop)
         except ResolveError as exc:
-            self._failed(exc, SessionFacts())
-            self.outcomes.postponed(exc, SessionFacts())
+            self._lead_nowhere(exc)
             return
+        if not self._wanted and len(choices) == 1:
+            return
+        for self._choice in choices:
+            if self._choice.place:
+                self._sessions_before = self._sessions
+            try:
+                found = await self._network.find(self._choice)
+            except ResolveError as exc:
+                self._soften(exc)
+                if isinstance(exc, OwnExchanger):
+                    if not (exc.hard and await self._hand_over()):
+                        self._lead_nowhere(exc)
+                    break
+                self._lead_nowhere(exc)
+                self._passed_over.append(exc.reason)
+                continue
+            await self._try_endpoints(found.endpoints)
+            if found.own_mx or not self.outcomes.undecided:
+                break
+        self._say_what_was_left_out()
+
+    async def _hand_over(self) -> bool:
+        """The request loops: give it to another of our transports (S026); False: bounce it.
+
+        Once: what the other one has for the same domain may loop as well.
+        """
+        environment, request, outcomes = self._environment, self._request, self.outcomes
+        if environment.hand_over is None or self._handed_over or request.protocol is Protocol.LMTP:
+            return False
+        to = await environment.hand_over(request.nexthop)
+        for recipient in outcomes.undecided:
+            environment.emit(PassedOn(request.queue_id, recipient.address, to.transport))
+        if isinstance(to, Settled):
+            why = DeliveryError(to.dsn, to.reason)
+            outcomes.settled(to.action, why, self._facts(""), trio.current_time())
+            return True
+        passed_on = replace(
+            request, transport=to.transport, protocol=to.protocol, nexthop=to.nexthop
+        )
+        other = _Delivery(passed_on, self._content, environment, self.slot, None)
+        other.outcomes = outcomes  # whatever interrupts it: nobody is lost, and nobody sent twice
+        other._started = self._started
+        other._handed_over = True
+        if self._policy is None:
+            other._policy = None  # nobody would end a session in the slot
+        await other.run(None)
+        self._served, self._site_failure = other._served, other._site_failure
+        return True
+
+    def _lead_nowhere(self, error: ResolveError) -> None:
+        self._failed(error, SessionFacts())
+        self.outcomes.postponed(error, SessionFacts())
+
+    def _soften(self, error: DeliveryError) -> None:
+        """What we have chosen ourselves and cannot use is no reason to bounce mail: 4.3.5."""
+        settings, protocol = self._network.settings, self._request.protocol
+        if not error.hard:
+            return
+        if self._choice.fallback:
+            culprit = f"{protocol.value}_fallback_relay"
+        elif settings.relayhost and self._request.nexthop == settings.relayhost:
+            culprit = "relayhost"
+        else:
+            return
+        error.dsn = "4.3.5"
+        self._environment.emit(Warned(f"{culprit} configuration problem"))
+
+    def _say_what_was_left_out(self) -> None:
+        request, fallback = self._request, self._network.settings.fallback
+        if self.outcomes.undecided and fallback and request.nexthop.startswith("unix:"):
+            text = f"lmtp_fallback_relay is for TCP, and not used for {request.nexthop}"
+            self._environment.emit(Warned(text, request.queue_id))
+
+    async def _try_endpoints(self, endpoints: list[Endpoint]) -> None:
+        """Those of one destination, one preference after another."""
         for _, group in groupby(endpoints, key=lambda endpoint: endpoint.preference):
             equals = list(group)
             await self._try_cached_endpoints(equals)
             # Who has just had its say on a reused session is not asked again.
             await self._try_equals([e for e in equals if (e.address, e.port) not in self._asked])
-
-    @property
-    def _wanted(self) -> bool:
-        """Somebody is undecided, and another session may be used."""
-        limit = self._settings.mx_session_limit
-        return bool(self.outcomes.undecided) and not (limit and self._sessions >= limit)
 
     # --- which endpoint ----------------------------------------------------------------------
 
@@ -254,7 +348,7 @@ class _Delivery:
             return
         session = await cached.find_destination(self._key, self._security_at)
         if session is not None:
-            await self._reuse(session)
+            await self._reuse_cached(session)
 
     async def _try_cached_endpoints(self, endpoints: list[Endpoint]) -> None:
         """Sessions with endpoints of one preference from the cache, in their order."""
@@ -273,7 +367,18 @@ class _Delivery:
             session = await cached.find_endpoint(self._key, endpoint, security)
             if session is not None:
                 self._log_passed_over()
-                await self._reuse(session)
+                await self._reuse_cached(session)
+
+    async def _reuse_cached(self, session: Session) -> None:
+        """As _reuse(); whoever made the session may not have watched it."""
+        try:
+            dialogue = await self._dialogue(session.endpoint, session.security, State.INTRODUCED)
+        except BaseException:
+            await session.aclose()
+            raise
+        if dialogue is not None:
+            session.dialogue = dialogue
+        await self._reuse(session)
 
     async def _reuse(self, session: Session, begun: Begun | None = None) -> None:
         """Offer the message on a session that others have used; takes it over."""
@@ -342,8 +447,14 @@ class _Delivery:
         """As _try_endpoint(). True: TLS broke, and so far nothing has come of the connection."""
         emit, undecided = self._environment.emit, len(self.outcomes.undecided)
         try:
+            dialogue = await self._dialogue(endpoint, security, State.CONNECTED)
+        except BaseException:
+            await trio.aclose_forcefully(stream)
+            raise
+        try:
             session = await introduce(
-                *(endpoint, stream, self._settings, emit, self._request, security, self._rules)
+                *(endpoint, stream, self._settings, emit, self._request, security, self._rules),
+                dialogue,
             )
         except (SiteError, SessionError) as exc:
             self._endpoint_failed(endpoint, exc, security)
@@ -354,6 +465,15 @@ class _Delivery:
         # A server that takes its leave with a reply has no trouble with TLS.
         broke = not ended and self._broke_off
         return secured and broke and len(self.outcomes.undecided) == undecided
+
+    async def _dialogue(
+        self, endpoint: Endpoint, security: Security, state: State
+    ) -> Dialogue | None:
+        """A watched one, if somebody may be watched (debug_peer_list)."""
+        debug = self._environment.debug
+        if debug is None:
+            return None
+        return await debug.dialogue(self._request, endpoint, security, state)
 
     def _may_downgrade(self, security: Security) -> bool:
         """TLS is wished for, not asked for, and the message has waited long enough (S099).
@@ -376,6 +496,8 @@ class _Delivery:
         """The endpoint was of no use. Undecided recipients go on to the next one."""
         facts = self._facts(endpoint.relay)
         before = self._site_failure
+        if not (isinstance(error, SiteError) and error.login):  # smtp_sasl_auth_soft_bounce
+            self._soften(error)
         self._failed(error, facts)
         if isinstance(error, TlsFailed) and security and not security.policy.level.mandatory:
             self._site_failure = before  # the site works: only its TLS does not (S125)
@@ -407,6 +529,10 @@ class _Delivery:
             ahead = begun.travelled_ahead
         # In the clear because TLS is broken: others may not have waited long enough for that.
         keep = self._wishes.keep and not session.security.clear
+        # Whoever comes next is to try his own destination first: a session with a fallback relay
+        # is found by its endpoint only.
+        save = self._save(first=not self._sessions and not self._choice.fallback)
+        keep = keep and (save is not None or not self._choice.fallback)
         try:
             if news is not None:
                 self._environment.emit(news)
@@ -425,7 +551,9 @@ class _Delivery:
             if self._refused_ahead is not None and self.outcomes.any_sent:
                 self._distrust(self._refused_ahead, doubt=False)  # that was not said to us
             if parkable is not None and keep:
-                self.slot.park(self._key, parkable, self._save(first=not self._sessions))
+                self.slot.park(self._key, parkable, save)
+                if self._choice.fallback:
+                    await self.slot.release()
             else:
                 if session.ahead is not None:
                     self._distrust(session.endpoint, doubt=False)
@@ -469,7 +597,7 @@ class _Delivery:
 
     def _following(self, session: Session) -> Envelope | None:
         """The envelope of the slot's next request, if it may travel with this final dot."""
-        if self.slot.stopping:
+        if self.slot.stopping or self._choice.fallback:
             return None
         plain, now = self._environment.plain, trio.current_time()
         return next_envelope(session, self._key, self.slot.upcoming(), plain, now)

@@ -5,6 +5,7 @@ only from the end of it: TLS as the policy wants it, EHLO again (nothing that wa
 is used), what the server proved judged, and only then a name and a secret.
 """
 
+from dataclasses import replace
 from math import inf
 from typing import Final
 
@@ -13,12 +14,14 @@ import trio
 from protocol import phrases
 from protocol.capabilities import Capabilities
 from protocol.command import Ehlo, Helo, Lhlo, StartTls
+from protocol.dialogue import Dialogue
 from protocol.errors import RemoteProtocolError
 from protocol.reply import Reply
 from protocol.request import DeliveryRequest, Protocol
 from protocol.sasl.mechanism import ChannelBinding
 from worker.config.tables import TableError
 from worker.delivery.authentication import authenticate
+from worker.delivery.pix import DELAY_DOTCRLF, DISABLE_ESMTP, WORKAROUNDS, is_masked
 from worker.delivery.security import NO_RULES, UNSECURED, Security, SecurityRules
 from worker.delivery.session import Conversation, Session
 from worker.delivery.settings import DeliverySettings
@@ -27,6 +30,7 @@ from worker.network.address import Endpoint
 from worker.status.events import (
     EhloKeywordsDiscarded,
     Emit,
+    PixWorkaroundsEnabled,
     StartTlsOffered,
     TlsEstablished,
     TlsHandshakeFailed,
@@ -57,14 +61,16 @@ async def introduce(
     request: DeliveryRequest,
     security: Security = UNSECURED,
     rules: SecurityRules = NO_RULES,
+    dialogue: Dialogue | None = None,
 ) -> Session:
     """Read the greeting, say who we are, and return the session, which then owns `stream`.
 
     `request`: the one that the session is opened for, named in events and reasons. `security` was
-    evaluated by `rules`. Raises SessionError (lost, timed out) or SiteError (refused, TLS not as it
-    must be; TlsFailed if a handshake came to nothing); the stream is closed then.
+    evaluated by `rules`. `dialogue`: a new one; None: any will do. Raises SessionError (lost, timed
+    out) or SiteError (refused, TLS not as it must be; TlsFailed if a handshake came to nothing);
+    the stream is closed then.
     """
-    session = Session(endpoint, stream, settings, security=security)
+    session = Session(endpoint, stream, settings, dialogue, security)
     try:
         with session.conversation() as talk:
             await _Introduction(session, talk, emit, request, rules).run()
@@ -122,9 +128,11 @@ class _Introduction:
         greeting = await talk.reply()
         session.dialogue.receive_greeting(greeting)
         _check_greeting(session, greeting, self._emit)
+        workarounds = await self._workarounds() if is_masked(greeting) else ()
         self._discard = await _unwanted_keywords(session.endpoint, self._settings)
         extended = self._settings.protocol is Protocol.LMTP or (
             not self._settings.never_send_ehlo
+            and DISABLE_ESMTP not in workarounds
             and (self._settings.always_send_ehlo or "ESMTP" in greeting.text.upper().split())
         )
         await self._say_hello(extended=extended)
@@ -133,7 +141,32 @@ class _Introduction:
         self._check_level()
         credentials, sasl = self._security.credentials, self._rules.sasl
         if credentials is not None and sasl is not None:
-            await authenticate(session, talk, sasl, credentials, _binding(session))
+            try:
+                await authenticate(session, talk, sasl, credentials, _binding(session))
+            except SiteError as exc:
+                exc.login = True
+                raise
+
+    async def _workarounds(self) -> tuple[str, ...]:
+        """What is to be done about a server whose greeting a firewall has masked (S066).
+
+        Raises SiteError.
+        """
+        session, request, pix = self._session, self._request, self._settings.pix
+        try:
+            workarounds, unknown = await pix.listed(session.endpoint)
+        except TableError as exc:
+            raise _local_error(session.endpoint, exc) from exc
+        if unknown:
+            words = f"{' '.join(unknown)} (known are {', '.join(WORKAROUNDS)})"
+            where = session.endpoint.address
+            self._emit(Warned(f"PIX workarounds for {where}: ignoring {words}", request.queue_id))
+        session.delays_dot = DELAY_DOTCRLF in workarounds
+        enabled = tuple(w for w in workarounds if w != DELAY_DOTCRLF or pix.delays(request))
+        if enabled:
+            relay, protocol = session.endpoint.relay, request.protocol.value
+            self._emit(PixWorkaroundsEnabled(request.queue_id, enabled, relay, protocol))
+        return workarounds
 
     # --- who we are ----------------------------------------------------------------------------
 
@@ -144,6 +177,8 @@ class _Introduction:
         if reply is None:
             return
         session.capabilities = Capabilities.from_reply(reply, self._discard)
+        if session.delays_dot:  # a dot must not share its packet with commands
+            session.capabilities = replace(session.capabilities, pipelining=False)
         dropped = session.capabilities.discarded
         if dropped and SILENT_DISCARD not in self._discard:
             self._emit(EhloKeywordsDiscarded(request.queue_id, dropped, request.protocol.value))
@@ -299,11 +334,15 @@ async def _unwanted_keywords(endpoint: Endpoint, settings: DeliverySettings) -> 
         listed = await settings.discard_maps.find(endpoint.address)
     except TableError as exc:
         # Without the list we might use just what this server cannot do: wait until it is there.
-        reason = f"local data error while talking to {endpoint.name_and_address}: {exc}"
-        raise SiteError("4.3.0", reason) from exc
+        raise _local_error(endpoint, exc) from exc
     if listed is None:
         return settings.discard_keywords
     return tuple(listed.lower().replace(",", " ").split())
+
+
+def _local_error(endpoint: Endpoint, error: TableError) -> SiteError:
+    where = endpoint.name_and_address
+    return SiteError("4.3.0", f"local data error while talking to {where}: {error}")
 
 
 def _check_loop(session: Session, nexthop: str) -> None:

@@ -62,6 +62,11 @@ class Outcomes:
             )
         )
 
+    def settled(self, action: Action, why: DeliveryError, facts: SessionFacts, now: float) -> None:
+        """Decide all that are undecided, alike."""
+        for recipient in list(self.undecided):
+            self._decide(self._failure(recipient, action, why, facts, now))
+
     def failed(
         self, recipients: Iterable[Recipient], error: DeliveryError, facts: SessionFacts, now: float
     ) -> None:

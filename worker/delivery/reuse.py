@@ -154,6 +154,8 @@ class CachedSessions:
     async def _saved(
         self, key: SessionKey, session: Session, ttl: int, *, for_destination: bool
     ) -> Saving:
+        if session.delays_dot:
+            return Saving.REFUSED
         if isinstance(session.stream, TlsStream):
             if self._lender is None or not session.security.policy.shared:
                 return Saving.REFUSED

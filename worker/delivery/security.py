@@ -55,6 +55,7 @@ class SecurityRules:
     engine: TlsEngine | None = None  # there is one if there are policies
     sasl: SaslClient | None = None  # None: no log-in anywhere (smtp_sasl_auth_enable = no)
     emit: Emit = lambda event: None
+    fallback: tuple[str, ...] = ()  # smtp_fallback_relay: destinations behind those of a nexthop
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -77,7 +78,7 @@ class SecurityRules:
         if self.policies is None and self.sasl is None:
             return UNSECURED
         policy, credentials = PLAINTEXT, None
-        nexthop = destination_of(request.nexthop, endpoint)
+        nexthop = destination_of(request.nexthop, endpoint, self.fallback)
         local = endpoint.family == socket.AF_UNIX
         try:
             if self.policies is not None:

@@ -105,6 +105,9 @@ class Session:
         self.needs_reset = False
         # The next message's, if it is under way: only that message can go on.
         self.ahead: Envelope | None = None
+        # The final dot of a message that waited long goes alone (delay_dotcrlf, see pix.py). Only
+        # this process knows that: such a session does not go to the cache.
+        self.delays_dot = False
         self.broken = False  # nothing may be said any more
         self._closed = False
         self.unwanted = False  # may be ended politely, but not be used again
@@ -202,7 +205,7 @@ class Session:
         self.replies = ReplyParser()
         # In wrapper mode TLS comes before the greeting.
         wrapper = self.security.policy.wrapper
-        self.dialogue = Dialogue(State.CONNECTED if wrapper else State.GREETED)
+        self.dialogue = self.dialogue.anew(State.CONNECTED if wrapper else State.GREETED)
         self.capabilities = Capabilities()
 
     async def quit(self) -> None:

@@ -17,24 +17,28 @@ other way out leaves a session to be quit or closed.
 
 import typing
 from collections.abc import Callable
-from contextlib import aclosing
 from dataclasses import dataclass
+from math import inf
 from typing import Final
 
 import trio
 
 from protocol import phrases
 from protocol.command import Command, Data, EndOfData, Mail, Quit, Rcpt, Rset, Xforward
-from protocol.data import DataEncoder
+from protocol.data import END_OF_DATA
 from protocol.envelope_parameters import xforward_commands
 from protocol.errors import RemoteProtocolError
-from protocol.line_length import has_longer_line
 from protocol.mime import MimeError
 from protocol.reply import Reply
 from protocol.request import DeliveryRequest, Protocol, Recipient
 from worker.config.tables import TableError
-from worker.content import Content, FileContent, InlineContent
-from worker.delivery.content_transform import BrokenLines, ContentTransform, make_transform
+from worker.content import Content
+from worker.delivery.content_sending import (
+    SpokenEarly,
+    expect_silence,
+    send_content,
+    undecided,
+)
 from worker.delivery.envelope import PIPELINE_WINDOW, Envelope, check_size, smtputf8_missing
 from worker.delivery.introduction import SERVICE_CLOSING
 from worker.delivery.outcomes import Outcomes, SessionFacts
@@ -53,7 +57,6 @@ PIPELINING_ADVICE: Final = (
 # What servers say to DATA when no recipient was accepted (RFC 5321 section 3.3, RFC 2033 section
 # 4.2).
 NO_VALID_RECIPIENTS: Final = (503, 554)
-REASON_LIMIT: Final = 200  # characters
 NOT_REWRITTEN: Final[dict[str, str]] = {}
 
 Following = Callable[[], Envelope | None]  # the next message's envelope, if it may travel ahead
@@ -111,12 +114,6 @@ class RefusedAhead(StaleSession):
     """MAIL that had travelled ahead was refused as by a server that has not lost track.
 
     `hard`: for good, if it was meant for this message: the answer to it alone will show.
-    """
-
-
-class ContentUnreadable(DeliveryError):
-    """Our own copy of the message cannot be read, or a table cannot say what is to become of it:
-    nothing is concluded, nobody else is tried.
     """
 
 
@@ -294,7 +291,7 @@ class _Transaction:
                 if other is not None:
                     new[address] = other
         except TableError as exc:
-            raise _undecided(exc) from exc
+            raise undecided(exc) from exc
         return new
 
     async def _forward_client(self, talk: Conversation) -> None:
@@ -450,30 +447,15 @@ class _Transaction:
 
     async def _send_content(self, talk: Conversation, content: Content) -> bool:
         """Send it to the final dot; False: the server had spoken before, and is obeyed."""
-        encoder = DataEncoder(vouched=isinstance(content, FileContent))
-        settings, request = self._session.settings.content, self._request
-        transform = make_transform(settings, request, self._session.capabilities, self._emit)
-        talk.phase(phrases.CONTENT, self._limits.data_xfer)
         try:
-            if transform is not None:
-                rest = await self._send_changed(talk, encoder, content, transform)
-            elif isinstance(content, InlineContent):
-                data = content.data
-                if settings.line_limit and has_longer_line(data, settings.line_limit):
-                    lines = BrokenLines(settings, request, self._emit)
-                    data = lines.feed(data) + lines.finish()
-                rest = encoder.feed(data) + encoder.finish()
-            else:
-                lines = BrokenLines(settings, request, self._emit)
-                await self._send_blocks(talk, encoder, content, lines)
-                rest = encoder.feed(lines.finish()) + encoder.finish()
+            rest = await send_content(self._session, talk, self._request, content, self._emit)
             await self._send_end(talk, rest)
         except MimeError as exc:
             # No dot may follow: the server would take what there is for the whole message.
             self._session.broken = True
             self._refuse(self._accepted, MessageRefused("5.6.0", str(exc)))
             return False
-        except (trio.BrokenResourceError, _SpokenEarly):
+        except (trio.BrokenResourceError, SpokenEarly):
             await self._read_early_reply(talk)
             return False
         return True
@@ -491,55 +473,15 @@ class _Transaction:
                 await talk.send(memoryview(octets)[: -2 * PIPELINE_WINDOW])
                 octets = octets[-2 * PIPELINE_WINDOW :]
             if not dot_is_out:
-                self._expect_silence()
+                expect_silence(self._session)
             await self._send_dot(talk, octets)
-        except (trio.BrokenResourceError, _SpokenEarly):
+        except (trio.BrokenResourceError, SpokenEarly):
             if dot_is_out:
                 talk.phase(phrases.END_OF_DATA, self._limits.data_done)
                 return True
             await self._read_early_reply(talk)
             return False
         return True
-
-    async def _send_changed(
-        self,
-        talk: Conversation,
-        encoder: DataEncoder,
-        content: Content,
-        transform: ContentTransform,
-    ) -> bytes:
-        """Send what becomes of the content but for the last octets, which are returned."""
-        try:
-            if isinstance(content, InlineContent):
-                first = await transform.feed(content.data)
-                return encoder.feed(first + await transform.finish()) + encoder.finish()
-            async with aclosing(content.blocks()) as blocks:
-                async for block in blocks:
-                    octets = encoder.feed(await transform.feed(block))
-                    self._expect_silence()
-                    talk.phase(phrases.CONTENT, self._limits.data_xfer)  # that took its time
-                    await talk.send(octets)
-            return encoder.feed(await transform.finish()) + encoder.finish()
-        except TableError as exc:
-            raise _undecided(exc) from exc
-        except OSError as exc:
-            raise _unreadable(exc) from exc
-
-    async def _send_blocks(
-        self,
-        talk: Conversation,
-        encoder: DataEncoder,
-        content: FileContent,
-        lines: BrokenLines,
-    ) -> None:
-        try:
-            async with aclosing(content.blocks()) as blocks:
-                async for block in blocks:
-                    self._expect_silence()
-                    talk.phase(phrases.CONTENT, self._limits.data_xfer)  # reading took its time
-                    await talk.send(encoder.feed(lines.feed(block)))
-        except OSError as exc:
-            raise _unreadable(exc) from exc
 
     async def _send_end(self, talk: Conversation, octets: bytes) -> None:
         """The last octets with the final dot, and QUIT behind it if nothing else is to come."""
@@ -550,7 +492,9 @@ class _Transaction:
             view = memoryview(octets)
             await talk.send(view[:-PIPELINE_WINDOW])
             octets = bytes(view[-PIPELINE_WINDOW:])
-        self._expect_silence()
+        expect_silence(session)
+        if session.delays_dot and session.settings.pix.delays(self._request):
+            octets = await self._wait_before_dot(talk, octets)
         session.dialogue.send(EndOfData(len(self._accepted) if self._lmtp else 1))
         if following is None:
             if session.settings.skip_quit_response and session.capabilities.pipelining:
@@ -561,6 +505,14 @@ class _Transaction:
             envelope.behind_dot = True
             session.ahead = envelope
         await self._send_dot(talk, octets)
+
+    async def _wait_before_dot(self, talk: Conversation, octets: bytes) -> bytes:
+        """Send `octets` but for the final dot, and pause; the dot, to be sent alone (S066)."""
+        await talk.send(octets[: -len(END_OF_DATA)])
+        talk.scope.deadline = inf  # we are not waiting for the peer
+        await trio.sleep(self._session.settings.pix.pause)
+        expect_silence(self._session)
+        return END_OF_DATA
 
     async def _send_dot(self, talk: Conversation, octets: bytes) -> None:
         """Octets with the final dot among them: from now on the message may be delivered."""
@@ -578,11 +530,6 @@ class _Transaction:
         """
         accepted = len(self._accepted)
         return (not self._lmtp or accepted == 1) and len(self._outcomes.undecided) == accepted
-
-    def _expect_silence(self) -> None:
-        """What the server says before the dot is no answer to it: it must never count as one."""
-        if not self._session.is_silent():
-            raise _SpokenEarly
 
     async def _read_early_reply(self, talk: Conversation) -> None:
         """The server spoke before the final dot, or cut us off: perhaps it says why (S038).
@@ -671,18 +618,3 @@ class _Transaction:
 
     def _refuse(self, recipients: list[Recipient], error: DeliveryError) -> None:
         self._outcomes.failed(recipients, error, self._facts, trio.current_time())
-
-
-def _unreadable(error: OSError) -> ContentUnreadable:
-    """No dot may follow, the server would accept a truncated message: the session is closed."""
-    return ContentUnreadable("4.3.0", f"cannot read the queued message: {error.strerror}")
-
-
-def _undecided(error: TableError) -> ContentUnreadable:
-    """In one line: a table may name its key, which is somebody's header field here."""
-    text = str(error)[:REASON_LIMIT]
-    return ContentUnreadable("4.3.0", "".join(c if c.isprintable() else "?" for c in text))
-
-
-class _SpokenEarly(Exception):
-    """The server has said something, or is gone, before the final dot."""

@@ -23,7 +23,7 @@ import trio
 
 from protocol.destination import Destination, DestinationKind
 from protocol.request import Protocol
-from worker.errors import ResolveError
+from worker.errors import OwnExchanger, ResolveError
 from worker.network.address import Endpoint
 from worker.network.own import OwnAddresses
 from worker.network.ports import ServicePorts, UnknownServiceError
@@ -85,24 +85,14 @@ class Found:
     own_mx: bool = False
 
 
-async def find_endpoints(
-    destination: Destination, settings: EndpointSettings, resolver: Resolver, rng: random.Random
-) -> list[Endpoint]:
-    """Return the endpoints of `destination`, at least one, in the order to try them.
-
-    Raises ResolveError.
-    """
-    return (await search(destination, settings, resolver, rng)).endpoints
-
-
 async def search(
     destination: Destination, settings: EndpointSettings, resolver: Resolver, rng: random.Random
 ) -> Found:
     """Return the endpoints of `destination` and whether we are one of its exchangers.
 
-    Raises ResolveError: 4.3.5 an unusable port, 4.4.3 DNS trouble, 4.4.4 a better exchanger than
-    ourselves has no address, 5.1.0 null MX, 5.4.3 unusable MX records, 5.4.4 no such host or
-    domain, 5.4.6 a loop.
+    Raises ResolveError: 4.3.5 an unusable port, 4.4.3 DNS trouble, 5.1.0 null MX, 5.4.3 unusable MX
+    records, 5.4.4 no such host or domain; OwnExchanger: 4.4.4 a better exchanger than ourselves has
+    no address, 5.4.6 a loop.
     """
     if destination.kind is DestinationKind.UNIX:
         return Found([_unix(destination, settings)])
@@ -217,7 +207,7 @@ async def _search_exchangers(
     if not kept:
         if records[0].preference < candidates[0].preference:
             # A better exchanger exists, only its address does not: not our fault, nor a loop.
-            raise ResolveError("4.4.4", f"unable to find primary relay for {domain}")
+            raise OwnExchanger("4.4.4", f"unable to find primary relay for {domain}")
         raise _loop(domain)
     return Found(kept, own_mx=len(kept) < len(candidates))
 
@@ -301,8 +291,8 @@ def _without_self(
     return kept
 
 
-def _loop(name: str) -> ResolveError:
-    return ResolveError("5.4.6", f"mail for {name} loops back to myself")
+def _loop(name: str) -> OwnExchanger:
+    return OwnExchanger("5.4.6", f"mail for {name} loops back to myself")
 
 
 def _of_host(record: MxRecord, addresses: Sequence[HostAddress], port: int) -> list[Endpoint]:

@@ -31,8 +31,9 @@ from worker.network.dns_resolver import DnsResolver
 from worker.network.endpoints import (
     AddressPreference,
     EndpointSettings,
-    find_endpoints,
+    Found,
     port_of,
+    search,
 )
 from worker.network.native_resolver import NativeResolver
 from worker.network.own import (
@@ -88,6 +89,8 @@ class NetworkSettings:
     socket_directory: Path = Path("/")  # queue_directory: where relative socket paths start
     dns: bool = True  # smtp_dns_support_level (), disable_dns_lookups (no)
     host_lookup: tuple[str, ...] = ("dns",)  # smtp_host_lookup (dns): "dns", "native"
+    fallback: tuple[str, ...] = ()  # smtp_fallback_relay ($fallback_relay): destinations
+    relayhost: str = ""  # relayhost (), for SMTP: a nexthop that is our own choice
 
     @classmethod
     def from_config(
@@ -112,9 +115,10 @@ class NetworkSettings:
         ):
             source = _bind_address(config, config.mirror(parameter, protocol), family)
             sources |= {family: source} if source else {}
+        endpoints = _endpoint_settings(config, protocol, OwnAddresses(frozenset(own + proxies)))
         level = config.choice(config.mirror("smtp_dns_support_level", protocol))
         return cls(
-            endpoints=_endpoint_settings(config, protocol, OwnAddresses(frozenset(own + proxies))),
+            endpoints=endpoints,
             connect_timeout=config.seconds(config.mirror("smtp_connect_timeout", protocol)),
             stagger=config.seconds("postrio_connect_stagger"),
             sources=sources,
@@ -122,7 +126,18 @@ class NetworkSettings:
             socket_directory=Path(config.text("queue_directory")),
             dns=level != "disabled" and (bool(level) or not config.boolean("disable_dns_lookups")),
             host_lookup=config.words(config.mirror("smtp_host_lookup", protocol)),
+            fallback=_fallback(config, endpoints),
+            relayhost=config.text("relayhost") if protocol is Protocol.SMTP else "",
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """One of the destinations that mail for a nexthop may go to."""
+
+    text: str
+    place: int = 0  # among them all
+    fallback: bool = False  # it is a fallback relay
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,31 +149,33 @@ class Network:
     dialer: Dialer
     rng: random.Random
 
-    async def endpoints(self, nexthop: str, protocol: Protocol) -> list[Endpoint]:
-        """Return the endpoints of `nexthop`, at least one, in the order to try them.
+    def choices(self, nexthop: str) -> list[Choice]:
+        """The destinations for a nexthop, at least one: its own, then the fallback relays.
 
-        `nexthop` may be a list of destinations, separated by comma or space (Postfix 3.5): those
-        of a later one come after those of an earlier one, with worse preferences. A destination
-        that leads nowhere is left out as long as another one leads somewhere. `protocol`: the one
-        of these settings. Raises ResolveError.
+        `nexthop` may be a list of destinations, separated by comma or space (Postfix 3.5). Raises
+        ResolveError.
         """
-        found: list[Endpoint] = []
-        errors: list[ResolveError] = []
-        for place, text in enumerate(_split(nexthop)):
-            try:
-                endpoints = await self._of_one(text, protocol)
-            except ResolveError as exc:
-                errors.append(exc)
-            else:
-                # No race and no shuffle across destinations: their preferences must not mix.
-                worse = place * _MX_PREFERENCES
-                if worse:
-                    endpoints = [replace(e, preference=e.preference + worse) for e in endpoints]
-                found += endpoints
-        if not found:
-            # If one of them may lead somewhere later, the mail may too.
-            raise next((error for error in errors if not error.hard), errors[-1])
-        return found
+        texts = destinations(nexthop, self.settings.fallback)
+        own = len(texts) if _is_path(nexthop) else len(texts) - len(self.settings.fallback)
+        return [Choice(text, place, fallback=place >= own) for place, text in enumerate(texts)]
+
+    async def find(self, choice: Choice) -> Found:
+        """Where `choice` leads: at least one endpoint, in the order to try them.
+
+        Those of a later choice have worse preferences than those of an earlier one. Raises
+        ResolveError.
+        """
+        settings = self.settings.endpoints
+        try:
+            destination = parse_destination(choice.text, settings.protocol)
+        except DestinationError as exc:
+            raise _unusable(exc) from exc
+        found = await search(destination, settings, self.resolver, self.rng)
+        worse = choice.place * _MX_PREFERENCES
+        if not worse:
+            return found
+        moved = [replace(e, preference=e.preference + worse) for e in found.endpoints]
+        return Found(moved, found.own_mx)
 
     async def connect(self, candidates: Sequence[Endpoint]) -> tuple[Endpoint, trio.abc.Stream]:
         """Return a stream to one of `candidates` and which one; the stream is the caller's.
@@ -169,12 +186,15 @@ class Network:
         stagger = self.settings.stagger or math.inf
         return await connect_any(candidates, self.dialer, stagger, self.settings.connect_timeout)
 
-    async def _of_one(self, text: str, protocol: Protocol) -> list[Endpoint]:
-        try:
-            destination = parse_destination(text, protocol)
-        except DestinationError as exc:
-            raise _unusable(exc) from exc
-        return await find_endpoints(destination, self.settings.endpoints, self.resolver, self.rng)
+
+def destinations(nexthop: str, fallback: Sequence[str] = ()) -> tuple[str, ...]:
+    """The destinations of a nexthop as written, `fallback` behind them. Raises ResolveError."""
+    if _is_path(nexthop):
+        return (nexthop,)  # it may hold spaces and commas; a list of them was never possible
+    try:
+        return (*split_nexthops(nexthop), *fallback)
+    except DestinationError as exc:
+        raise _unusable(exc) from exc
 
 
 def check_nexthop(nexthop: str, settings: EndpointSettings) -> None:
@@ -182,7 +202,7 @@ def check_nexthop(nexthop: str, settings: EndpointSettings) -> None:
 
     `nexthop` may be a list. Nobody is asked: for who wants to know before there is mail.
     """
-    for text in _split(nexthop):
+    for text in destinations(nexthop):
         try:
             destination = parse_destination(text, settings.protocol)
         except DestinationError as exc:
@@ -191,14 +211,14 @@ def check_nexthop(nexthop: str, settings: EndpointSettings) -> None:
             port_of(destination, settings)
 
 
-def destination_of(nexthop: str, endpoint: Endpoint) -> str:
-    """The destination of a list that an endpoint of `Network.endpoints` belongs to, as written.
+def destination_of(nexthop: str, endpoint: Endpoint, fallback: Sequence[str] = ()) -> str:
+    """The destination that an endpoint of `Network.find` belongs to, as written.
 
     What is known of a destination by its text, its TLS policy or a password, is not known by the
-    text of the list.
+    text of a list.
     """
-    destinations = _split(nexthop)
-    return destinations[min(endpoint.preference // _MX_PREFERENCES, len(destinations) - 1)]
+    texts = destinations(nexthop, fallback)
+    return texts[min(endpoint.preference // _MX_PREFERENCES, len(texts) - 1)]
 
 
 def make_resolver(settings: NetworkSettings, dns: Resolver, native: Resolver) -> Resolver:
@@ -249,12 +269,8 @@ def parse_dns_server(text: str) -> tuple[str, int]:
     return str(ipaddress.ip_address(address)), int(port)
 
 
-def _split(nexthop: str) -> tuple[str, ...]:
-    try:
-        # A path may hold spaces and commas; a list of UNIX sockets was never possible.
-        return (nexthop,) if nexthop.startswith("unix:") else split_nexthops(nexthop)
-    except DestinationError as exc:
-        raise _unusable(exc) from exc
+def _is_path(nexthop: str) -> bool:
+    return nexthop.startswith("unix:")
 
 
 def _unusable(error: DestinationError) -> ResolveError:
@@ -320,6 +336,20 @@ def _bind_address(config: Config, parameter: str, family: socket.AddressFamily) 
         return str(kind(literal))
     except ValueError as exc:
         raise _problem(config, parameter, text, str(exc)) from exc
+
+
+def _fallback(config: Config, endpoints: EndpointSettings) -> tuple[str, ...]:
+    """The fallback relays. Raises ConfigError for what is no destination, or none by TCP."""
+    parameter = config.mirror("smtp_fallback_relay", endpoints.protocol)
+    found = config.words(parameter)
+    for text in found:
+        try:
+            check_nexthop(text, endpoints)
+        except ResolveError as exc:
+            raise _problem(config, parameter, text, exc.reason) from exc
+        if _is_path(text):
+            raise _problem(config, parameter, text, "a fallback relay must be reached by TCP")
+    return found
 
 
 def _problem(config: Config, parameter: str, value: str, why: str) -> ConfigError:

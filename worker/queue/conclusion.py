@@ -160,9 +160,11 @@ def write_notices(
 ) -> list[NoticeDraft]:
     """The planned notices. `protocols`: of the confirmed recipients, in their order.
 
-    LMTP's answer comes from the mailbox itself, so it says "delivered"; SMTP's "relayed".
+    What a server took that knows nothing of DSN was "relayed". An LMTP server's answer may come
+    from the mailbox itself: it was "delivered", with lmtp_assume_final.
     """
     drafts = []
+    final = Protocol.LMTP if settings.notices.assume_final else None
     expires = end.message.arrival + give_up(end.message, settings)
     for planned in decision.notices:
         reported = planned.reported
@@ -170,7 +172,7 @@ def write_notices(
             reported = [
                 Reported(
                     item.outcome,
-                    ReportAction.DELIVERED if protocol is Protocol.LMTP else ReportAction.RELAYED,
+                    ReportAction.DELIVERED if protocol is final else ReportAction.RELAYED,
                 )
                 for item, protocol in zip(reported, protocols, strict=True)
             ]

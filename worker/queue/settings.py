@@ -117,6 +117,7 @@ class NoticeSettings:
     bounce_recipient: str = "postmaster"  # bounce_notice_recipient
     double_bounce_recipient: str = "postmaster"  # 2bounce_notice_recipient
     delay_recipient: str = "postmaster"  # delay_notice_recipient
+    assume_final: bool = False  # lmtp_assume_final: what LMTP takes is delivered, not relayed
 
     @classmethod
     def from_config(cls, config: Config) -> "NoticeSettings":
@@ -131,6 +132,7 @@ class NoticeSettings:
             bounce_recipient=config.text("bounce_notice_recipient"),
             double_bounce_recipient=config.text("2bounce_notice_recipient"),
             delay_recipient=config.text("delay_notice_recipient"),
+            assume_final=config.boolean("lmtp_assume_final"),
         )
 
     def address(self, name: str) -> str:

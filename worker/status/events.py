@@ -132,6 +132,16 @@ class SessionReused(Event):
 
 
 @value()
+class DialogueShown(Event):
+    """`> host[addr]:port: EHLO ...`, `< host[addr]:port: 250 ...` (debug_peer_list). No secrets."""
+
+    relay: str
+    mark: str  # ">": we said it, "<": the server did, "=": about what it said
+    text: str
+    protocol: str = "smtp"  # or "lmtp": the program that says it
+
+
+@value()
 class StartTlsOffered(Event):
     """`Host offered STARTTLS: [host]`, where we do not want it (smtp_tls_note_starttls_offer)."""
 
@@ -180,6 +190,25 @@ class EhloKeywordsDiscarded(Event):
 
     queue_id: str
     keywords: tuple[str, ...]
+    protocol: str = "smtp"  # or "lmtp": the program that says it
+
+
+@value()
+class PassedOn(Event):
+    """`<qid>: passing <recipient> to transport=name` (best_mx_transport)."""
+
+    queue_id: str
+    recipient: str
+    transport: str
+
+
+@value()
+class PixWorkaroundsEnabled(Event):
+    """`<qid>: enabling PIX workarounds: ... for host[addr]:port`: the greeting looks masked."""
+
+    queue_id: str
+    workarounds: tuple[str, ...]
+    relay: str
     protocol: str = "smtp"  # or "lmtp": the program that says it
 
 

@@ -22,6 +22,7 @@ from worker.status.events import (
     ContentChecked,
     DeliveryInDoubt,
     DestinationSuspended,
+    DialogueShown,
     EhloKeywordsDiscarded,
     EndpointFailed,
     Event,
@@ -32,6 +33,8 @@ from worker.status.events import (
     MessageSubmitted,
     Noted,
     NoticeQueued,
+    PassedOn,
+    PixWorkaroundsEnabled,
     RecipientSettled,
     StartTlsOffered,
     TlsEstablished,
@@ -243,6 +246,21 @@ def _keywords(event: EhloKeywordsDiscarded) -> list[LogLine]:
     return _info(event.protocol, f"{event.queue_id}: discarding EHLO keywords: {words}")
 
 
+def _passed_on(event: PassedOn) -> list[LogLine]:
+    where = f"<{_address(event.recipient)}> to transport={escape(event.transport)}"
+    return _info("smtp", f"{event.queue_id}: passing {where}")
+
+
+def _workarounds(event: PixWorkaroundsEnabled) -> list[LogLine]:
+    words, where = " ".join(event.workarounds), escape(event.relay)
+    text = f"{event.queue_id}: enabling PIX workarounds: {words} for {where}"
+    return _info(event.protocol, text)
+
+
+def _shown(event: DialogueShown) -> list[LogLine]:
+    return _info(event.protocol, f"{event.mark} {escape(event.relay)}: {escape(event.text)}")
+
+
 def _offered(event: StartTlsOffered) -> list[LogLine]:
     return _info(event.protocol, f"Host offered STARTTLS: [{escape(event.host)}]")
 
@@ -331,6 +349,9 @@ _RENDERERS: Final[Mapping[type[Event], _Renderer]] = {
     ConnectFailed: _for(ConnectFailed, _connect_failed),
     EndpointFailed: _for(EndpointFailed, _endpoint_failed),
     EhloKeywordsDiscarded: _for(EhloKeywordsDiscarded, _keywords),
+    DialogueShown: _for(DialogueShown, _shown),
+    PassedOn: _for(PassedOn, _passed_on),
+    PixWorkaroundsEnabled: _for(PixWorkaroundsEnabled, _workarounds),
     ContentChecked: _for(ContentChecked, _checked),
     LinesBroken: _for(LinesBroken, _broken),
     Warned: _for(Warned, _warned),
