@@ -149,7 +149,7 @@ async def test_a_node_gives_up_roots_rights_and_delivers_as_an_ordinary_user(pla
 
 @pytest.mark.peer("root")
 @trio_test
-async def test_jailed_workers_deliver_by_address_and_by_dns_from_an_empty_directory(
+async def test_s183_jailed_workers_deliver_by_address_and_by_dns_from_an_empty_directory(
     place: Path, jail: Path
 ) -> None:
     mailbox = Mailbox()
