@@ -144,7 +144,7 @@ async def test_s143_a_node_keeps_sessions_to_listed_destinations_in_its_cache(
 
 @pytest.mark.peer("postfix", "root")
 @trio_test
-async def test_a_node_may_use_postfix_s_scache(tmp_path: Path) -> None:
+async def test_s186_a_node_may_use_postfix_s_scache(tmp_path: Path) -> None:
     mailbox = Mailbox()
     async with trio.open_nursery() as nursery, real_cache() as cache:
         sink = await open_sink(nursery, mailbox)

@@ -121,7 +121,7 @@ async def test_a_greylisted_recipient_is_tried_again_and_the_others_are_not(tmp_
 
 
 @trio_test
-async def test_a_refused_recipient_is_reported_to_the_sender(tmp_path: Path) -> None:
+async def test_s186_a_refused_recipient_is_reported_to_the_sender(tmp_path: Path) -> None:
     async with trio.open_nursery() as nursery:
         home = await open_peer(nursery)
         strict = await open_peer(nursery, "hostname=mx.to.example", "to:no@to.example=550 5.1.1 x")

@@ -259,7 +259,7 @@ def test_a_broken_entry_defers_and_is_named_with_its_key() -> None:
 # --- what an entry changes -----------------------------------------------------------------------
 
 
-def test_versions_and_ciphers_of_main_cf_differ_between_may_and_what_must_be() -> None:
+def test_s110_versions_and_ciphers_of_main_cf_differ_between_may_and_what_must_be() -> None:
     settings = {
         "smtp_tls_protocols": ">=TLSv1.1",
         "smtp_tls_mandatory_protocols": "TLSv1.3",

@@ -847,3 +847,34 @@ async def test_gssapi_without_the_package_or_with_a_password_is_told(
         assert reason.endswith(f"(it offers {offer}; {none}, and GSSAPI needs X)")
         _, reason = await refused(Server(OK), client(), offer)
         assert reason.endswith(f"(it offers {offer}; GSSAPI needs an entry without a password)")
+
+
+# --- what each code of RFC 4954 comes to ---------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("reply", "soft", "hard"),
+    [
+        ("432 4.7.12 a password transition is needed", "4.7.12", "4.7.12"),
+        ("454 4.7.0 temporary authentication failure", "4.7.0", "4.7.0"),
+        ("500 5.5.6 authentication exchange line is too long", "4.5.6", "5.5.6"),
+        ("534 5.7.9 authentication mechanism is too weak", "4.7.9", "5.7.9"),
+        ("535 5.7.8 authentication credentials invalid", "4.7.8", "5.7.8"),
+        ("538 5.7.11 encryption required for the mechanism", "4.7.11", "5.7.11"),
+    ],
+)
+@pytest.mark.parametrize("protocol", Protocol)
+@trio_test
+async def test_s203_each_refusal_has_its_code(
+    protocol: Protocol, reply: str, soft: str, hard: str
+) -> None:
+    prefix = protocol.value
+    for text, dsn in (("yes", soft), ("no", hard)):
+        settings = {
+            f"{prefix}_sasl_auth_enable": "yes",
+            f"{prefix}_sasl_password_maps": f"static:user:{PASSWORD}",
+            f"{prefix}_sasl_security_options": "noanonymous",
+            f"{prefix}_sasl_auth_soft_bounce": text,
+        }
+        found = await refused(Server(reply), client(settings, protocol))
+        assert found == (dsn, f"SASL authentication failed; server {PEER} said: {reply}")

@@ -30,10 +30,13 @@ from worker.delivery.slot import DeliverySlot
 from worker.network.endpoints import EndpointSettings
 from worker.network.network import Network, NetworkSettings
 from worker.queue.settings import QueueSettings
+from worker.sasl.client import SaslClient
+from worker.sasl.refusals import Refusal
 from worker.status.events import Event, MessageActive, MessageRemoved, UnexpectedError, Warned
 from worker.status.sinks import DescriptorSink, FileSink, LogSettings, Sink, Stamp, SyslogSink
 from worker.status.writer import LogWriter
 
+DAY = 86_400.0
 SETTINGS = DeliverySettings(hostname="client.example", helo_name="helo.example")
 
 
@@ -114,6 +117,35 @@ def test_s148_lmtp_cache_connection_changes_nothing_and_is_warned_of(text: str) 
     assert ReusePolicy.from_config(config, Protocol.LMTP) == usual
     (warning,) = config.warnings
     assert "lmtp_cache_connection is deprecated" in warning
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("", 90 * DAY), ("2", 2 * DAY), ("2h", DAY / 12), ("1d", DAY)]
+)
+@trio_test
+async def test_s095_a_refused_log_in_is_believed_for_so_many_days(
+    autojump_clock: MockClock, text: str, seconds: float
+) -> None:
+    limit = {"smtp_sasl_auth_cache_time": text} if text else {}
+    sasl = SaslClient.from_config(
+        Config.from_mapping(
+            {
+                "smtp_sasl_auth_enable": "yes",
+                "smtp_sasl_password_maps": "static:u:p",
+                "smtp_sasl_auth_cache_name": "proxy:btree:/x",
+                **limit,
+            }
+        ),
+        Protocol.SMTP,
+    )
+    assert sasl is not None
+    assert sasl.refusals is not None
+    key = sasl.refusals.key("mx.example", ("u", ""), "p")
+    sasl.refusals.refused(key, Refusal("5.7.8", "535 no"))
+    await trio.sleep(seconds - 1)
+    assert sasl.refusals.find(key) is not None
+    await trio.sleep(1)
+    assert sasl.refusals.find(key) is None
 
 
 # --- the log --------------------------------------------------------------------------------------

@@ -415,7 +415,7 @@ async def test_s124_what_was_said_before_tls_is_forgotten(
 
 
 @trio_test
-async def test_ehlo_refused_inside_tls_is_not_followed_by_helo_in_the_clear(
+async def test_s200_ehlo_refused_inside_tls_is_not_followed_by_helo_in_the_clear(
     autojump_clock: MockClock,
     certificates: Pki,
     rules: dict[tuple[str, Protocol], SecurityRules],
