@@ -23,6 +23,7 @@ SCENARIOS: Final[Mapping[str, str]] = {
     "scale": "Deliver from queues of 1,000 to 200,000 messages.",
     "submit": "Take in messages durably from 1, 20 and 100 clients.",
     "big": "Deliver messages of 10 MB.",
+    "transforms": "Convert 10 MB to quoted-printable; check headers by 1,000 rules.",
     "sinks": "Take mail, beside smtp-sink.",
     "workers": "Deliver with one worker process and with two.",
 }

@@ -79,7 +79,7 @@ async def deliver_once(cache: Path, sink: Sink, *options: str) -> dict[str, obje
 
 
 @trio_test
-async def test_a_session_that_one_process_made_serves_another(tmp_path: Path) -> None:
+async def test_s137_a_session_that_one_process_made_serves_another(tmp_path: Path) -> None:
     mailbox = Mailbox()
     async with trio.open_nursery() as nursery, our_cache(tmp_path) as (cache, _):
         sink = await open_sink(nursery, mailbox)
@@ -96,7 +96,7 @@ async def test_a_session_that_one_process_made_serves_another(tmp_path: Path) ->
 
 @pytest.mark.peer("postfix", "root")
 @trio_test
-async def test_postfix_s_own_scache_serves_our_processes() -> None:
+async def test_s140_postfix_s_own_scache_serves_our_processes() -> None:
     mailbox = Mailbox()
     async with trio.open_nursery() as nursery, real_cache() as cache:
         sink = await open_sink(nursery, mailbox)
@@ -128,7 +128,9 @@ def kept(port: int, **others: str) -> dict[str, str]:
 
 
 @trio_test
-async def test_a_node_keeps_sessions_to_listed_destinations_in_its_cache(tmp_path: Path) -> None:
+async def test_s143_a_node_keeps_sessions_to_listed_destinations_in_its_cache(
+    tmp_path: Path,
+) -> None:
     mailbox = Mailbox()
     async with trio.open_nursery() as nursery:
         sink = await open_sink(nursery, mailbox)
@@ -142,7 +144,7 @@ async def test_a_node_keeps_sessions_to_listed_destinations_in_its_cache(tmp_pat
 
 @pytest.mark.peer("postfix", "root")
 @trio_test
-async def test_a_node_may_use_postfix_s_scache(tmp_path: Path) -> None:
+async def test_s186_a_node_may_use_postfix_s_scache(tmp_path: Path) -> None:
     mailbox = Mailbox()
     async with trio.open_nursery() as nursery, real_cache() as cache:
         sink = await open_sink(nursery, mailbox)
@@ -155,7 +157,7 @@ async def test_a_node_may_use_postfix_s_scache(tmp_path: Path) -> None:
 
 
 @trio_test
-async def test_a_cache_that_hangs_costs_a_moment_and_no_mail(tmp_path: Path) -> None:
+async def test_s147_a_cache_that_hangs_costs_a_moment_and_no_mail(tmp_path: Path) -> None:
     mailbox = Mailbox()
     async with trio.open_nursery() as nursery, our_cache(tmp_path) as (cache, daemon):
         sink = await open_sink(nursery, mailbox)

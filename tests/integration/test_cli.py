@@ -140,6 +140,22 @@ def test_the_status_of_deliver_tells_the_worst_that_happened(
     assert [json.loads(line)["status"] for line in done.stdout.splitlines()] == states
 
 
+@pytest.mark.parametrize("protocol", ["smtp", "lmtp"])
+@trio_test
+async def test_s181_with_soft_bounce_deliver_reports_nobody_as_bounced(protocol: str) -> None:
+    sinks = Sinks()
+    words = ["to:b@y.example=550 5.1.1 never", *(["lmtp"] if protocol == "lmtp" else [])]
+    async with sinks.running(words):
+        nexthop = sinks.names[0] if protocol == "lmtp" else sinks.nexthop()
+        where = ["--protocol", protocol, "--nexthop", nexthop, "-o", "soft_bounce=yes"]
+        done = await postrio("deliver", *where, *envelope("b@y.example"), stdin=MESSAGE)
+    assert done.returncode == os.EX_TEMPFAIL
+    line = json.loads(done.stdout)
+    assert (line["status"], line["dsn"]) == ("deferred", "4.1.1")
+    assert line["reply"] == "550 5.1.1 never"
+    assert b"dsn=4.1.1, status=deferred (host " in done.stderr
+
+
 @trio_test
 async def test_deliver_takes_a_json_request(tmp_path: Path) -> None:
     path = tmp_path / "message"

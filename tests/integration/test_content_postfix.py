@@ -295,11 +295,11 @@ def converted() -> Both:
 
 
 @pytest.mark.parametrize("name", MESSAGES)
-def test_messages_are_converted_as_by_postfix(converted: Both, name: str) -> None:
+def test_s071_messages_are_converted_as_by_postfix(converted: Both, name: str) -> None:
     assert_same(converted, {name: None})
 
 
-def test_no_size_is_announced_for_what_is_converted(converted: Both) -> None:
+def test_s077_no_size_is_announced_for_what_is_converted(converted: Both) -> None:
     assert converted.ours.mails["leaf"] == converted.postfix.mails["leaf"]
     assert "SIZE" not in converted.ours.mails["leaf"]
 
@@ -315,7 +315,7 @@ def checked() -> Both:
 
 
 @pytest.mark.parametrize("name", CHECKED)
-def test_checks_do_what_postfix_does(checked: Both, name: str) -> None:
+def test_s080_checks_do_what_postfix_does(checked: Both, name: str) -> None:
     assert_same(checked, {name: None})
 
 
@@ -342,7 +342,7 @@ def fields(content: bytes) -> list[bytes]:
 
 
 @pytest.mark.parametrize("name", SENDERS)
-def test_generic_maps_rewrite_as_postfix_does(generic: Both, name: str) -> None:
+def test_s074_generic_maps_rewrite_as_postfix_does(generic: Both, name: str) -> None:
     def path(line: str) -> str:
         return line.partition(">")[0]
 
@@ -352,7 +352,7 @@ def test_generic_maps_rewrite_as_postfix_does(generic: Both, name: str) -> None:
 
 @pytest.mark.peer("postfix")
 @pytest.mark.parametrize("name", ["actions", "folded-field", "parts"])
-def test_postmap_finds_for_header_fields_what_we_find(name: str, tmp_path: Path) -> None:
+def test_s084_postmap_finds_for_header_fields_what_we_find(name: str, tmp_path: Path) -> None:
     table = tmp_path / "header"
     table.write_text(RULES["header"])
     message = HEAD + CHECKED[name]
@@ -365,7 +365,7 @@ def test_postmap_finds_for_header_fields_what_we_find(name: str, tmp_path: Path)
     assert done.stdout.decode() == "".join(ours(table, message))
 
 
-def test_postmap_finds_for_body_lines_what_we_find(tmp_path: Path) -> None:
+def test_s084_postmap_finds_for_body_lines_what_we_find(tmp_path: Path) -> None:
     table = tmp_path / "body"
     table.write_text(RULES["body"])
     body = CHECKED["body"].replace(b"\r\n", b"\n")[1:]

@@ -40,7 +40,9 @@ def test_the_canonical_form_is_what_the_rules_say() -> None:
 
 
 @pytest.mark.parametrize("protocol", ["smtp", "lmtp"])
-def test_smtp_sink_gets_the_corpus_from_deliver_to_the_octet(tmp_path: Path, protocol: str) -> None:
+def test_s175_smtp_sink_gets_the_corpus_from_deliver_to_the_octet(
+    tmp_path: Path, protocol: str
+) -> None:
     files = write_corpus(tmp_path)
     with SmtpSink(*(["-L"] if protocol == "lmtp" else [])) as sink:
         deliver_corpus(files, f"[127.0.0.1]:{sink.port}", protocol)
@@ -48,7 +50,7 @@ def test_smtp_sink_gets_the_corpus_from_deliver_to_the_octet(tmp_path: Path, pro
 
 
 @trio_test
-async def test_smtp_sink_gets_the_corpus_from_the_queue_to_the_octet(tmp_path: Path) -> None:
+async def test_s175_smtp_sink_gets_the_corpus_from_the_queue_to_the_octet(tmp_path: Path) -> None:
     files = write_corpus(tmp_path)
     with SmtpSink() as sink:
         await queue_corpus(files, tmp_path, f"smtp:[127.0.0.1]:{sink.port}")

@@ -299,7 +299,7 @@ def session_members(session: int) -> set[int]:
 
 
 @trio_test
-async def test_kill_9_loses_nothing_and_doubles_only_what_was_in_doubt(tmp_path: Path) -> None:
+async def test_s178_kill_9_loses_nothing_and_doubles_only_what_was_in_doubt(tmp_path: Path) -> None:
     node = Node(tmp_path)
     ledger = Ledger(node)
     killer = Killer(node, ledger, random.Random(9))

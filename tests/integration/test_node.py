@@ -121,7 +121,7 @@ async def test_a_greylisted_recipient_is_tried_again_and_the_others_are_not(tmp_
 
 
 @trio_test
-async def test_a_refused_recipient_is_reported_to_the_sender(tmp_path: Path) -> None:
+async def test_s186_a_refused_recipient_is_reported_to_the_sender(tmp_path: Path) -> None:
     async with trio.open_nursery() as nursery:
         home = await open_peer(nursery)
         strict = await open_peer(nursery, "hostname=mx.to.example", "to:no@to.example=550 5.1.1 x")
@@ -298,7 +298,7 @@ async def test_a_second_node_on_the_same_queue_is_told_who_holds_it(tmp_path: Pa
 
 
 @trio_test
-async def test_sighup_changes_the_helo_name_of_the_next_session(tmp_path: Path) -> None:
+async def test_s184_sighup_changes_the_helo_name_of_the_next_session(tmp_path: Path) -> None:
     async with trio.open_nursery() as nursery:
         peer = await open_peer(nursery)
         async with Node(tmp_path, routes(to=peer)) as node:
@@ -389,7 +389,7 @@ async def test_sigterm_does_not_wait_for_ever_for_a_reply_to_the_final_dot(tmp_p
 
 
 @trio_test
-async def test_a_killed_worker_is_replaced_and_the_mail_goes_out(tmp_path: Path) -> None:
+async def test_s176_a_killed_worker_is_replaced_and_the_mail_goes_out(tmp_path: Path) -> None:
     async with trio.open_nursery() as nursery:
         node = Node(tmp_path)
 

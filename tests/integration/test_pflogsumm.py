@@ -121,7 +121,7 @@ def write_day(path: Path) -> Day:
 
 
 @pytest.mark.peer("pflogsumm")
-def test_pflogsumm_counts_a_day_of_our_log_right(tmp_path: Path) -> None:
+def test_s151_pflogsumm_counts_a_day_of_our_log_right(tmp_path: Path) -> None:
     day = write_day(tmp_path / "maillog")
     program = find_program("pflogsumm")
     assert program is not None

@@ -103,7 +103,7 @@ def towards(port: int, more: Mapping[str, str]) -> dict[str, str]:
 
 
 @trio_test
-async def test_the_limit_of_a_destination_holds_across_all_workers(tmp_path: Path) -> None:
+async def test_s133_the_limit_of_a_destination_holds_across_all_workers(tmp_path: Path) -> None:
     gauge = Gauge()
     mailbox = Mailbox(gauge.take)
     async with trio.open_nursery() as nursery:
@@ -124,7 +124,7 @@ async def test_the_limit_of_a_destination_holds_across_all_workers(tmp_path: Pat
 
 
 @trio_test
-async def test_sighup_reaches_every_process(tmp_path: Path) -> None:
+async def test_s184_sighup_reaches_every_process(tmp_path: Path) -> None:
     gauge = Gauge()
     async with trio.open_nursery() as nursery:
         sink = await open_sink(nursery, Mailbox(gauge.take))

@@ -25,7 +25,10 @@ import tests.integration.node
 from bench.dns import serve_dns
 from bench.dns_zone import Zone
 from tests.integration.node import Mailbox, Node, open_sink, port_of
+from tests.integration.pki import HOST, Pki
+from tests.integration.tls_peers import listening
 from tests.worker.peer import Peer
+from tests.worker.tls_server import ServerTls, server_context
 from worker.config.table_files import LOOK_AGAIN
 
 ROOT = Path(__file__).parents[2]
@@ -150,7 +153,7 @@ async def test_a_node_gives_up_roots_rights_and_delivers_as_an_ordinary_user(pla
 
 @pytest.mark.peer("root")
 @trio_test
-async def test_jailed_workers_deliver_by_address_and_by_dns_from_an_empty_directory(
+async def test_s183_jailed_workers_deliver_by_address_and_by_dns_from_an_empty_directory(
     place: Path, jail: Path
 ) -> None:
     mailbox = Mailbox()
@@ -306,6 +309,34 @@ async def test_s102_jailed_workers_trace_tls_in_one_file_that_they_cannot_see(
         assert re.search(r" - established: TLSv1.3, ", text)
         assert re.search(r" > encrypted, \d+ octets\n", text)
         nursery.cancel_scope.cancel()
+
+
+@pytest.mark.peer("root")
+@trio_test
+async def test_s183_tls_and_lmtp_from_an_empty_directory(place: Path, jail: Path) -> None:
+    (place / "pki").mkdir(mode=0o755)
+    certificates = Pki(place / "pki")
+    tls = ServerTls(server_context(certificates.leaf("good")))
+    peers = {"smtp": Peer(tls=tls), "lmtp": Peer(lmtp=True)}
+    async with listening(peers) as ports:
+        main_cf = {
+            "transport_maps": f"inline:{{ tls.example=smtp:[127.0.0.1]:{ports['smtp']},"
+            f" store.example=lmtp:inet:[127.0.0.1]:{ports['lmtp']} }}",
+            "smtp_tls_security_level": "verify",
+            "smtp_tls_CAfile": str(certificates.ca_file()),
+            "smtp_tls_verify_cert_match": HOST,
+            "smtp_tls_loglevel": "1",
+        }
+        options = ["--user", NOBODY, "--chroot", str(jail)]
+        async with Node(place, main_cf, options) as node:
+            await node.send(CONTENT, "a@tls.example", "b@store.example")
+            await node.wait_for("status=sent", 2)
+            await node.wait_for("Verified TLS connection established to ")
+            assert [root_of(worker) for worker in node.worker_pids()] == [str(jail)]
+        assert is_empty(jail)
+    assert [message.encrypted for message in peers["smtp"].accepted] == [True]
+    assert peers["lmtp"].verbs[0] == "LHLO"
+    assert peers["lmtp"].served == ["b@store.example"]
 
 
 @pytest.mark.peer("root")

@@ -263,7 +263,7 @@ async def test_a_token_lets_us_in(postfix: PostfixInstance, name: str, tmp_path:
 
 
 @trio_test
-async def test_the_log_of_the_server_tells_which_entry_won(postfix: PostfixInstance) -> None:
+async def test_s086_the_log_of_the_server_tells_which_entry_won(postfix: PostfixInstance) -> None:
     keys = ["sender@from.example", "mx.example", "[relay.example]:587"]
     for number, winner in enumerate(USERS[1:]):
         entries = zip(keys[number:], USERS[1 + number :], strict=True)
@@ -275,7 +275,7 @@ async def test_the_log_of_the_server_tells_which_entry_won(postfix: PostfixInsta
 
 
 @trio_test
-async def test_passwords_stay_at_home_in_the_clear_and_go_out_under_tls(
+async def test_s090_passwords_stay_at_home_in_the_clear_and_go_out_under_tls(
     postfix: PostfixInstance,
 ) -> None:
     there = relay(postfix, f"{{mx.example=bob:{PASSWORD}}}", "plain", "noplaintext")

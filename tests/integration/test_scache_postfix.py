@@ -87,7 +87,7 @@ def deliver(*, ours: bool) -> Delivered:
     return Delivered(int(found[1]), log, cache_log)
 
 
-def test_smtp_reuses_connections_through_our_cache_as_through_its_own() -> None:
+def test_s140_smtp_reuses_connections_through_our_cache_as_through_its_own() -> None:
     real, ours = deliver(ours=False), deliver(ours=True)
     for run in (real, ours):
         assert run.log.count("status=sent") == MESSAGES
@@ -112,7 +112,7 @@ def postfix() -> Iterator[PostfixInstance]:
 
 @pytest.mark.parametrize("step", conformance.EVERYWHERE, ids=lambda step: step.__name__)
 @trio_test
-async def test_our_client_gets_along_with_the_real_scache(
+async def test_s140_our_client_gets_along_with_the_real_scache(
     step: conformance.Step, postfix: PostfixInstance
 ) -> None:
     events: list[Event] = []
@@ -128,7 +128,7 @@ async def test_our_client_gets_along_with_the_real_scache(
 
 
 @trio_test
-async def test_the_real_scache_forgets_in_time(postfix: PostfixInstance) -> None:
+async def test_s141_the_real_scache_forgets_in_time(postfix: PostfixInstance) -> None:
     path = postfix.queue_directory / "private" / "scache"
     client = CacheClient(path, timeout=10.0, emit=lambda _: None)
 

@@ -18,7 +18,7 @@ from protocol.cache_wire import ANNOUNCEMENT_WIRE, Reply, Status
 from scache.sockets import FAREWELL
 from tests.integration.scache_process import PATIENCE, ROOT, STARTED, BlockingClient, CacheProcess
 from tests.worker import cache_conformance as conformance
-from worker.cache.client import CacheClient
+from worker.cache.client import CacheClient, Saving
 from worker.status.events import Event
 
 SAVED = Reply(Status.OK).encode()
@@ -133,6 +133,36 @@ def test_a_log_file_that_was_renamed_is_followed_at_sighup(directory: Path) -> N
     records = [json.loads(line) for line in log.read_text().splitlines()]
     assert [record["text"] for record in records] == ["log reopened", "connection cache stopped"]
     assert {record["program"] for record in records} == {"scache"}
+
+
+def descriptors(pid: int) -> int:
+    """How many files a process has open."""
+    return len(list(Path(f"/proc/{pid}/fd").iterdir()))
+
+
+@trio_test
+async def test_s140_ten_thousand_cycles_leave_no_descriptor_open(directory: Path) -> None:
+    path = directory / "private" / "scache"
+    events: list[Event] = []
+    connection, peer = socket.socketpair()
+    with CacheProcess("--socket", str(path), "--ttl-limit", "600") as daemon, connection, peer:
+        client = CacheClient(path, timeout=PATIENCE, emit=events.append)
+
+        async def cycles(count: int) -> tuple[int, int]:
+            """Save and find so often, and count what is open then on either side."""
+            for _ in range(count):
+                kept = await client.save_endpoint(600, "e\n", "text\n", connection.fileno())
+                assert kept is Saving.KEPT
+                found = await client.find_endpoint("e\n")
+                assert found is not None
+                found.sock.close()
+            assert await client.find_endpoint("none\n") is None  # nothing is under way any more
+            return descriptors(os.getpid()), descriptors(daemon.pid)
+
+        before = await cycles(1)
+        assert await cycles(10_000) == before
+        client.close()
+    assert events == []
 
 
 @trio_test

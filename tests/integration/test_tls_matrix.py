@@ -269,7 +269,7 @@ def wrong(attempt: Attempt, peer: Peer, end: End) -> str:
 
 @pytest.mark.parametrize("level", LEVELS)
 @trio_test
-async def test_what_becomes_of_new_mail_at(level: str, certificates: Pki) -> None:
+async def test_s099_what_becomes_of_new_mail_at(level: str, certificates: Pki) -> None:
     peers = {name: state.peer(certificates) for name, state in STATES.items()}
     found = {}
     client = Client(main_cf(level, certificates))
@@ -287,7 +287,7 @@ async def test_what_becomes_of_new_mail_at(level: str, certificates: Pki) -> Non
 
 
 @trio_test
-async def test_what_becomes_of_mail_that_has_waited_at_may(certificates: Pki) -> None:
+async def test_s099_what_becomes_of_mail_that_has_waited_at_may(certificates: Pki) -> None:
     peers = {name: state.peer(certificates) for name, state in STATES.items()}
     found = {}
     client = Client(main_cf("may", certificates))
@@ -300,7 +300,9 @@ async def test_what_becomes_of_mail_that_has_waited_at_may(certificates: Pki) ->
 
 
 @trio_test
-async def test_mail_that_has_waited_never_goes_in_the_clear_at_encrypt(certificates: Pki) -> None:
+async def test_s125_mail_that_has_waited_never_goes_in_the_clear_at_encrypt(
+    certificates: Pki,
+) -> None:
     peers = {name: state.peer(certificates) for name, state in STATES.items() if state.aged}
     assert peers
     client = Client(main_cf("encrypt", certificates))

@@ -72,7 +72,7 @@ def encrypt(**more: str) -> dict[str, str]:
 
 
 @trio_test
-async def test_nobody_is_trusted_by_default(certificates: Pki) -> None:
+async def test_s103_nobody_is_trusted_by_default(certificates: Pki) -> None:
     context = server_context(certificates.leaf("good"))
     found, _ = await attempt(context, verify(certificates, smtp_tls_CAfile=""))
     assert found.brief == UNVERIFIED
@@ -80,7 +80,7 @@ async def test_nobody_is_trusted_by_default(certificates: Pki) -> None:
 
 @pytest.mark.peer("openssl")
 @trio_test
-async def test_a_directory_of_authorities(certificates: Pki) -> None:
+async def test_s104_a_directory_of_authorities(certificates: Pki) -> None:
     directory = str(certificates.ca_directory())
     parameters = verify(certificates, smtp_tls_CAfile="", smtp_tls_CApath=directory)
     found, _ = await attempt(server_context(certificates.leaf("chain")), parameters)
@@ -91,7 +91,7 @@ async def test_a_directory_of_authorities(certificates: Pki) -> None:
 
 @pytest.mark.parametrize(("depth", "brief"), [("2", UNVERIFIED), ("3", SENT)])
 @trio_test
-async def test_a_chain_may_have_so_many_intermediates(
+async def test_s116_a_chain_may_have_so_many_intermediates(
     certificates: Pki, depth: str, brief: str
 ) -> None:
     parameters = verify(certificates, smtp_tls_scert_verifydepth=depth)
@@ -140,7 +140,7 @@ def test_a_file_that_cannot_be_used_is_an_error_at_the_start(
         Client(verify(certificates, **{name: str(file)}))
 
 
-def test_a_key_of_another_certificate_is_an_error_at_the_start(certificates: Pki) -> None:
+def test_s106_a_key_of_another_certificate_is_an_error_at_the_start(certificates: Pki) -> None:
     # Postfix goes on without TLS; mail that must not go in the clear waits there.
     files = {
         "smtp_tls_cert_file": str(certificates.leaf("client").chain),
@@ -175,7 +175,7 @@ def test_a_key_of_another_certificate_is_an_error_at_the_start(certificates: Pki
     ],
 )
 @trio_test
-async def test_a_name_that_is_asked_for(
+async def test_s117_a_name_that_is_asked_for(
     certificates: Pki, leaf: str, nexthop: str, match: str, brief: str
 ) -> None:
     parameters = verify(certificates, smtp_tls_verify_cert_match=match)
@@ -201,7 +201,9 @@ async def test_a_wildcard_stands_for_one_label_or_many(
 @pytest.mark.parametrize("digest", ["md5", "sha1", "sha256"])
 @pytest.mark.parametrize("of", ["certificate", "key"])
 @trio_test
-async def test_a_fingerprint_is_all_that_counts(certificates: Pki, of: str, digest: str) -> None:
+async def test_s119_a_fingerprint_is_all_that_counts(
+    certificates: Pki, of: str, digest: str
+) -> None:
     leaf = certificates.leaf("expired-self-signed")
     text = leaf.digest(digest) if of == "certificate" else leaf.key_digest(digest)
     right = ":".join(text[at : at + 2] for at in range(0, len(text), 2)).upper()
@@ -232,7 +234,9 @@ async def test_a_fingerprint_is_all_that_counts(certificates: Pki, of: str, dige
     ],
 )
 @trio_test
-async def test_versions_of_the_protocol(certificates: Pki, protocols: str, version: str) -> None:
+async def test_s107_versions_of_the_protocol(
+    certificates: Pki, protocols: str, version: str
+) -> None:
     context = server_context(certificates.leaf("good"))
     for level, name in (("encrypt", "smtp_tls_mandatory_protocols"), ("may", "smtp_tls_protocols")):
         found, seen = await attempt(context, {"smtp_tls_security_level": level, name: protocols})
@@ -241,7 +245,7 @@ async def test_versions_of_the_protocol(certificates: Pki, protocols: str, versi
 
 
 @trio_test
-async def test_old_versions_are_spoken_if_asked_for(certificates: Pki) -> None:
+async def test_s107_old_versions_are_spoken_if_asked_for(certificates: Pki) -> None:
     context = server_context(
         certificates.leaf("rsa"),
         oldest=ssl.TLSVersion.TLSv1,
@@ -256,7 +260,9 @@ async def test_old_versions_are_spoken_if_asked_for(certificates: Pki) -> None:
 
 
 @trio_test
-async def test_ciphers_are_excluded_everywhere_or_where_tls_is_a_must(certificates: Pki) -> None:
+async def test_s109_ciphers_are_excluded_everywhere_or_where_tls_is_a_must(
+    certificates: Pki,
+) -> None:
     context = server_context(certificates.leaf("good"), newest=V12)
     found = {}
     for level in ("may", "encrypt"):
@@ -276,7 +282,7 @@ async def test_ciphers_are_excluded_everywhere_or_where_tls_is_a_must(certificat
 
 @pytest.mark.parametrize(("grade", "brief"), [("high", HANDSHAKE), ("medium", SENT)])
 @trio_test
-async def test_a_suite_of_a_lower_grade(certificates: Pki, grade: str, brief: str) -> None:
+async def test_s108_a_suite_of_a_lower_grade(certificates: Pki, grade: str, brief: str) -> None:
     # SEED is medium to OpenSSL, but not in every build of it; the list says what medium is.
     context = server_context(certificates.leaf("rsa"), newest=V12, ciphers="AES128-SHA:@SECLEVEL=0")
     parameters = encrypt(
@@ -313,7 +319,7 @@ async def test_the_server_is_told_whom_we_want(
 
 
 @trio_test
-async def test_the_server_sees_our_certificate_if_it_asks(certificates: Pki) -> None:
+async def test_s105_the_server_sees_our_certificate_if_it_asks(certificates: Pki) -> None:
     leaf = certificates.leaf("client")
     ours = encrypt(smtp_tls_chain_files=str(leaf.joined))
     asks = server_context(
@@ -342,7 +348,7 @@ async def test_the_server_sees_our_certificate_if_it_asks(certificates: Pki) -> 
     ],
 )
 @trio_test
-async def test_a_policy_is_found_by_the_nexthop_as_it_is_written(
+async def test_s100_a_policy_is_found_by_the_nexthop_as_it_is_written(
     certificates: Pki, tmp_path: Path, key: str, nexthop: str, encrypted: bool
 ) -> None:
     table = tmp_path / "policy"
@@ -373,7 +379,7 @@ async def test_a_policy_is_found_by_the_nexthop_as_it_is_written(
     ],
 )
 @trio_test
-async def test_a_broken_policy_defers_and_says_nothing_to_the_server(
+async def test_s100_a_broken_policy_defers_and_says_nothing_to_the_server(
     certificates: Pki, tmp_path: Path, policy: str
 ) -> None:
     table = tmp_path / "policy"
@@ -438,7 +444,7 @@ async def test_switches_of_old_still_mean_what_they_did(
 
 
 @trio_test
-async def test_an_offer_is_noted_where_there_is_no_tls(certificates: Pki) -> None:
+async def test_s101_an_offer_is_noted_where_there_is_no_tls(certificates: Pki) -> None:
     context = server_context(certificates.leaf("good"))
     found, _ = await attempt(
         context, {"smtp_tls_security_level": "none", "smtp_tls_note_starttls_offer": "yes"}
@@ -472,7 +478,7 @@ async def test_s102_the_log_level_decides_what_is_told(certificates: Pki, tmp_pa
 
 @pytest.mark.parametrize("version", [V12, V13])
 @trio_test
-async def test_a_session_is_resumed(certificates: Pki, version: ssl.TLSVersion) -> None:
+async def test_s121_a_session_is_resumed(certificates: Pki, version: ssl.TLSVersion) -> None:
     context = server_context(certificates.leaf("good"), newest=version)
     async with serving(context) as (peer, port):
         client = Client(verify(certificates))

@@ -61,7 +61,7 @@ trio.run(main)
 
 
 @trio_test
-async def test_a_blocked_loop_is_reported_once_then_dumped_and_its_process_ends(
+async def test_s165_a_blocked_loop_is_reported_once_then_dumped_and_its_process_ends(
     tmp_path: Path,
 ) -> None:
     script = tmp_path / "blocked.py"

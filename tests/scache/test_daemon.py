@@ -23,7 +23,7 @@ MANUAL = Path(__file__).parents[2] / "docs/man/postrio-scache.1"
 
 
 @trio_test
-async def test_statistics_are_logged_at_their_interval_and_at_the_end(
+async def test_s142_statistics_are_logged_at_their_interval_and_at_the_end(
     tmp_path: Path, autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "scache")

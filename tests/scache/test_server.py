@@ -67,7 +67,7 @@ async def flood(sock: trio.socket.SocketType) -> None:
 
 
 @trio_test
-async def test_a_conversation_as_smtp_and_scache_have_it(tmp_path: Path) -> None:
+async def test_s140_a_conversation_as_smtp_and_scache_have_it(tmp_path: Path) -> None:
     async def scenario(world: World) -> None:
         connection, peer = world.pair()
         sock = await world.connect()
@@ -157,7 +157,9 @@ async def test_every_octet_may_come_alone(tmp_path: Path) -> None:
 
 
 @trio_test
-async def test_a_bad_request_is_answered_in_its_form_and_the_client_stays(tmp_path: Path) -> None:
+async def test_s140_a_bad_request_is_answered_in_its_form_and_the_client_stays(
+    tmp_path: Path,
+) -> None:
     async def scenario(world: World) -> None:
         client = await world.client()
         await client.say(b"request\0find_dest\0\0")
@@ -223,7 +225,7 @@ async def test_the_report_says_what_is_held_and_counted(
 
 
 @trio_test
-async def test_an_expired_connection_gets_a_quit_and_is_closed(
+async def test_s141_an_expired_connection_gets_a_quit_and_is_closed(
     tmp_path: Path, autojump_clock: MockClock
 ) -> None:
     async def scenario(world: World) -> None:

@@ -250,7 +250,7 @@ def check(world: World) -> None:
 
 
 @pytest.mark.parametrize("seed", range(SEEDS), ids=lambda seed: f"seed-{seed}-")
-def test_nothing_is_lost_and_nothing_silently_sent_twice(
+def test_s180_nothing_is_lost_and_nothing_silently_sent_twice(
     seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("worker.queue.books.BOOKKEEPERS", 10)  # idle ones only cost time

@@ -34,11 +34,11 @@ CRUMBS = st.sampled_from(
         (" a@[@], c@x", ["c@x"]),
     ],
 )
-def test_addresses_are_found(text: str, addresses: list[str]) -> None:
+def test_s189_addresses_are_found(text: str, addresses: list[str]) -> None:
     assert [found.address for found in find_addresses(text)] == addresses
 
 
-def test_what_is_replaced_is_the_address_alone() -> None:
+def test_s189_what_is_replaced_is_the_address_alone() -> None:
     text = ' "A, B" <a@x>,\n\tfriends: b@x (Bob) ,\n (c) "d d"@x;, e (e) @x'
     new = {"a@x": "1@y", "b@x": "2 2@y", "d d@x": "3@y", "e@x": "4@y"}
     assert replace_addresses(text, new) == (

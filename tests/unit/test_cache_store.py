@@ -81,7 +81,7 @@ def test_bindings_with_different_properties_are_different() -> None:
     assert [pair and pair[1] for pair in found] == ["first", "second"]
 
 
-def test_a_time_to_live_is_clipped_to_the_limit() -> None:
+def test_s141_a_time_to_live_is_clipped_to_the_limit() -> None:
     store = filled(StoreLimits(ttl=2), "a", ttl=60)
     assert store.expire(1.9) == []
     assert store.next_expiry == 2.0
@@ -139,7 +139,7 @@ def test_clearing_forgets_bindings_too() -> None:
     assert not list(store.destinations())
 
 
-def test_statistics_are_postfixs_lines_without_what_is_zero() -> None:
+def test_s142_statistics_are_postfixs_lines_without_what_is_zero() -> None:
     assert list(Counts().lines("Nov 22 13:22:57")) == []
     counts = Counts(destination_hits=2, destination_misses=1, endpoint_misses=1)
     counts.max_destinations = counts.max_endpoints = counts.max_connections = 1

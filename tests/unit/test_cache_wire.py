@@ -90,7 +90,7 @@ def only(octets: bytes) -> AttributeList:
 
 
 @pytest.mark.parametrize(("octets", "request_"), RECORDED, ids=["se", "fe", "sd", "fd"])
-def test_recorded_requests_are_understood_and_written_octet_for_octet(
+def test_s140_recorded_requests_are_understood_and_written_octet_for_octet(
     octets: bytes, request_: Request
 ) -> None:
     assert decode_request(only(octets)) == request_
@@ -103,7 +103,7 @@ def test_the_announcement_and_the_dummy_are_the_recorded_octets() -> None:
     assert lists(ANNOUNCEMENT_WIRE + DUMMY_WIRE) == [ANNOUNCEMENT, DUMMY]
 
 
-def test_replies_are_the_recorded_octets() -> None:
+def test_s140_replies_are_the_recorded_octets() -> None:
     assert Reply(Status.OK).encode() == b"status\x000\0\0"
     assert Reply(Status.OK, ("dest\n", "endp\n")).encode() == (
         b"status\x000\0property\0dest\n\0property\0endp\n\0\0"

@@ -61,7 +61,7 @@ def test_lmtp_reads_its_own_twins() -> None:
         assert config.mirror(name, Protocol.SMTP) == name
 
 
-def test_transports_read_their_own_limits_where_there_are_any() -> None:
+def test_s133_transports_read_their_own_limits_where_there_are_any() -> None:
     suffix = "destination_concurrency_limit"
     config = Config.from_mapping(
         {
@@ -99,7 +99,7 @@ def test_host_and_domain_are_computed_from_each_other(
     assert config.text("myorigin") == myhostname
 
 
-def test_process_facts_can_be_mentioned() -> None:
+def test_s169_process_facts_can_be_mentioned() -> None:
     facts = Facts(hostname="h.example", process_id=42, process_name="lmtp", mail_version="1.2")
     text = "$process_id.$process_name.$mail_version"
     config = Config.from_mapping({"smtp_helo_name": text}, facts=facts)
@@ -363,7 +363,7 @@ def test_the_usual_place_is_read_when_it_is_there(
     assert Config.load(environ={}).boolean("soft_bounce") is True
 
 
-def test_the_command_line_wins_and_its_last_word_holds(tmp_path: Path) -> None:
+def test_s177_the_command_line_wins_and_its_last_word_holds(tmp_path: Path) -> None:
     (tmp_path / "main.cf").write_text("relayhost = a\nmyorigin = $relayhost\n")
     config = Config.load(tmp_path, ["relayhost=b", "relayhost = c"], {})
     assert config.text("relayhost") == config.text("myorigin") == "c"

@@ -446,7 +446,7 @@ endif
         ("none@z", None),
     ],
 )
-def test_patterns_answer_as_in_postfix(
+def test_s084_patterns_answer_as_in_postfix(
     tmp_path: Path, kind: str, key: str, text: str | None
 ) -> None:
     assert find(f"{kind}:{written(tmp_path, PATTERNS)}", key) == text

@@ -92,7 +92,7 @@ def test_canonical_form_is_the_same_under_any_cut(blocks: list[bytes]) -> None:
 
 
 @given(CONTENT)
-def test_canonical_form_has_no_stray_line_end_and_no_nul(content: bytes) -> None:
+def test_s076_canonical_form_has_no_stray_line_end_and_no_nul(content: bytes) -> None:
     out = run(Canonicaliser, [content])
     assert not re.search(rb"\r(?!\n)|(?<!\r)\n|\0", out)
     assert run(Canonicaliser, [out]) == out
@@ -106,7 +106,7 @@ def test_encoding_is_the_same_under_any_cut(blocks: list[bytes]) -> None:
 
 
 @given(BLOCKS)
-def test_the_end_of_data_comes_once_and_last_and_the_receiver_gets_the_canonical_message(
+def test_s076_the_end_of_data_comes_once_and_last_and_the_receiver_gets_the_canonical_message(
     blocks: list[bytes],
 ) -> None:
     wire = run(DataEncoder, blocks)

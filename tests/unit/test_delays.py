@@ -30,7 +30,7 @@ from worker.status.delays import format_delay
         (-3.0, "0"),
     ],
 )
-def test_a_delay_has_two_significant_digits(seconds: float, text: str) -> None:
+def test_s152_a_delay_has_two_significant_digits(seconds: float, text: str) -> None:
     assert format_delay(seconds) == text
 
 
@@ -43,7 +43,7 @@ def test_a_delay_has_two_significant_digits(seconds: float, text: str) -> None:
         (6, ["0.0012", "0.51", "1.2", "12"]),
     ],
 )
-def test_the_resolution_limits_the_digits(resolution: int, texts: list[str]) -> None:
+def test_s152_the_resolution_limits_the_digits(resolution: int, texts: list[str]) -> None:
     assert [format_delay(value, resolution) for value in (0.00123, 0.512, 1.234, 12.3)] == texts
 
 

@@ -60,7 +60,7 @@ def add(queue: FairQueue, active: ActiveMessage) -> None:
 LOAD, SAVE = RequestFlags.CACHE_LOAD, RequestFlags.CACHE_SAVE
 
 
-def test_saving_and_loading_begin_with_deliveries_back_to_back() -> None:
+def test_s138_saving_and_loading_begin_with_deliveries_back_to_back() -> None:
     place = destination()
     place.busy = 5  # parallel ones are not enough
     assert [place.reuse_flags(100.0) for _ in range(5)] == [RequestFlags.NONE] * 5
@@ -68,7 +68,7 @@ def test_saving_and_loading_begin_with_deliveries_back_to_back() -> None:
     assert place.reuse_flags(104.0) == LOAD | SAVE
 
 
-def test_saving_ends_when_deliveries_are_neither_parallel_nor_back_to_back() -> None:
+def test_s138_saving_ends_when_deliveries_are_neither_parallel_nor_back_to_back() -> None:
     place = destination()
     place.delivered(100.0)
     place.busy = 2
@@ -91,7 +91,7 @@ def test_the_window_starts_at_the_initial_concurrency_within_the_limit() -> None
     assert destination(rate_delay=1.0).window == 1
 
 
-def test_each_success_opens_a_busy_window_by_one_up_to_the_limit() -> None:
+def test_s133_each_success_opens_a_busy_window_by_one_up_to_the_limit() -> None:
     place = destination()
     windows = []
     for _ in range(20):
@@ -157,7 +157,7 @@ def test_the_window_stays_between_one_and_the_limit(
 # --- dead destinations ---------------------------------------------------------------------------
 
 
-def test_a_cohort_of_failures_makes_a_destination_dead() -> None:
+def test_s133_a_cohort_of_failures_makes_a_destination_dead() -> None:
     place = destination(negative_feedback=Feedback(0.0))
     changes = [place.failed("5.4.1", "no", 300.0) for _ in range(5)]
     assert changes == [Change.NONE] * 4 + [Change.DEAD]

@@ -41,7 +41,7 @@ REQUEST = DeliveryRequest(
 )
 
 
-def test_everything_that_was_announced_is_sent_with_mail() -> None:
+def test_s079_everything_that_was_announced_is_sent_with_mail() -> None:
     assert mail_parameters(REQUEST, ALL) == (
         "SIZE=1000",
         "BODY=8BITMIME",
@@ -61,7 +61,7 @@ def test_nothing_that_was_not_announced_is_sent() -> None:
 @pytest.mark.parametrize(
     ("encoding", "params"), [("7bit", ("BODY=7BIT",)), ("8bit", ("BODY=8BITMIME",)), ("", ())]
 )
-def test_body_follows_the_stored_encoding(encoding: str, params: tuple[str, ...]) -> None:
+def test_s078_body_follows_the_stored_encoding(encoding: str, params: tuple[str, ...]) -> None:
     request = replace(REQUEST, encoding=encoding)
     assert mail_parameters(request, Capabilities(eightbitmime=True)) == params
 
@@ -74,7 +74,7 @@ def test_smtputf8_is_sent_only_where_it_is_requested_and_needed(options: SendOpt
     assert "SMTPUTF8" not in mail_parameters(replace(REQUEST, options=options), ALL)
 
 
-def test_an_unknown_size_is_not_announced_and_a_better_one_is() -> None:
+def test_s077_an_unknown_size_is_not_announced_and_a_better_one_is() -> None:
     announced = Capabilities(size_announced=True)
     assert mail_parameters(REQUEST, announced, 0) == ()
     assert mail_parameters(REQUEST, announced, 1234) == ("SIZE=1234",)
@@ -87,7 +87,7 @@ def test_what_the_sender_did_not_say_is_not_sent() -> None:
 
 
 @pytest.mark.parametrize("envelope_id", ["x" * 101, "é" * 20, "\ud800"])
-def test_an_envelope_id_that_has_no_valid_form_is_left_out(envelope_id: str) -> None:
+def test_s201_an_envelope_id_that_has_no_valid_form_is_left_out(envelope_id: str) -> None:
     request = replace(REQUEST, envelope_id=envelope_id, ret=Ret.FULL)
     assert mail_parameters(request, Capabilities(dsn=True)) == ("RET=FULL",)
 
@@ -113,11 +113,11 @@ def test_an_envelope_id_that_has_no_valid_form_is_left_out(envelope_id: str) -> 
         ),
     ],
 )
-def test_dsn_parameters_of_a_recipient(recipient: Recipient, params: tuple[str, ...]) -> None:
+def test_s079_dsn_parameters_of_a_recipient(recipient: Recipient, params: tuple[str, ...]) -> None:
     assert rcpt_parameters(recipient, ALL) == params
 
 
-def test_client_facts_go_out_in_two_commands() -> None:
+def test_s075_client_facts_go_out_in_two_commands() -> None:
     client = ClientFacts(name="host", address="192.0.2.1", protocol="ESMTP", ident="A1")
     assert xforward_commands(client, ALL) == (
         Xforward((("NAME", "host"), ("ADDR", "192.0.2.1"), ("PORT", ""))),

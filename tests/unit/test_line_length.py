@@ -41,7 +41,7 @@ def folded(content: bytes, limit: int) -> bytes:
 
 
 @given(LINES, LIMIT, st.lists(st.integers(0, 40)))
-def test_lines_are_broken_at_the_limit_under_any_cut(
+def test_s070_lines_are_broken_at_the_limit_under_any_cut(
     content: bytes, limit: int, cuts: list[int]
 ) -> None:
     expected = folded(content, limit)
@@ -81,7 +81,7 @@ def test_a_long_line_is_seen_among_many(lengths: list[int], limit: int, column: 
 
 
 @pytest.mark.parametrize("length", [997, 998, 999])
-def test_lines_of_up_to_998_octets_stay_as_they_are(length: int) -> None:
+def test_s070_lines_of_up_to_998_octets_stay_as_they_are(length: int) -> None:
     block = b"short\r\n" + b"x" * length + b"\r\nshort\r\n"
     folder = LineFolder(998)
     out = folder.feed(block)

@@ -70,14 +70,14 @@ def line(event: Event) -> str:
     return f"{found.program}: {found.text}"
 
 
-def test_a_sent_recipient_has_the_delivery_line_of_postfix() -> None:
+def test_s151_a_sent_recipient_has_the_delivery_line_of_postfix() -> None:
     assert line(settled()) == (
         "smtp: 3kQ1: to=<user@example.com>, relay=mx.example.com[192.0.2.1]:25, delay=1.4, "
         "delays=0.13/0/1.3/0, dsn=2.0.0, status=sent (250 2.0.0 Ok: queued as 4Zx)"
     )
 
 
-def test_a_reused_connection_and_an_original_recipient_show_in_their_places() -> None:
+def test_s151_a_reused_connection_and_an_original_recipient_show_in_their_places() -> None:
     assert line(settled(original="alias@example.com", conn_use=2)).startswith(
         "smtp: 3kQ1: to=<user@example.com>, orig_to=<alias@example.com>, "
         "relay=mx.example.com[192.0.2.1]:25, conn_use=2, delay=1.4, "
@@ -88,7 +88,7 @@ def test_an_original_recipient_that_differs_in_case_only_is_not_shown() -> None:
     assert "orig_to" not in line(settled(original="USER@example.com"))
 
 
-def test_without_a_session_the_relay_is_none() -> None:
+def test_s151_without_a_session_the_relay_is_none() -> None:
     event = settled(relay="", action=Action.DEFERRED, dsn="4.4.1", reason="connect to x: refused")
     assert "relay=none, delay=" in line(event)
     assert line(event).endswith("dsn=4.4.1, status=deferred (connect to x: refused)")
@@ -234,7 +234,7 @@ def test_no_text_of_others_makes_a_bad_line(address: str, relay: str, reason: st
             assert not re.search("[\x00-\x1f\x7f-\x9f\u2028\u2029]", found.text)
 
 
-def test_the_json_twin_of_a_delivery_has_the_facts_of_its_line() -> None:
+def test_s151_the_json_twin_of_a_delivery_has_the_facts_of_its_line() -> None:
     assert to_json(settled(conn_use=2)) == {
         "event": "recipient_settled",
         "queue_id": "3kQ1",

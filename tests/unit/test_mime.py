@@ -133,7 +133,7 @@ def test_a_header_that_ends_without_an_empty_line_gets_one_if_it_is_the_first() 
     assert written(parse([b"X: 1\r\nbody\r\n"])) == b"X: 1\r\n\r\nbody\r\n"
 
 
-def test_only_the_first_octets_of_a_boundary_count() -> None:
+def test_s072_only_the_first_octets_of_a_boundary_count() -> None:
     message = (
         b"Content-Type: multipart/mixed; boundary=12345\r\n\r\n--1234X\r\nX-Part: 1\r\n\r\n"
         b"--1234--\r\n"
@@ -149,7 +149,7 @@ def nested(depth: int) -> bytes:
     )
 
 
-def test_what_is_nested_too_deeply_is_text_or_an_error_in_a_conversion() -> None:
+def test_s073_what_is_nested_too_deeply_is_text_or_an_error_in_a_conversion() -> None:
     assert len(places(nested(3) + b"X: 1\r\n")) == 4
     assert len(places(nested(4) + b"X: 1\r\n")) == 4
     assert parse([nested(3)], convert=True)

@@ -115,7 +115,7 @@ def test_a_notice_is_a_delivery_report_to_the_sender() -> None:
     ]
 
 
-def test_the_report_has_the_fields_of_rfc_3464() -> None:
+def test_s201_the_report_has_the_fields_of_rfc_3464() -> None:
     about, recipient = fields(notice())
     assert about == {
         "Original-Envelope-Id": "QQ314159",

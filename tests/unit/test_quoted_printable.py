@@ -51,12 +51,12 @@ def test_the_text_is_the_same_under_any_cut(piece: int, content: bytes, cuts: li
 
 
 @given(content=TEXT)
-def test_the_text_decodes_to_what_was_encoded(piece: int, content: bytes) -> None:
+def test_s195_the_text_decodes_to_what_was_encoded(piece: int, content: bytes) -> None:
     assert quopri.decodestring(encode([content], piece)) == content
 
 
 @given(content=TEXT)
-def test_lines_are_short_printable_and_do_not_end_in_white_space(
+def test_s195_lines_are_short_printable_and_do_not_end_in_white_space(
     piece: int, content: bytes
 ) -> None:
     text = encode([content], piece)

@@ -46,7 +46,7 @@ def test_replies_do_not_depend_on_how_the_stream_is_cut(chunks: list[bytes]) -> 
 
 
 @given(st.lists(st.binary(max_size=60), max_size=20))
-def test_nothing_but_a_protocol_error_comes_of_random_octets(chunks: list[bytes]) -> None:
+def test_s182_nothing_but_a_protocol_error_comes_of_random_octets(chunks: list[bytes]) -> None:
     for event in events(chunks, max_size=500):
         if isinstance(event, Reply):
             assert event.text.isprintable()
@@ -167,7 +167,7 @@ def test_s039_a_line_of_exactly_the_limit_is_kept_whole() -> None:
 
 
 @pytest.mark.parametrize("piece", [b"250-more\r\n", b"x", b"garbage\r\n", b"\n", b"250-\xff\xff\n"])
-def test_an_endless_reply_is_an_error_and_stays_one(piece: bytes) -> None:
+def test_s182_an_endless_reply_is_an_error_and_stays_one(piece: bytes) -> None:
     parser = ReplyParser(max_size=1000)
     for _ in range(1000 // len(piece)):
         parser.receive_data(piece)

@@ -41,7 +41,7 @@ def login(user: str, password: str, authzid: str = "") -> Login:
         (login("j\xf6rg", "p:\u20ac"), b"\0j\xc3\xb6rg\0p:\xe2\x82\xac"),
     ],
 )
-def test_plain_is_as_in_rfc_4616(who: Login, blob: bytes) -> None:
+def test_s087_plain_is_as_in_rfc_4616(who: Login, blob: bytes) -> None:
     assert make("PLAIN", who).begin() == blob
 
 
@@ -54,7 +54,7 @@ def test_login_gives_user_and_password_whatever_it_is_asked() -> None:
         mechanism.respond(b"and?")
 
 
-def test_cram_md5_is_as_in_rfc_2195() -> None:
+def test_s087_cram_md5_is_as_in_rfc_2195() -> None:
     mechanism = make("CRAM-MD5", login("tim", "tanstaaftanstaaf"))
     assert mechanism.begin() is None
     answer = mechanism.respond(b"<1896.697170952@postoffice.reston.mci.net>")
@@ -85,7 +85,7 @@ def test_cram_md5_is_as_in_rfc_2195() -> None:
     ],
     ids=["RFC 5802", "RFC 7677"],
 )
-def test_scram_is_as_in_its_rfcs(
+def test_s087_scram_is_as_in_its_rfcs(
     kind: type[Scram], nonce: str, first: bytes, final: bytes, signature: bytes
 ) -> None:
     mechanism = kind(login("user", "pencil"), nonce)

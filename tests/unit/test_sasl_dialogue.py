@@ -57,7 +57,7 @@ def where(dialogue: Dialogue) -> State:
     return dialogue.state
 
 
-def test_auth_goes_on_with_334_and_ends_with_anything_else() -> None:
+def test_s197_auth_goes_on_with_334_and_ends_with_anything_else() -> None:
     for last in (OK, NO, Reply(454, ("later",)), Reply(150, ("?",))):
         dialogue = Dialogue(State.INTRODUCED)
         dialogue.send(Auth("LOGIN"))

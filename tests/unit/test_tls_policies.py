@@ -86,7 +86,7 @@ def test_a_level_that_is_set_wins_over_the_switches_before_it(level: Level) -> N
 @pytest.mark.parametrize("enforce", [None, "no", "yes"])
 @pytest.mark.parametrize("peername", [None, "no", "yes"])
 @pytest.mark.parametrize("level", [None, ""])
-def test_where_no_level_is_set_the_switches_before_it_decide(
+def test_s126_where_no_level_is_set_the_switches_before_it_decide(
     use: str | None, enforce: str | None, peername: str | None, level: str | None
 ) -> None:
     if enforce == "yes":
@@ -111,7 +111,7 @@ def test_where_no_level_is_set_the_switches_before_it_decide(
 
 
 @pytest.mark.parametrize("name", SWITCHES)
-def test_a_former_switch_leads_to_one_warning(name: str) -> None:
+def test_s128_a_former_switch_leads_to_one_warning(name: str) -> None:
     config = Config.from_mapping({name: "yes"})
     (warning,) = config.warnings
     assert f"{name} is deprecated: use smtp_tls_security_level" in warning
@@ -126,7 +126,7 @@ def test_a_former_switch_leads_to_one_warning(name: str) -> None:
         "smtp_tls_block_early_mail_reply",
     ],
 )
-def test_what_has_no_effect_changes_nothing(name: str) -> None:
+def test_s130_what_has_no_effect_changes_nothing(name: str) -> None:
     value = {"tls_daemon_random_bytes": "64", "smtp_tls_block_early_mail_reply": "yes"}
     settings = {"smtp_tls_security_level": "secure"}
     assert policy(settings | {name: value.get(name, "x")}) == policy(settings)
@@ -181,7 +181,7 @@ TABLE = {
         ("a.example。", Level.ENCRYPT),
     ],
 )
-def test_a_nexthop_is_found_as_written_and_a_bare_domain_by_its_parents_too(
+def test_s100_a_nexthop_is_found_as_written_and_a_bare_domain_by_its_parents_too(
     nexthop: str, level: Level
 ) -> None:
     assert policy(TABLE, nexthop).level is level
@@ -259,7 +259,7 @@ def test_a_broken_entry_defers_and_is_named_with_its_key() -> None:
 # --- what an entry changes -----------------------------------------------------------------------
 
 
-def test_versions_and_ciphers_of_main_cf_differ_between_may_and_what_must_be() -> None:
+def test_s110_versions_and_ciphers_of_main_cf_differ_between_may_and_what_must_be() -> None:
     settings = {
         "smtp_tls_protocols": ">=TLSv1.1",
         "smtp_tls_mandatory_protocols": "TLSv1.3",
@@ -301,7 +301,7 @@ def test_exclusions_that_leave_nothing_defer_or_stop_the_start() -> None:
     assert "smtp_tls_security_level = may: no cipher suite is left" in text
 
 
-def test_the_grade_null_needs_a_parameter_of_its_own() -> None:
+def test_s115_the_grade_null_needs_a_parameter_of_its_own() -> None:
     null = {"smtp_tls_mandatory_ciphers": "null"}
     assert "postrio_tls_allow_null = yes" in problems(null)
     assert "postrio_tls_allow_null = yes" in refusal(with_entry("secure ciphers=null"))
@@ -318,7 +318,7 @@ def test_a_digest_of_an_entry_stands_in_place_of_main_cfs() -> None:
     assert entry.match == ("ef" * 32, "01" * 32)
 
 
-def test_digests_are_read_with_the_algorithm_of_main_cf() -> None:
+def test_s120_digests_are_read_with_the_algorithm_of_main_cf() -> None:
     settings = {"smtp_tls_fingerprint_digest": "SHA512"}
     entry = policy(with_entry(f"fingerprint match={'ab' * 64}", **settings))
     assert entry.digest == "sha512"
@@ -366,7 +366,7 @@ def test_level_fingerprint_without_a_digest_defers_or_stops_the_start() -> None:
         ),
     ],
 )
-def test_names_to_match_and_to_send(
+def test_s118_names_to_match_and_to_send(
     level: str, more: dict[str, str], nexthop: str, match: tuple[str, ...], servername: str
 ) -> None:
     settings = {f"smtp_tls_{name}": text for name, text in more.items()}
@@ -390,7 +390,7 @@ def test_names_are_in_a_labels() -> None:
     assert found.servername == "mx.xn--bcher-kva.example"
 
 
-def test_lmtp_has_the_nexthop_alone_as_its_secure_name() -> None:
+def test_s118_lmtp_has_the_nexthop_alone_as_its_secure_name() -> None:
     settings = {"lmtp_tls_security_level": "secure"}
     assert policy(settings, protocol=Protocol.LMTP).match == ("a.example",)
 
@@ -513,7 +513,7 @@ def test_what_is_logged_and_remembered() -> None:
     ("text", "seconds"),
     [("0", 0.0), ("1s", 120.0), ("2m", 120.0), ("1h", 3600.0), ("200d", 8_640_000.0)],
 )
-def test_sessions_live_from_two_minutes_to_a_hundred_days_or_not_at_all(
+def test_s122_sessions_live_from_two_minutes_to_a_hundred_days_or_not_at_all(
     text: str, seconds: float
 ) -> None:
     assert policies({"smtp_tls_session_cache_timeout": text}).session_timeout == seconds
@@ -589,7 +589,7 @@ CELLS = dict(zip(itertools.product(WORDS, WORDS), SITES.split(), strict=True))
 
 @pytest.mark.parametrize("main", ["none", "may", "encrypt", "fingerprint", "verify", "secure"])
 @pytest.mark.parametrize(("nexthop", "host"), CELLS)
-def test_of_two_entries_the_definite_and_the_stronger_one_holds(
+def test_s129_of_two_entries_the_definite_and_the_stronger_one_holds(
     nexthop: str, host: str, main: str
 ) -> None:
     entries = {"a.example": nexthop, "mx.example": host, "other": "NONE"}

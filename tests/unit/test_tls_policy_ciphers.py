@@ -28,7 +28,7 @@ def library(ciphers: str) -> set[str]:
     return {name for name in suites if not name.startswith("TLS_")}
 
 
-def test_words_are_grades_in_any_case_and_what_left_the_library_means_medium() -> None:
+def test_s113_words_are_grades_in_any_case_and_what_left_the_library_means_medium() -> None:
     assert parse_grade("high") is parse_grade("HIGH") is Grade.HIGH
     assert parse_grade("medium") is parse_grade("Low") is parse_grade("export") is Grade.MEDIUM
     assert parse_grade("null") is Grade.NULL
@@ -40,7 +40,7 @@ def test_what_is_no_grade_is_named(text: str) -> None:
         parse_grade(text)
 
 
-def test_the_default_of_high_is_the_librarys_without_what_is_broken() -> None:
+def test_s111_the_default_of_high_is_the_librarys_without_what_is_broken() -> None:
     broken = "SEED:!IDEA:!3DES:!RC2:!RC4:!RC5:!kDH:!kECDH:!aDSS:!MD5"
     assert library(DEFAULTS.high) == library(f"HIGH:!{broken}")
     assert library(DEFAULTS.medium) == library(f"HIGH:MEDIUM:!{broken}")
@@ -48,7 +48,7 @@ def test_the_default_of_high_is_the_librarys_without_what_is_broken() -> None:
 
 @pytest.mark.parametrize("grade", [Grade.HIGH, Grade.MEDIUM])
 @pytest.mark.parametrize("level", WITH_TLS)
-def test_anonymous_suites_are_there_only_where_nothing_must_be_proved(
+def test_s112_anonymous_suites_are_there_only_where_nothing_must_be_proved(
     level: Level, grade: Grade
 ) -> None:
     anonymous = library(DEFAULTS.suites(grade, level, ())) & library("aNULL")
@@ -66,7 +66,7 @@ def test_suites_without_encryption_are_never_there_whatever_a_list_says(
 
 
 @pytest.mark.parametrize("level", PROVED)
-def test_null_is_refused_unless_it_is_allowed_and_then_without_anonymous_suites(
+def test_s115_null_is_refused_unless_it_is_allowed_and_then_without_anonymous_suites(
     level: Level,
 ) -> None:
     with pytest.raises(BadValueError, match="postrio_tls_allow_null"):

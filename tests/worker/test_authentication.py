@@ -156,7 +156,7 @@ async def refused(
 
 
 @trio_test
-async def test_plain_is_said_in_one_line() -> None:
+async def test_s087_plain_is_said_in_one_line() -> None:
     server = Server(OK)
     session = await log_in(server, client())
     assert server.told == [PLAIN]
@@ -165,21 +165,21 @@ async def test_plain_is_said_in_one_line() -> None:
 
 
 @trio_test
-async def test_a_server_without_auth_is_left_alone() -> None:
+async def test_s089_a_server_without_auth_is_left_alone() -> None:
     server = Server(OK)
     await log_in(server, client(), "")
     assert server.told == []
 
 
 @trio_test
-async def test_login_answers_two_questions() -> None:
+async def test_s087_login_answers_two_questions() -> None:
     server = Server("334 VXNlcm5hbWU6", "334 UGFzc3dvcmQ6", OK)
     await log_in(server, client(), "LOGIN")
     assert server.told == ["AUTH LOGIN", b64(b"user"), b64(PASSWORD.encode())]
 
 
 @trio_test
-async def test_cram_md5_signs_the_challenge() -> None:
+async def test_s087_cram_md5_signs_the_challenge() -> None:
     server = Server(f"334 {b64(b'<1@mx.example>')}", OK)
     await log_in(server, client(), "CRAM-MD5 PLAIN")
     digest = hmac.new(PASSWORD.encode(), b"<1@mx.example>", "md5").hexdigest()
@@ -205,7 +205,7 @@ class ScramServer:
 
 @pytest.mark.parametrize("name", ["SCRAM-SHA-1", "SCRAM-SHA-256"])
 @trio_test
-async def test_scram_proves_both_sides(name: str) -> None:
+async def test_s087_scram_proves_both_sides(name: str) -> None:
     scram = ScramServer(name, PASSWORD)
     server = Server(scram.first, scram.last, OK)
     await log_in(server, client(), f"PLAIN LOGIN CRAM-MD5 {name}")
@@ -248,7 +248,7 @@ async def test_channel_binding_is_used_where_there_is_one() -> None:
 
 
 @trio_test
-async def test_external_needs_tls_and_an_entry_without_a_password() -> None:
+async def test_s087_external_needs_tls_and_an_entry_without_a_password() -> None:
     server = Server(OK)
     sasl = client({"smtp_sasl_password_maps": "inline:{mx.example=user:}"})
     await log_in(server, sasl, "PLAIN EXTERNAL", tls=facts())
@@ -260,7 +260,7 @@ async def test_external_needs_tls_and_an_entry_without_a_password() -> None:
 
 
 @trio_test
-async def test_the_authorization_identity_is_sent_if_told() -> None:
+async def test_s097_the_authorization_identity_is_sent_if_told() -> None:
     server = Server(OK)
     await log_in(server, client({"send_cyrus_sasl_authzid": "yes"}))
     blob = b64(b"user\0user\0" + PASSWORD.encode())
@@ -317,7 +317,7 @@ def handshake(version: str) -> tuple[SSL.Connection, SSL.Connection]:
 
 @pytest.mark.parametrize("wanted", ["yes", "no"])
 @trio_test
-async def test_an_empty_author_goes_with_mail_if_wanted(wanted: str) -> None:
+async def test_s197_an_empty_author_goes_with_mail_if_wanted(wanted: str) -> None:
     session = await log_in(Server(OK), client({"smtp_send_dummy_mail_auth": wanted}))
     params = mail_parameters(make_request(), session.capabilities)
     assert ("AUTH=<>" in params) is (wanted == "yes")
@@ -327,7 +327,7 @@ async def test_an_empty_author_goes_with_mail_if_wanted(wanted: str) -> None:
 
 
 @trio_test
-async def test_a_response_that_makes_the_line_too_long_waits_for_its_challenge() -> None:
+async def test_s098_a_response_that_makes_the_line_too_long_waits_for_its_challenge() -> None:
     # With "AUTH PLAIN " and CRLF, 372 octets in base64 make 509, one more makes 513.
     for length, lines in ((372 - len("\0user\0"), 1), (373 - len("\0user\0"), 2)):
         server = Server(*(["334 "] * (lines - 1)), OK)
@@ -361,7 +361,7 @@ async def test_a_response_that_no_line_can_hold_is_not_sent() -> None:
 
 
 @trio_test
-async def test_a_server_that_asks_for_ever_is_told_to_stop(
+async def test_s098_a_server_that_asks_for_ever_is_told_to_stop(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # No mechanism has so much to say; one that answers for ever has to be made up.
@@ -440,7 +440,7 @@ async def test_a_silent_server_is_left_after_the_time_for_ehlo(autojump_clock: M
     ],
 )
 @trio_test
-async def test_what_a_refusal_comes_to_is_configured(reply: str, soft: str, dsn: str) -> None:
+async def test_s096_what_a_refusal_comes_to_is_configured(reply: str, soft: str, dsn: str) -> None:
     found = await refused(Server(reply), client({"smtp_sasl_auth_soft_bounce": soft}))
     assert found == (dsn, f"SASL authentication failed; server {PEER} said: {reply}")
 
@@ -467,7 +467,7 @@ CACHED = {"smtp_sasl_auth_cache_name": "proxy:btree:/x", "smtp_sasl_auth_soft_bo
 
 
 @trio_test
-async def test_twenty_at_once_with_a_wrong_password_are_one_login(
+async def test_s094_twenty_at_once_with_a_wrong_password_are_one_login(
     autojump_clock: MockClock,
 ) -> None:
     sasl = client(CACHED)
@@ -520,7 +520,7 @@ async def test_what_has_worked_is_done_by_many_at_once(autojump_clock: MockClock
 
 
 @trio_test
-async def test_only_535_is_remembered_and_another_tries_after_a_lost_connection() -> None:
+async def test_s094_only_535_is_remembered_and_another_tries_after_a_lost_connection() -> None:
     sasl = client(CACHED)
     await refused(Server("454 4.7.0 not now"), sasl)
     with pytest.raises(SessionError):
@@ -554,7 +554,7 @@ async def test_who_waits_for_others_is_not_timed_out_and_goes_on_when_they_give_
 
 
 @trio_test
-async def test_without_a_name_for_the_memory_every_session_tries() -> None:
+async def test_s094_without_a_name_for_the_memory_every_session_tries() -> None:
     sasl = client()
     for _ in range(2):
         server = Server(NO)
@@ -572,7 +572,7 @@ NONE_LEFT = (
 
 
 @trio_test
-async def test_passwords_are_not_sent_in_the_clear_by_default() -> None:
+async def test_s089_passwords_are_not_sent_in_the_clear_by_default() -> None:
     settings = {"smtp_sasl_security_options": "noplaintext, noanonymous"}
     server = Server(OK)
     dsn, reason = await refused(server, client(settings), "PLAIN LOGIN XOAUTH2")
@@ -595,7 +595,7 @@ async def test_passwords_are_not_sent_in_the_clear_by_default() -> None:
     ],
 )
 @trio_test
-async def test_each_kind_of_session_has_options_of_its_own(
+async def test_s090_each_kind_of_session_has_options_of_its_own(
     tls: TlsFacts | None, parameter: str
 ) -> None:
     names = ["smtp_sasl_security_options"]
@@ -608,7 +608,7 @@ async def test_each_kind_of_session_has_options_of_its_own(
 
 
 @trio_test
-async def test_the_filter_decides_what_is_left_of_the_offer() -> None:
+async def test_s092_the_filter_decides_what_is_left_of_the_offer() -> None:
     sasl = client({"smtp_sasl_mechanism_filter": "!gssapi, !login, !cram-md5, static:rest"})
     server = Server(OK)
     await log_in(server, sasl, "GSSAPI LOGIN CRAM-MD5 PLAIN")
@@ -624,7 +624,7 @@ async def test_the_filter_decides_what_is_left_of_the_offer() -> None:
 
 
 @trio_test
-async def test_a_token_of_the_table_is_used_where_the_filter_leaves_nothing_else() -> None:
+async def test_s087_a_token_of_the_table_is_used_where_the_filter_leaves_nothing_else() -> None:
     sasl = client({"smtp_sasl_mechanism_filter": "xoauth2"})
     server = Server(OK)
     await log_in(server, sasl, "PLAIN LOGIN XOAUTH2")
@@ -737,7 +737,9 @@ STEPS = [
 
 @pytest.mark.parametrize(("name", "script"), STEPS)
 @trio_test
-async def test_no_failure_at_any_step_shows_the_secret(name: str, script: Sequence[str]) -> None:
+async def test_s098_no_failure_at_any_step_shows_the_secret(
+    name: str, script: Sequence[str]
+) -> None:
     with pytest.raises(DeliveryError) as caught:
         await log_in(Server(*script), client(), name)
     hidden = shown(caught.value)
@@ -845,3 +847,34 @@ async def test_gssapi_without_the_package_or_with_a_password_is_told(
         assert reason.endswith(f"(it offers {offer}; {none}, and GSSAPI needs X)")
         _, reason = await refused(Server(OK), client(), offer)
         assert reason.endswith(f"(it offers {offer}; GSSAPI needs an entry without a password)")
+
+
+# --- what each code of RFC 4954 comes to ---------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("reply", "soft", "hard"),
+    [
+        ("432 4.7.12 a password transition is needed", "4.7.12", "4.7.12"),
+        ("454 4.7.0 temporary authentication failure", "4.7.0", "4.7.0"),
+        ("500 5.5.6 authentication exchange line is too long", "4.5.6", "5.5.6"),
+        ("534 5.7.9 authentication mechanism is too weak", "4.7.9", "5.7.9"),
+        ("535 5.7.8 authentication credentials invalid", "4.7.8", "5.7.8"),
+        ("538 5.7.11 encryption required for the mechanism", "4.7.11", "5.7.11"),
+    ],
+)
+@pytest.mark.parametrize("protocol", Protocol)
+@trio_test
+async def test_s203_each_refusal_has_its_code(
+    protocol: Protocol, reply: str, soft: str, hard: str
+) -> None:
+    prefix = protocol.value
+    for text, dsn in (("yes", soft), ("no", hard)):
+        settings = {
+            f"{prefix}_sasl_auth_enable": "yes",
+            f"{prefix}_sasl_password_maps": f"static:user:{PASSWORD}",
+            f"{prefix}_sasl_security_options": "noanonymous",
+            f"{prefix}_sasl_auth_soft_bounce": text,
+        }
+        found = await refused(Server(reply), client(settings, protocol))
+        assert found == (dsn, f"SASL authentication failed; server {PEER} said: {reply}")

@@ -272,7 +272,7 @@ async def serve_misses(talker: Talker) -> None:
 
 
 @trio_test
-async def test_calls_to_a_frozen_daemon_end_together_and_then_there_is_a_pause(
+async def test_s147_calls_to_a_frozen_daemon_end_together_and_then_there_is_a_pause(
     tmp_path: Path, events: list[Event], autojump_clock: MockClock
 ) -> None:
     async def scenario(script: Script) -> None:

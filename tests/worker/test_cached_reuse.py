@@ -106,7 +106,7 @@ def all_sent(world: World) -> bool:
 
 @pytest.mark.parametrize("protocol", Protocol)
 @trio_test
-async def test_a_session_of_one_slot_serves_in_another(
+async def test_s136_a_session_of_one_slot_serves_in_another(
     autojump_clock: MockClock, protocol: Protocol
 ) -> None:
     peer = real(lmtp=protocol is Protocol.LMTP)
@@ -133,7 +133,7 @@ async def test_a_session_of_one_slot_serves_in_another(
     ],
 )
 @trio_test
-async def test_the_flags_of_a_request_say_what_it_may(
+async def test_s138_the_flags_of_a_request_say_what_it_may(
     autojump_clock: MockClock, flags: tuple[RequestFlags, RequestFlags], links: int, saves: int
 ) -> None:
     peer = real()
@@ -144,7 +144,7 @@ async def test_the_flags_of_a_request_say_what_it_may(
 
 
 @trio_test
-async def test_a_tail_request_without_the_save_flag_ends_the_session_it_found(
+async def test_s138_a_tail_request_without_the_save_flag_ends_the_session_it_found(
     autojump_clock: MockClock,
 ) -> None:
     peer = real()
@@ -155,7 +155,7 @@ async def test_a_tail_request_without_the_save_flag_ends_the_session_it_found(
 
 @pytest.mark.parametrize(("pause", "links"), [(1.9, 1), (2.1, 2)])
 @trio_test
-async def test_an_idle_session_is_kept_for_the_time_limit(
+async def test_s145_an_idle_session_is_kept_for_the_time_limit(
     autojump_clock: MockClock, pause: float, links: int
 ) -> None:
     peer = real()
@@ -171,7 +171,7 @@ def policy(**settings: str) -> ReusePolicy:
 
 
 @trio_test
-async def test_on_demand_no_means_no_reuse_at_all(autojump_clock: MockClock) -> None:
+async def test_s144_on_demand_no_means_no_reuse_at_all(autojump_clock: MockClock) -> None:
     peer = real()
     cache = MemoryCache()
     off = policy(smtp_connection_cache_on_demand="no")
@@ -193,7 +193,7 @@ async def test_on_demand_no_means_no_reuse_at_all(autojump_clock: MockClock) -> 
     [("example.com", 1), ("other.example", 2), ("static:all", 1), ("!example.com", 2)],
 )
 @trio_test
-async def test_listed_destinations_are_always_kept(
+async def test_s143_listed_destinations_are_always_kept(
     autojump_clock: MockClock, listed: str, links: int
 ) -> None:
     peer = real()
@@ -208,7 +208,7 @@ async def test_listed_destinations_are_always_kept(
 
 @pytest.mark.parametrize("nexthop", ["[mx1.example.com]:25", "mx1.example.com:25"])
 @trio_test
-async def test_destinations_are_listed_without_brackets_and_port(
+async def test_s143_destinations_are_listed_without_brackets_and_port(
     autojump_clock: MockClock, nexthop: str
 ) -> None:
     kept = policy(smtp_connection_cache_destinations="mx1.example.com")
@@ -248,7 +248,7 @@ async def test_a_session_is_found_by_its_endpoint_from_another_nexthop(
 
 
 @trio_test
-async def test_backup_exchangers_are_looked_up_only_after_fresh_attempts(
+async def test_s139_backup_exchangers_are_looked_up_only_after_fresh_attempts(
     autojump_clock: MockClock,
 ) -> None:
     best, backup = real(), real()
@@ -273,7 +273,7 @@ async def test_backup_exchangers_are_looked_up_only_after_fresh_attempts(
 
 
 @trio_test
-async def test_the_first_good_session_of_a_request_is_found_by_nexthop_and_later_ones_by_endpoint(
+async def test_s136_the_first_good_session_is_found_by_nexthop_and_later_ones_by_endpoint(
     autojump_clock: MockClock,
 ) -> None:
     first, second = real({Phase.RCPT: [GREYLIST, "250 ok", "250 ok"]}), real()
@@ -367,7 +367,7 @@ PLACE = endpoint_label(KEY, ENDPOINT, UNSECURED)
     ],
     ids=lambda change: next(iter(change)),
 )
-def test_each_part_of_the_key_alone_makes_another_label(change: dict[str, object]) -> None:
+def test_s137_each_part_of_the_key_alone_makes_another_label(change: dict[str, object]) -> None:
     other = replace(KEY, **change)  # type: ignore[arg-type]  # names and types as above
     assert destination_label(other) != destination_label(KEY)
     assert endpoint_label(other, ENDPOINT, UNSECURED) != PLACE
@@ -416,7 +416,7 @@ def test_another_value_of_any_client_parameter_is_another_fingerprint(name: str)
     ids=lambda change: next(iter(change)),
 )
 @trio_test
-async def test_a_request_with_another_key_finds_nothing(
+async def test_s137_a_request_with_another_key_finds_nothing(
     autojump_clock: MockClock, change: dict[str, object]
 ) -> None:
     peer = real()
@@ -462,7 +462,7 @@ async def test_a_session_of_other_settings_is_not_found(autojump_clock: MockCloc
     ids=str,
 )
 @trio_test
-async def test_a_stale_cached_session_is_not_the_destination_s_failure(
+async def test_s139_a_stale_cached_session_is_not_the_destination_s_failure(
     autojump_clock: MockClock, answer: Answer, seconds: float | None, extensions: tuple[str, ...]
 ) -> None:
     peer = real({Phase.RSET: answer}, extensions=extensions)
@@ -479,7 +479,7 @@ async def test_a_stale_cached_session_is_not_the_destination_s_failure(
 
 @pytest.mark.parametrize("way", [Peer.hang_up, Peer.speak_up, Peer.chatter])
 @trio_test
-async def test_a_session_that_its_peer_ended_or_spoke_on_is_not_used(
+async def test_s139_a_session_that_its_peer_ended_or_spoke_on_is_not_used(
     autojump_clock: MockClock, way: Callable[[Peer], None]
 ) -> None:
     peer = real()
@@ -512,7 +512,7 @@ async def test_a_session_that_its_peer_ended_or_spoke_on_is_not_used(
     ],
 )
 @trio_test
-async def test_a_session_is_not_saved_after_trouble(
+async def test_s136_a_session_is_not_saved_after_trouble(
     autojump_clock: MockClock, phase: Phase, answer: Answer
 ) -> None:
     peer = real({phase: answer})
@@ -543,7 +543,7 @@ async def test_uses_are_counted_across_slots(
 
 
 @trio_test
-async def test_the_age_of_a_session_is_carried_along(autojump_clock: MockClock) -> None:
+async def test_s146_the_age_of_a_session_is_carried_along(autojump_clock: MockClock) -> None:
     peer = real()
     settings = replace(SETTINGS, reuse_time_limit=4.0)
     await deliver_all(*[request()] * 4, sites=(peer,), settings=settings, pause=1.5)
@@ -630,7 +630,7 @@ class Misplacing(MemoryCache):
 
 @pytest.mark.parametrize("kind", [Refusing, Silent, Lying, Misplacing])
 @trio_test
-async def test_a_cache_in_trouble_costs_connections_and_no_mail(
+async def test_s147_a_cache_in_trouble_costs_connections_and_no_mail(
     autojump_clock: MockClock, kind: type[MemoryCache]
 ) -> None:
     peer = real()

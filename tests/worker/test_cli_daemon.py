@@ -14,7 +14,7 @@ from worker.status.events import Noted
 from worker.status.sinks import LogFormat
 
 
-def test_with_syslog_the_log_goes_to_the_systems_log(
+def test_s161_with_syslog_the_log_goes_to_the_systems_log(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = str(tmp_path / "log")
@@ -31,7 +31,7 @@ def test_with_syslog_the_log_goes_to_the_systems_log(
     assert line.endswith("daemon started")
 
 
-def test_without_it_the_log_goes_to_standard_error(capfd: pytest.CaptureFixture[str]) -> None:
+def test_s158_without_it_the_log_goes_to_standard_error(capfd: pytest.CaptureFixture[str]) -> None:
     log = ProcessLog(Config.from_mapping({}), LogFormat.TEXT)
     log.writer.emit(Noted("daemon started"))
     log.writer.close()

@@ -85,7 +85,7 @@ def test_a_transform_is_made_only_where_one_is_needed(
     assert of.leaves(request, announced, b"x\r\n") == (not needed)
 
 
-def test_what_needs_smtputf8_is_never_converted() -> None:
+def test_s071_what_needs_smtputf8_is_never_converted() -> None:
     options = SendOptions.SMTPUTF8_REQUESTED | SendOptions.UTF8_HEADER
     request = replace(REQUEST, options=options)
     assert make_transform(ContentSettings(), request, SEVEN_BIT, lambda _: None) is None
@@ -122,7 +122,7 @@ def test_each_setting_has_its_parameter() -> None:
 
 
 @trio_test
-async def test_an_eight_bit_leaf_becomes_quoted_printable_and_says_so() -> None:
+async def test_s071_an_eight_bit_leaf_becomes_quoted_printable_and_says_so() -> None:
     assert await convert(b"Subject: x\r\n" + LEAF + "Grüße = \r\n.\r\n".encode()) == (
         b"Subject: x\r\nContent-Type: text/plain; charset=utf-8\r\n"
         b"Content-Transfer-Encoding: quoted-printable\r\n\r\n"
@@ -134,7 +134,7 @@ async def test_an_eight_bit_leaf_becomes_quoted_printable_and_says_so() -> None:
     "kind", [b"multipart/signed", b"message/partial", b"message/external-body"]
 )
 @trio_test
-async def test_what_must_not_be_altered_is_not(kind: bytes) -> None:
+async def test_s196_what_must_not_be_altered_is_not(kind: bytes) -> None:
     message = (
         b"Content-Transfer-Encoding: 8bit\r\nContent-Type: %s; boundary=B\r\n\r\n--B\r\n" % kind
         + LEAF
@@ -162,7 +162,7 @@ async def test_what_stands_beside_something_signed_is_converted() -> None:
 
 
 @trio_test
-async def test_nesting_beyond_the_limit_cannot_be_converted() -> None:
+async def test_s073_nesting_beyond_the_limit_cannot_be_converted() -> None:
     deep = b"".join(
         b"Content-Type: multipart/mixed; boundary=%d_\r\n\r\n--%d_\r\n" % (level, level)
         for level in range(101)
@@ -215,7 +215,7 @@ def leaves(message: bytes) -> list[str]:
 
 
 @given(PARTS, st.lists(st.integers(0, 400), max_size=5))
-def test_a_conversion_is_seven_bit_decodes_to_the_same_and_does_not_depend_on_cuts(
+def test_s071_a_conversion_is_seven_bit_decodes_to_the_same_and_does_not_depend_on_cuts(
     part: object, cuts: list[int]
 ) -> None:
     message = b"MIME-Version: 1.0\r\nSubject: x\r\n" + build(part)
@@ -265,7 +265,7 @@ EVERYTHING = {
 
 
 @given(st.lists(CRUMBS, max_size=30).map(b"".join), st.lists(st.integers(0, 200), max_size=6))
-def test_all_of_it_together_does_not_depend_on_cuts_and_never_ends_data_early(
+def test_s076_all_of_it_together_does_not_depend_on_cuts_and_never_ends_data_early(
     message: bytes, cuts: list[int]
 ) -> None:
     of = settings(EVERYTHING)
@@ -314,7 +314,7 @@ async def checked(message: bytes, mapping: Mapping[str, str]) -> tuple[bytes, li
     ],
 )
 @trio_test
-async def test_actions_on_a_header(action: str, lines: bytes, logged: str) -> None:
+async def test_s080_actions_on_a_header(action: str, lines: bytes, logged: str) -> None:
     table = f"pcre:{{{{/^X-Old: (.*)$$/ {action}}}}}"
     out, events = await checked(b"A: 1\r\nX-Old: b\r\nZ: 1\r\n\r\nX-Old: b\r\n", {HEADER: table})
     assert out == b"A: 1\r\n" + lines + b"Z: 1\r\n\r\nX-Old: b\r\n"
@@ -333,21 +333,23 @@ async def test_actions_on_a_header(action: str, lines: bytes, logged: str) -> No
     ],
 )
 @trio_test
-async def test_what_a_delivery_agent_cannot_do_is_a_warning_and_nothing_else(action: str) -> None:
+async def test_s080_what_a_delivery_agent_cannot_do_is_a_warning_and_nothing_else(
+    action: str,
+) -> None:
     out, events = await checked(b"A: 1\r\n\r\nx\r\n", {HEADER: f"regexp:{{{{/^A/ {action}}}}}"})
     assert out == b"A: 1\r\n\r\nx\r\n"
     assert [type(event) for event in events] == [Warned]
 
 
 @trio_test
-async def test_a_header_is_matched_as_a_whole_and_its_first_match_wins() -> None:
+async def test_s080_a_header_is_matched_as_a_whole_and_its_first_match_wins() -> None:
     table = "pcre:{{/^A: 1\\n 2$$/ REPLACE B: both}, {/^A/ IGNORE}}"
     out, _ = await checked(b"A: 1\r\n 2\r\nA: 1\r\n\r\n", {HEADER: table})
     assert out == b"B: both\r\n\r\n"
 
 
 @trio_test
-async def test_what_an_action_makes_of_a_folded_header_stays_one_field() -> None:
+async def test_s080_what_an_action_makes_of_a_folded_header_stays_one_field() -> None:
     table = "pcre:{{/^A: 1\\n (x.*\\n) (.*)$$/ REPLACE B: $$1$$2}}"
     out, _ = await checked(b"A: 1\r\n x\r\n Subject: y\r\n\r\n", {HEADER: table})
     assert out == b"B: x\r\n Subject: y\r\n\r\n"
@@ -379,7 +381,7 @@ async def test_each_table_is_asked_about_its_own_lines(parameter: str, gone: lis
 
 
 @trio_test
-async def test_body_lines_are_checked_one_by_one() -> None:
+async def test_s083_body_lines_are_checked_one_by_one() -> None:
     table = "regexp:{{/^drop/ IGNORE}, {/^old (.*)$$/ REPLACE new $$1}, {/^mark/ PREPEND mark:}}"
     body = b"drop me\r\nold text\r\nmark\r\nlast"
     out, _ = await checked(b"drop: 1\r\n\r\n" + body, {"smtp_body_checks": table})
@@ -387,7 +389,7 @@ async def test_body_lines_are_checked_one_by_one() -> None:
 
 
 @trio_test
-async def test_a_very_long_line_is_checked_in_pieces() -> None:
+async def test_s083_a_very_long_line_is_checked_in_pieces() -> None:
     table = "regexp:{{/^b+$$/ REPLACE -}, {/^c/ IGNORE}}"
     body = b"a" * 2048 + b"b" * 2048 + b"c\r\nd\r\n"
     out, _ = await checked(
@@ -480,7 +482,7 @@ def generic(table: str, **more: str) -> GenericMaps:
     ],
 )
 @trio_test
-async def test_keys_are_asked_in_their_order(
+async def test_s074_keys_are_asked_in_their_order(
     table: str, address: str, expected: str | None
 ) -> None:
     items = ", ".join(f"{{{item}}}" for item in table.split(", "))
@@ -488,7 +490,7 @@ async def test_keys_are_asked_in_their_order(
 
 
 @trio_test
-async def test_an_extension_is_added_to_the_result_only_if_generic_propagates_it() -> None:
+async def test_s074_an_extension_is_added_to_the_result_only_if_generic_propagates_it() -> None:
     table = "inline:{u@x.example=new@o}"
     assert await generic(table).find("u+e@x.example") == "new@o"
     more = {"propagate_unmatched_extensions": "canonical, generic"}
@@ -499,7 +501,7 @@ async def test_an_extension_is_added_to_the_result_only_if_generic_propagates_it
 
 
 @trio_test
-async def test_patterns_see_the_whole_address_once() -> None:
+async def test_s074_patterns_see_the_whole_address_once() -> None:
     maps = generic("regexp:{{/^u@(.*)$$/ v@$$1.o}, {/^@/ no@o}}")
     assert await maps.find("u@X.example") == "v@X.example.o"
     assert await maps.find("w@x.example") is None
@@ -514,7 +516,7 @@ async def test_a_result_that_is_no_address_is_trouble(text: str) -> None:
 
 @pytest.mark.parametrize("more", [{}, {"smtp_mime_header_checks": "static:DUNNO"}])
 @trio_test
-async def test_addresses_in_the_primary_header_are_rewritten_and_nowhere_else(
+async def test_s074_addresses_in_the_primary_header_are_rewritten_and_nowhere_else(
     more: dict[str, str],
 ) -> None:
     inner = b"From: u@x.example\r\n\r\nFrom: u@x.example\r\n"

@@ -64,7 +64,7 @@ async def deliver(
 
 
 @trio_test
-async def test_a_server_without_8bitmime_gets_seven_bits_and_no_size(store: Store) -> None:
+async def test_s071_a_server_without_8bitmime_gets_seven_bits_and_no_size(store: Store) -> None:
     peer = Peer(extensions=SEVEN_BIT)
     await deliver(World(peer), store(LARGE))
     assert peer.commands[1] == "MAIL FROM:<s@x.ex>"
@@ -76,7 +76,7 @@ async def test_a_server_without_8bitmime_gets_seven_bits_and_no_size(store: Stor
 
 @pytest.mark.parametrize("mapping", [{}, {"disable_mime_output_conversion": "yes"}])
 @trio_test
-async def test_others_get_it_as_it_is(store: Store, mapping: dict[str, str]) -> None:
+async def test_s071_others_get_it_as_it_is(store: Store, mapping: dict[str, str]) -> None:
     peer = Peer(extensions=SEVEN_BIT if mapping else (*SEVEN_BIT, "8BITMIME"))
     await deliver(World(peer, settings=configured(mapping)), store(LARGE))
     assert "SIZE=" in peer.commands[1]
@@ -84,7 +84,7 @@ async def test_others_get_it_as_it_is(store: Store, mapping: dict[str, str]) -> 
 
 
 @trio_test
-async def test_long_lines_are_broken_and_told_of_once(store: Store) -> None:
+async def test_s070_long_lines_are_broken_and_told_of_once(store: Store) -> None:
     peer = Peer()
     world = World(peer)
     lines = b"short\r\n" * 50_000 + b"." * 999 + b"\r\n"
@@ -99,7 +99,9 @@ async def test_long_lines_are_broken_and_told_of_once(store: Store) -> None:
 
 
 @trio_test
-async def test_a_message_that_cannot_be_converted_is_bounced_and_not_taken(store: Store) -> None:
+async def test_s073_a_message_that_cannot_be_converted_is_bounced_and_not_taken(
+    store: Store,
+) -> None:
     peer = Peer(extensions=SEVEN_BIT)
     deep = b"".join(
         b"Content-Type: multipart/mixed; boundary=%d_\r\n\r\n--%d_\r\n" % (level, level)
@@ -113,7 +115,9 @@ async def test_a_message_that_cannot_be_converted_is_bounced_and_not_taken(store
 
 @pytest.mark.parametrize("parameter", ["smtp_header_checks", "smtp_body_checks"])
 @trio_test
-async def test_a_table_in_trouble_defers_and_nothing_is_taken(store: Store, parameter: str) -> None:
+async def test_s080_a_table_in_trouble_defers_and_nothing_is_taken(
+    store: Store, parameter: str
+) -> None:
     peer, other = Peer(), Peer()
     world = World(peer, other, settings=configured({parameter: "fail:it"}))
     result = await deliver(world, store(b"Subject: x\r\n \xffy\r\n" + LARGE))
@@ -128,7 +132,7 @@ GENERIC = {"smtp_generic_maps": "inline:{s@x.ex=out@o.ex, a@example.com=b@o.ex}"
 
 
 @trio_test
-async def test_generic_maps_rewrite_the_envelope_and_not_the_outcome(store: Store) -> None:
+async def test_s074_generic_maps_rewrite_the_envelope_and_not_the_outcome(store: Store) -> None:
     peer = Peer(extensions=(*EXTENSIONS, "DSN"))
     world = World(peer, settings=configured(GENERIC))
     result = await deliver(world, store(b"From: s@x.ex\r\n\r\nx\r\n"), "a@example.com", "c@d.ex")
@@ -140,7 +144,7 @@ async def test_generic_maps_rewrite_the_envelope_and_not_the_outcome(store: Stor
 
 
 @trio_test
-async def test_the_null_sender_is_never_looked_up(store: Store) -> None:
+async def test_s074_the_null_sender_is_never_looked_up(store: Store) -> None:
     peer = Peer()
     world = World(peer, settings=configured({"smtp_generic_maps": "static:x@o.ex"}))
     await deliver(world, store(CONTENT), sender="")
@@ -148,7 +152,7 @@ async def test_the_null_sender_is_never_looked_up(store: Store) -> None:
 
 
 @trio_test
-async def test_generic_maps_in_trouble_defer_before_anything_is_said(store: Store) -> None:
+async def test_s074_generic_maps_in_trouble_defer_before_anything_is_said(store: Store) -> None:
     peer = Peer()
     world = World(peer, settings=configured({"smtp_generic_maps": "fail:it"}))
     result = await deliver(world, store(CONTENT))

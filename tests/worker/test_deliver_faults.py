@@ -188,7 +188,7 @@ async def test_a_dialogue_broken_at_any_octet_loses_nothing(
 
 @pytest.mark.parametrize("batch", range(BATCHES))
 @trio_test
-async def test_garbage_gives_nobody_somebody_elses_outcome(
+async def test_s182_garbage_gives_nobody_somebody_elses_outcome(
     autojump_clock: MockClock, batch: int
 ) -> None:
     for number in range(50):

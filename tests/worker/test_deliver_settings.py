@@ -25,6 +25,7 @@ SETTINGS: dict[str, tuple[str, str | None, str, object]] = {
         ("dsn", "silent-discard"),
     ),
     "log_tls": ("smtp_log_tls_feature_status", "lmtp_log_tls_feature_status", "no", False),
+    "defer_rcpt_552": ("postrio_defer_rcpt_552", None, "yes", True),
     "send_xforward": ("smtp_send_xforward_command", "lmtp_send_xforward_command", "yes", True),
     "reuse_time_limit": (
         "smtp_connection_reuse_time_limit",

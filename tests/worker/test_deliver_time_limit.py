@@ -18,7 +18,7 @@ def limited(world: World, seconds: float) -> World:
 
 
 @trio_test
-async def test_a_delivery_that_takes_too_long_is_cancelled_and_deferred_with_an_event(
+async def test_s165_a_delivery_that_takes_too_long_is_cancelled_and_deferred_with_an_event(
     autojump_clock: MockClock,
 ) -> None:
     world = limited(World(Peer({Phase.RCPT: Fault.SILENCE})), 60.0)
@@ -38,7 +38,7 @@ async def test_a_delivery_that_takes_too_long_is_cancelled_and_deferred_with_an_
 
 
 @trio_test
-async def test_who_was_decided_before_the_time_limit_stays_so_and_the_rest_may_be_in_doubt(
+async def test_s165_who_was_decided_before_the_time_limit_stays_so_and_the_rest_may_be_in_doubt(
     autojump_clock: MockClock,
 ) -> None:
     peer = Peer({Phase.DOT: {"b@example.com": Fault.SILENCE}}, lmtp=True)

@@ -208,7 +208,9 @@ def test_a_json_log_has_one_object_for_each_event(tmp_path: Path) -> None:
     assert second["event"] == "session_opened"
 
 
-def test_syslog_gets_a_datagram_for_each_line_with_facility_and_severity(tmp_path: Path) -> None:
+def test_s161_syslog_gets_a_datagram_for_each_line_with_facility_and_severity(
+    tmp_path: Path,
+) -> None:
     path = str(tmp_path / "dev-log")
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as server:
         server.bind(path)

@@ -653,7 +653,7 @@ RICH = whole(
 
 
 @trio_test
-async def test_mangled_answers_never_raise_anything_but_lookup_failures(
+async def test_s182_mangled_answers_never_raise_anything_but_lookup_failures(
     autojump_clock: MockClock,
 ) -> None:
     rng = random.Random(20)

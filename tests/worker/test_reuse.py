@@ -165,7 +165,7 @@ async def test_a_session_of_equal_settings_serves_after_a_reload(autojump_clock:
 
 @pytest.mark.parametrize(("pause", "links"), [(299.0, 1), (300.0, 2)])
 @trio_test
-async def test_a_session_serves_until_its_time_is_over(
+async def test_s146_a_session_serves_until_its_time_is_over(
     autojump_clock: MockClock, pause: float, links: int
 ) -> None:
     peer = Peer()
@@ -175,7 +175,7 @@ async def test_a_session_serves_until_its_time_is_over(
 
 
 @trio_test
-async def test_the_age_of_a_session_counts_from_its_connect(autojump_clock: MockClock) -> None:
+async def test_s146_the_age_of_a_session_counts_from_its_connect(autojump_clock: MockClock) -> None:
     for pause, links in ((29.0, 1), (30.0, 2)):
         peer = Peer({Phase.GREETING: Late(250.0, "220 mx ESMTP")})
         world = World(peer)
@@ -188,7 +188,7 @@ async def test_the_age_of_a_session_counts_from_its_connect(autojump_clock: Mock
     ("limit", "uses"), [(0, [1, 2, 3, 4]), (1, [1, 2, 1, 2]), (2, [1, 2, 3, 1])]
 )
 @trio_test
-async def test_a_session_is_reused_as_often_as_the_limit_says(
+async def test_s146_a_session_is_reused_as_often_as_the_limit_says(
     autojump_clock: MockClock, limit: int, uses: list[int]
 ) -> None:
     peer = Peer()
@@ -334,7 +334,7 @@ async def test_octets_behind_the_last_reply_bar_reuse(real_sockets: bool) -> Non
     ],
 )
 @trio_test
-async def test_a_confused_or_leaving_server_gets_a_quit_instead_of_another_message(
+async def test_s136_a_confused_or_leaving_server_gets_a_quit_instead_of_another_message(
     autojump_clock: MockClock, phase: Phase, answer: str
 ) -> None:
     peer = Peer({phase: answer})

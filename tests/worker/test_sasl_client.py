@@ -44,7 +44,7 @@ async def user(
 # --- mistakes ------------------------------------------------------------------------------------
 
 
-def test_without_the_switch_there_is_no_logging_in() -> None:
+def test_s085_without_the_switch_there_is_no_logging_in() -> None:
     config = Config.from_mapping({"smtp_sasl_password_maps": "static:u:p"})
     assert SaslClient.from_config(config, Protocol.SMTP) is None
 
@@ -69,7 +69,9 @@ def test_without_the_switch_there_is_no_logging_in() -> None:
         ({"smtp_sasl_auth_cache_time": "0"}, "too small"),
     ],
 )
-def test_a_mistake_is_told_with_what_would_be_right(settings: dict[str, str], words: str) -> None:
+def test_s085_a_mistake_is_told_with_what_would_be_right(
+    settings: dict[str, str], words: str
+) -> None:
     maps = {"smtp_sasl_password_maps": "static:u:p"} if settings else {}
     with pytest.raises(ConfigError) as caught:
         SaslClient.from_config(
@@ -105,7 +107,7 @@ def test_a_mistake_in_other_tables_is_shown_as_ever() -> None:
     )
 
 
-def test_the_path_of_cyrus_sasl_means_nothing() -> None:
+def test_s088_the_path_of_cyrus_sasl_means_nothing() -> None:
     assert client("a=b:c", {"smtp_sasl_path": "/nonexistent"}).tokens is None
 
 
@@ -127,7 +129,7 @@ def test_lmtp_has_parameters_of_its_own() -> None:
 
 
 @trio_test
-async def test_sender_then_host_then_nexthop_is_asked_for() -> None:
+async def test_s086_sender_then_host_then_nexthop_is_asked_for() -> None:
     everything = {
         "a@from.example": "s:1",
         "@from.example": "d:1",
@@ -147,7 +149,7 @@ async def test_sender_then_host_then_nexthop_is_asked_for() -> None:
 
 
 @trio_test
-async def test_an_extension_of_the_sender_need_not_be_in_the_table() -> None:
+async def test_s093_an_extension_of_the_sender_need_not_be_in_the_table() -> None:
     settings = {"smtp_sender_dependent_authentication": "yes", "recipient_delimiter": "+"}
     sasl = client("a@from.example=s:1, b+x@from.example=t:1", settings)
     assert await user(sasl, "a+x@from.example") == "s"
@@ -157,7 +159,7 @@ async def test_an_extension_of_the_sender_need_not_be_in_the_table() -> None:
 
 
 @trio_test
-async def test_the_first_delimiter_splits_and_passwords_may_have_more() -> None:
+async def test_s086_the_first_delimiter_splits_and_passwords_may_have_more() -> None:
     found = await client("mx.example=u:p:q:").credentials(sender="", host="mx.example", nexthop="")
     assert found == Credentials("u", Secret("p:q:"))
     settings = {"smtp_sasl_password_result_delimiter": "|"}

@@ -190,7 +190,7 @@ async def test_slots_that_ask_in_the_same_tick_share_one_begin(autojump_clock: M
 
 
 @trio_test
-async def test_a_message_is_logged_as_sent_only_after_that_is_durable(
+async def test_s178_a_message_is_logged_as_sent_only_after_that_is_durable(
     autojump_clock: MockClock,
 ) -> None:
     node = Node(store=MemoryStore(wall, commit_time=5.0))
@@ -208,7 +208,7 @@ async def test_a_message_is_logged_as_sent_only_after_that_is_durable(
 
 
 @trio_test
-async def test_recipients_are_grouped_by_destination_and_recipient_limit(
+async def test_s134_recipients_are_grouped_by_destination_and_recipient_limit(
     autojump_clock: MockClock,
 ) -> None:
     node = Node()
@@ -238,7 +238,7 @@ async def test_a_request_has_no_more_recipients_than_a_worker_takes(
 
 
 @trio_test
-async def test_a_recipient_limit_of_one_makes_each_recipient_a_destination(
+async def test_s134_a_recipient_limit_of_one_makes_each_recipient_a_destination(
     autojump_clock: MockClock,
 ) -> None:
     settings = QueueSettings(transports=transports(recipient_limit=1, concurrency_limit=1))
@@ -299,7 +299,7 @@ async def test_a_held_message_stays_until_it_is_released(autojump_clock: MockClo
 
 
 @trio_test
-async def test_the_first_wave_is_five_and_no_more_than_twenty_go_at_a_time(
+async def test_s133_the_first_wave_is_five_and_no_more_than_twenty_go_at_a_time(
     autojump_clock: MockClock,
 ) -> None:
     node = Node()
@@ -326,7 +326,7 @@ async def test_a_slot_has_more_requests_under_way_while_its_session_is_kept_and_
 
 @pytest.mark.parametrize(("count", "saving"), [(1, 0), (5, 0), (20, 15)])
 @trio_test
-async def test_sessions_are_saved_once_slots_are_refilled(
+async def test_s138_sessions_are_saved_once_slots_are_refilled(
     autojump_clock: MockClock, count: int, saving: int
 ) -> None:
     node = Node(lambda _: Answer(session_kept=False, delay=3.0))
@@ -441,7 +441,9 @@ async def test_turns_end_although_time_goes_on_while_they_are_given(
 
 
 @trio_test
-async def test_a_letter_does_not_wait_for_all_of_a_mailing_list(autojump_clock: MockClock) -> None:
+async def test_s135_a_letter_does_not_wait_for_all_of_a_mailing_list(
+    autojump_clock: MockClock,
+) -> None:
     node = Node()
     node.submit(*(f"u{number}@one.example" for number in range(2000)), sender="list@here.example")
     node.submit("friend@one.example")
@@ -467,7 +469,7 @@ async def test_rate_delay_spaces_deliveries_to_a_destination(autojump_clock: Moc
 
 
 @trio_test
-async def test_the_active_set_is_bounded_and_refilled(autojump_clock: MockClock) -> None:
+async def test_s135_the_active_set_is_bounded_and_refilled(autojump_clock: MockClock) -> None:
     node = Node(settings=QueueSettings(active_limit=10))
     most = 0
 
@@ -500,7 +502,7 @@ async def test_a_message_with_more_recipients_than_fit_is_delivered_in_parts(
 
 
 @trio_test
-async def test_a_destination_that_fails_is_suspended_and_its_queue_deferred_at_once(
+async def test_s133_a_destination_that_fails_is_suspended_and_its_queue_deferred_at_once(
     autojump_clock: MockClock,
 ) -> None:
     node = Node(lambda _: site_failure())
@@ -526,7 +528,7 @@ async def test_a_destination_that_fails_is_suspended_and_its_queue_deferred_at_o
 
 
 @trio_test
-async def test_mail_for_a_dead_destination_is_deferred_on_arrival_until_its_time_is_over(
+async def test_s135_mail_for_a_dead_destination_is_deferred_on_arrival_until_its_time_is_over(
     autojump_clock: MockClock,
 ) -> None:
     failing = True
@@ -547,7 +549,7 @@ async def test_mail_for_a_dead_destination_is_deferred_on_arrival_until_its_time
 
 
 @trio_test
-async def test_a_recovered_destination_starts_again_at_the_initial_concurrency(
+async def test_s179_a_recovered_destination_starts_again_at_the_initial_concurrency(
     autojump_clock: MockClock,
 ) -> None:
     down_until = 200.0
@@ -576,7 +578,9 @@ async def test_flush_revives_dead_destinations(autojump_clock: MockClock) -> Non
 
 
 @trio_test
-async def test_a_refused_recipient_does_not_slow_its_destination(autojump_clock: MockClock) -> None:
+async def test_s179_a_refused_recipient_does_not_slow_its_destination(
+    autojump_clock: MockClock,
+) -> None:
     node = Node(lambda _: DEFERRED)
     for number in range(100):
         node.submit(f"u{number}@one.example")
@@ -589,7 +593,9 @@ async def test_a_refused_recipient_does_not_slow_its_destination(autojump_clock:
 
 
 @trio_test
-async def test_retry_times_double_between_the_backoff_limits(autojump_clock: MockClock) -> None:
+async def test_s135_retry_times_double_between_the_backoff_limits(
+    autojump_clock: MockClock,
+) -> None:
     node = Node(lambda _: replace(DEFERRED, delay=0.0))
     node.submit("a@one.example")
     await node.run(4 * HOUR)
@@ -609,7 +615,7 @@ async def test_a_retry_earlier_than_queue_run_delay_is_not_slept_through(
 
 
 @trio_test
-async def test_after_its_lifetime_a_message_goes_back_with_its_last_reason(
+async def test_s135_after_its_lifetime_a_message_goes_back_with_its_last_reason(
     autojump_clock: MockClock,
 ) -> None:
     node = Node(lambda request: DEFERRED if request.sender else SENT)
@@ -664,7 +670,7 @@ async def test_a_lifetime_of_zero_means_one_attempt(autojump_clock: MockClock) -
 
 
 @trio_test
-async def test_the_sender_is_told_of_a_delay_once(autojump_clock: MockClock) -> None:
+async def test_s135_the_sender_is_told_of_a_delay_once(autojump_clock: MockClock) -> None:
     node = Node(
         lambda request: DEFERRED if request.sender else SENT, QueueSettings(delay_warning=4 * HOUR)
     )
@@ -772,7 +778,7 @@ async def test_without_2bounce_a_bounce_that_bounces_is_dropped_with_a_warning(
 
 
 @trio_test
-async def test_success_is_reported_where_asked_for_and_not_taken_over_by_the_server(
+async def test_s079_success_is_reported_where_asked_for_and_not_taken_over_by_the_server(
     autojump_clock: MockClock,
 ) -> None:
     node = Node(
@@ -815,7 +821,7 @@ async def test_s079_success_is_a_delivery_over_lmtp_if_that_is_assumed_to_be_fin
 
 
 @trio_test
-async def test_soft_bounce_keeps_what_would_be_returned(autojump_clock: MockClock) -> None:
+async def test_s181_soft_bounce_keeps_what_would_be_returned(autojump_clock: MockClock) -> None:
     node = Node(lambda _: BOUNCED, QueueSettings(soft_bounce=True))
     node.submit("a@one.example")
     await node.run(10.0)
@@ -825,7 +831,7 @@ async def test_soft_bounce_keeps_what_would_be_returned(autojump_clock: MockCloc
 
 
 @trio_test
-async def test_a_mistake_in_writing_a_notice_keeps_the_failure_for_later(
+async def test_s180_a_mistake_in_writing_a_notice_keeps_the_failure_for_later(
     autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     node = Node(lambda request: BOUNCED if request.sender else SENT)
@@ -887,7 +893,7 @@ async def test_error_retry_and_discard_are_settled_without_a_worker(
 
 
 @trio_test
-async def test_reload_changes_routes_and_limits_of_what_comes_next(
+async def test_s184_reload_changes_routes_and_limits_of_what_comes_next(
     autojump_clock: MockClock,
 ) -> None:
     node = Node()
@@ -1225,7 +1231,7 @@ async def test_a_request_that_must_not_be_sent_is_deferred_and_the_slot_goes_on(
 
 
 @trio_test
-async def test_a_result_without_an_outcome_for_each_recipient_is_a_bug_and_loses_nobody(
+async def test_s180_a_result_without_an_outcome_for_each_recipient_is_a_bug_and_loses_nobody(
     autojump_clock: MockClock,
 ) -> None:
     node = Node()
@@ -1251,7 +1257,7 @@ async def test_a_result_without_an_outcome_for_each_recipient_is_a_bug_and_loses
 
 
 @trio_test
-async def test_trouble_with_the_store_is_waited_out_and_nothing_is_lost(
+async def test_s180_trouble_with_the_store_is_waited_out_and_nothing_is_lost(
     autojump_clock: MockClock,
 ) -> None:
     node = Node()

@@ -303,7 +303,7 @@ async def test_a_client_gone_in_mid_message_leaves_nothing(directory: Path, size
 
 
 @trio_test
-async def test_a_stalled_client_is_dropped_and_delays_nobody(
+async def test_s166_a_stalled_client_is_dropped_and_delays_nobody(
     autojump_clock: MockClock, directory: Path
 ) -> None:
     limits = DoorLimits(ipc_timeout=60.0)

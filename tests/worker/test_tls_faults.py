@@ -369,7 +369,7 @@ async def test_a_handshake_octet_by_octet_is_a_handshake(
 
 @pytest.mark.parametrize("level", ["may", "encrypt"])
 @trio_test
-async def test_what_stands_behind_the_reply_to_starttls_is_no_reply(
+async def test_s124_what_stands_behind_the_reply_to_starttls_is_no_reply(
     autojump_clock: MockClock,
     certificates: Pki,
     rules: dict[tuple[str, Protocol], SecurityRules],
@@ -386,7 +386,7 @@ async def test_what_stands_behind_the_reply_to_starttls_is_no_reply(
 
 
 @trio_test
-async def test_what_was_said_before_tls_is_forgotten(
+async def test_s124_what_was_said_before_tls_is_forgotten(
     autojump_clock: MockClock,
     certificates: Pki,
     rules: dict[tuple[str, Protocol], SecurityRules],
@@ -415,7 +415,7 @@ async def test_what_was_said_before_tls_is_forgotten(
 
 
 @trio_test
-async def test_ehlo_refused_inside_tls_is_not_followed_by_helo_in_the_clear(
+async def test_s200_ehlo_refused_inside_tls_is_not_followed_by_helo_in_the_clear(
     autojump_clock: MockClock,
     certificates: Pki,
     rules: dict[tuple[str, Protocol], SecurityRules],
@@ -509,7 +509,7 @@ async def test_tls_broken_at_any_octet_loses_nothing(
 
 @pytest.mark.parametrize("batch", range(4))
 @trio_test
-async def test_one_wrong_bit_is_never_taken_for_something_else(
+async def test_s182_one_wrong_bit_is_never_taken_for_something_else(
     autojump_clock: MockClock,
     certificates: Pki,
     rules: dict[tuple[str, Protocol], SecurityRules],

@@ -137,7 +137,7 @@ def host(tmp_path: Path) -> World:
 # --- in one process -------------------------------------------------------------------------------
 
 
-def test_a_session_is_resumed_and_its_verdict_is_the_stored_one(world: World) -> None:
+def test_s121_a_session_is_resumed_and_its_verdict_is_the_stored_one(world: World) -> None:
     store, context = world.store(), world.context()
     session, resumed = world.connect(context, store)
     assert not resumed
@@ -150,7 +150,7 @@ def test_a_session_is_resumed_and_its_verdict_is_the_stored_one(world: World) ->
         assert found.facts == FACTS
 
 
-def test_another_key_has_another_session(world: World) -> None:
+def test_s121_another_key_has_another_session(world: World) -> None:
     store, context = world.store(), world.context()
     session, _ = world.connect(context)
     store.save("level=may", session, FACTS)
@@ -159,7 +159,7 @@ def test_another_key_has_another_session(world: World) -> None:
     assert store.find("level=may") is None
 
 
-def test_a_session_ends_with_its_time(host: World) -> None:
+def test_s122_a_session_ends_with_its_time(host: World) -> None:
     store = host.store(timeout=3_600.0)
     session, _ = host.connect(host.context())
     store.save("key", session, FACTS)

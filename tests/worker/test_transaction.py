@@ -69,7 +69,7 @@ async def test_replies_may_come_glued_together(
 @pytest.mark.parametrize("window", [4096, 5000])
 @pytest.mark.parametrize("protocol", Protocol)
 @trio_test
-async def test_two_thousand_recipients_with_long_replies_fit_through_a_small_window(
+async def test_s199_two_thousand_recipients_with_long_replies_fit_through_a_small_window(
     autojump_clock: MockClock, window: int, protocol: Protocol
 ) -> None:
     names = [f"recipient-{number}@example.com" for number in range(2000)]
@@ -282,7 +282,7 @@ async def test_s038_an_early_refusal_ends_a_long_content_at_once(tmp_path: Path,
 
 
 @trio_test
-async def test_without_our_own_copy_no_dot_is_sent_and_nobody_else_is_asked() -> None:
+async def test_s159_without_our_own_copy_no_dot_is_sent_and_nobody_else_is_asked() -> None:
     directory = os.open("/", os.O_RDONLY | os.O_DIRECTORY)  # reads fail with EISDIR
     peer, other = Peer(), Peer()
     world = World(peer, other)
@@ -354,7 +354,9 @@ async def test_a_message_as_large_as_the_limit_is_offered(autojump_clock: MockCl
 
 
 @trio_test
-async def test_envelope_parameters_reach_servers_that_know_them(autojump_clock: MockClock) -> None:
+async def test_s201_envelope_parameters_reach_servers_that_know_them(
+    autojump_clock: MockClock,
+) -> None:
     peer = Peer()
     recipient = Recipient(address="a@example.com", notify=Notify.SUCCESS | Notify.FAILURE, key=1)
     request = replace(
@@ -462,7 +464,9 @@ async def forwarded(peer: Peer) -> World:
 
 
 @trio_test
-async def test_xforward_tells_what_was_announced_and_no_more(autojump_clock: MockClock) -> None:
+async def test_s075_xforward_tells_what_was_announced_and_no_more(
+    autojump_clock: MockClock,
+) -> None:
     peer = Peer(extensions=("PIPELINING", "XFORWARD NAME ADDR"))
     await forwarded(peer)
     assert peer.commands[1] == "XFORWARD NAME=c.example ADDR=198.51.100.7"
@@ -476,7 +480,7 @@ async def test_xforward_tells_what_was_announced_and_no_more(autojump_clock: Moc
 
 
 @trio_test
-async def test_xforward_is_silent_unless_configured_and_announced(
+async def test_s075_xforward_is_silent_unless_configured_and_announced(
     autojump_clock: MockClock,
 ) -> None:
     peer = Peer()
@@ -488,7 +492,7 @@ async def test_xforward_is_silent_unless_configured_and_announced(
 
 
 @trio_test
-async def test_a_refused_xforward_only_warns(autojump_clock: MockClock) -> None:
+async def test_s075_a_refused_xforward_only_warns(autojump_clock: MockClock) -> None:
     peer = Peer({Phase.XFORWARD: "501 5.5.4 no"}, extensions=("XFORWARD NAME",))
     world = await forwarded(peer)
     assert world.results[0].outcomes[0].action is SENT

@@ -41,6 +41,7 @@ from worker.delivery.slot import DeliverySlot
 from worker.environment import make_environment
 from worker.network.network import parse_dns_server
 from worker.pool.privacy import private_memory
+from worker.queue.conclusion import softened
 from worker.status.events import RecipientSettled, Warned
 from worker.status.log import JsonValue, outcome_to_json
 from worker.status.sinks import LogFormat, LogSettings, open_sink, standard_error
@@ -232,7 +233,14 @@ def run_order(order: Order, config: Config, log_format: LogFormat) -> list[Recip
             )
             requests = split_request(request, config.text("myorigin"), limit)
             stop_limit = config.seconds("postrio_shutdown_timeout")
-            outcomes = _deliver_all(list(requests), content, environment, log, stop_limit)
+            outcomes = _deliver_all(
+                list(requests),
+                content,
+                environment,
+                log,
+                stop_limit,
+                soft_bounce=config.boolean("soft_bounce"),
+            )
     finally:
         content.close()
         log.close()
@@ -286,11 +294,13 @@ def _deliver_all(
     environment: Environment,
     log: LogWriter,
     stop_limit: float,
+    *,
+    soft_bounce: bool,
 ) -> list[RecipientOutcome]:
     """Carry out all requests; see _Deliveries."""
 
     async def run() -> list[RecipientOutcome]:
-        deliveries = _Deliveries(content, environment, log)
+        deliveries = _Deliveries(content, environment, log, soft_bounce=soft_bounce)
         async with trio.open_nursery() as logging:
             await logging.start(log.run)
             await deliveries.run(groups, stop_limit)
@@ -308,8 +318,12 @@ class _Deliveries:
     and every recipient still has its outcome.
     """
 
-    def __init__(self, content: Content, environment: Environment, log: LogWriter) -> None:
+    def __init__(
+        self, content: Content, environment: Environment, log: LogWriter, *, soft_bounce: bool
+    ) -> None:
+        """`soft_bounce`: nobody is bounced (the parameter of this name)."""
         self.outcomes: list[RecipientOutcome] = []
+        self._soft_bounce = soft_bounce
         self._content = content
         self._environment = environment
         self._log = log
@@ -347,7 +361,10 @@ class _Deliveries:
                     slot.stop()
                 while unsettled:
                     result = await deliver(unsettled[0], self._content, self._environment, slot)
-                    self._settle(unsettled.pop(0), result.outcomes)
+                    outcomes = result.outcomes
+                    if self._soft_bounce:
+                        outcomes = tuple(map(softened, outcomes))
+                    self._settle(unsettled.pop(0), outcomes)
                 await slot.release()
         finally:
             self._slots.discard(slot)

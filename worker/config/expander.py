@@ -34,7 +34,7 @@ class Facts:
         return cls(
             hostname=socket.gethostname(),
             process_id=os.getpid(),
-            process_name=PurePath(sys.argv[0]).name or "postrio",
+            process_name=_program(sys.argv[0]),
             mail_version=_version(),
         )
 
@@ -138,6 +138,12 @@ class Expander:
         if name not in self._parsed:
             self._parsed[name] = macros.parse(self.raw(name) if self._has_text(name) else "")
         return self._parsed[name]
+
+
+def _program(path: str) -> str:
+    """The name that a process was started by; run as a module (a worker is) it is `postrio`."""
+    name = PurePath(path).name
+    return "postrio" if name in {"", "-", "-c", "__main__.py"} else name
 
 
 def _version() -> str:

@@ -217,6 +217,13 @@ DIALOGUE: tuple[Parameter, ...] = (
         "Quote local parts in MAIL FROM and RCPT TO as RFC 5321 demands.",
     ),
     boolean(
+        "postrio_defer_rcpt_552",
+        "no",
+        "Defer a recipient who is refused with 552 after others of the message were accepted, for"
+        " servers that say so to too many recipients (RFC 821); no: a 552 is final.",
+        source="postrio",
+    ),
+    boolean(
         "smtp_always_send_ehlo",
         "yes",
         "Begin with EHLO whatever the greeting says; no: only when it says ESMTP.",

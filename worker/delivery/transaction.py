@@ -49,6 +49,7 @@ from worker.status.events import Emit, Warned
 # How long to look for the reason after the peer has cut the connection in mid content (S038).
 EARLY_REPLY_LIMIT: Final = 5.0
 SYNTAX_ERRORS: Final = range(500, 510)
+TOO_MANY_RECIPIENTS: Final = 552  # of RFC 821; today it is 452 (RFC 5321 section 4.5.3.1.10)
 PIPELINING_ADVICE: Final = (
     "if this comes again, list pipelining for this server in smtp_discard_ehlo_keyword_address_maps"
 )
@@ -612,9 +613,20 @@ class _Transaction:
             self._session.unwanted = True
         elif reply.permanent and self._garbled:
             dsn = f"4{dsn[1:]}"  # it may be about somebody else: nobody is bounced for that
+        elif self._is_one_too_many(reply, command):
+            dsn = f"4{dsn[1:]}"  # the next attempt begins with those who were too many
         if reply.code in SYNTAX_ERRORS:
             self._session.unwanted = True  # one of us is confused (S136)
         return MessageRefused(dsn, phrases.said(peer, reply, command.phrase), reply, peer)
+
+    def _is_one_too_many(self, reply: Reply, command: Command) -> bool:
+        """A 552 that RFC 5321 wants deferred, because it need not be about this recipient."""
+        return (
+            self._session.settings.defer_rcpt_552
+            and reply.code == TOO_MANY_RECIPIENTS
+            and isinstance(command, Rcpt)
+            and bool(self._accepted)
+        )
 
     def _refuse(self, recipients: list[Recipient], error: DeliveryError) -> None:
         self._outcomes.failed(recipients, error, self._facts, trio.current_time())
