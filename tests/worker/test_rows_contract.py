@@ -140,7 +140,7 @@ async def test_s095_a_refused_log_in_is_believed_for_so_many_days(
     )
     assert sasl is not None
     assert sasl.refusals is not None
-    key = sasl.refusals.key("mx.example", ("u", ""), "p")
+    key = await sasl.refusals.key("mx.example", ("u", ""), "p")
     sasl.refusals.refused(key, Refusal("5.7.8", "535 no"))
     await trio.sleep(seconds - 1)
     assert sasl.refusals.find(key) is not None
