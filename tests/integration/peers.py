@@ -7,7 +7,14 @@ from pathlib import Path
 from typing import Final
 
 PACKAGES: Final = Path(__file__).with_name("packages.txt")
-DIRECTORIES: Final = ("/usr/sbin", "/usr/local/sbin", "/usr/lib/postfix/sbin", "/usr/lib/dovecot")
+DIRECTORIES: Final = (
+    "/usr/sbin",
+    "/usr/local/sbin",
+    "/usr/lib/postfix/sbin",
+    "/usr/lib/dovecot",
+    "/usr/lib/postgresql/15/bin",
+    "/usr/lib/postfix",
+)
 
 
 class UnknownPeerError(LookupError):
@@ -25,9 +32,13 @@ def read_packages(text: str) -> dict[str, str]:
 
 
 def find_program(name: str) -> str | None:
-    """Path of a program, on PATH or where Debian keeps daemons; None: not installed."""
+    """Path of a program, on PATH or where Debian keeps daemons; None: not installed.
+
+    Also of a part of Postfix that is in a package of its own (.so), which cannot be executed.
+    """
+    mode = os.F_OK if name.endswith(".so") else os.F_OK | os.X_OK
     path = os.pathsep.join((os.environ.get("PATH", ""), *DIRECTORIES))
-    return shutil.which(name, path=path)
+    return shutil.which(name, mode=mode, path=path)
 
 
 def missing_packages(programs: Iterable[str], packages: dict[str, str]) -> list[str]:

@@ -15,26 +15,11 @@ import pytest
 import trio
 
 from tests.integration.peers import find_program
+from tests.integration.postmap import TROUBLE, Answer, postmap_query
 from worker.config.tables import TableConfigError, TableError, open_maps
 from worker.config.values import BadValueError, split_list
 
 pytestmark = pytest.mark.peer("postfix")  # the package of postmap
-
-TROUBLE = "trouble"
-Answer = str | None  # TROUBLE: no answer; None: not found
-
-
-def theirs(directory: Path, spec: str, key: str) -> Answer:
-    """What postmap -q says."""
-    postmap = find_program("postmap")
-    assert postmap is not None
-    (directory / "main.cf").write_text("")
-    done = subprocess.run(
-        [postmap, "-c", directory, "-q", key, spec], capture_output=True, text=True, check=False
-    )
-    if "fatal: " in done.stderr:
-        return TROUBLE
-    return done.stdout.removesuffix("\n") if done.returncode == 0 else None
 
 
 def ours(spec: str, key: str) -> Answer:
@@ -70,7 +55,7 @@ def ours(spec: str, key: str) -> Answer:
     ],
 )
 def test_tables_of_tables(tmp_path: Path, spec: str, key: str, answer: Answer) -> None:
-    assert theirs(tmp_path, spec, key) == answer
+    assert postmap_query(tmp_path, spec, key) == answer
     assert ours(spec, key) == answer
 
 
@@ -118,7 +103,7 @@ def test_socketmap(tmp_path: Path, reply: bytes, answer: Answer) -> None:
 
     with serving(serve) as port:
         spec = f"socketmap:inet:127.0.0.1:{port}:map"
-        assert theirs(tmp_path, spec, "a b@c") == answer
+        assert postmap_query(tmp_path, spec, "a b@c") == answer
         assert ours(spec, "a b@c") == answer
     assert set(requests) == {b"9:map a b@c,"}
 
@@ -142,7 +127,7 @@ def test_tcp(tmp_path: Path, reply: bytes, answer: Answer) -> None:
 
     with serving(serve) as port:
         spec = f"tcp:127.0.0.1:{port}"
-        assert theirs(tmp_path, spec, "a b%@\u00fc") == answer
+        assert postmap_query(tmp_path, spec, "a b%@\u00fc") == answer
         assert ours(spec, "a b%@\u00fc") == answer
     assert set(requests) == {b"get a%20b%25@%C3%BC\n"}
 

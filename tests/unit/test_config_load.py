@@ -168,9 +168,9 @@ def test_feedback_is_a_number_or_a_share(text: str) -> None:
 
 
 def test_a_table_that_cannot_be_used_is_a_mistake() -> None:
-    assert problems({"transport_maps": "hash:/etc/postfix/transport"}) == [
-        "configuration: transport_maps = hash:/etc/postfix/transport: the table type"
-        ' "hash" is not supported yet; expected texthash:/etc/postfix/transport, which reads the'
+    assert problems({"transport_maps": "dbm:/etc/postfix/transport"}) == [
+        "configuration: transport_maps = dbm:/etc/postfix/transport: the table type"
+        ' "dbm" is not supported yet; expected texthash:/etc/postfix/transport, which reads the'
         " text file itself"
     ]
 
@@ -200,8 +200,8 @@ def test_no_mistake_in_the_password_tables_shows_a_password(text: str) -> None:
 
 
 def test_names_of_password_tables_are_shown() -> None:
-    (problem,) = problems({"smtp_sasl_password_maps": "proxy:hash:/x"})
-    assert "= proxy:hash:/x: the table type" in problem
+    (problem,) = problems({"smtp_sasl_password_maps": "proxy:hash:/no/x"})
+    assert "= proxy:hash:/no/x: /no/x.db cannot be read" in problem
 
 
 def test_what_nothing_uses_may_be_broken() -> None:

@@ -101,7 +101,7 @@ def test_long_lists_say_what_their_items_say_one_by_one(
     [
         ("!", 'nothing after "!"'),
         ("a, !! b", 'nothing after "!!"'),
-        ("hash:/etc/x", "expected texthash:/etc/x"),
+        ("hash:/no/x", "expected a file made by: postmap hash:/no/x"),
         ("unix:/run/lmtp", '"unix" is not supported yet'),
         ("host:25", 'no table type "host"'),
         ("a:", '"a:" is not a table'),

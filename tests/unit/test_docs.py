@@ -35,6 +35,8 @@ NOT_PARAMETERS = {
     *("conn_use", "message_id", "mail_parameters", "rcpt_parameters"),
     "policy_failure",  # an attribute of TLS policies
     *("dbpath", "query", "result_format", "expansion_limit", "name_query"),  # of sqlite_table(5)
+    *("idle_interval", "retry_interval", "option_file", "server_host"),  # of its kin
+    *("dbname", "hosts", "password", "user"),
     "dns_canonicalize_hostname",  # of krb5.conf(5)
     *("tls_config_file", "tls_ssl_options"),  # said not to be there yet
 }

@@ -184,6 +184,11 @@ async def test_changed_settings_are_read_again(database: Path) -> None:
         (PLAIN + "dbpath = here", 'dbpath = "here"; expected a path from the root'),
         ("table = a", "neither query nor select_field"),
         ("nonsense", 'table.cf:2: no "="'),
+        ("= nonsense", "table.cf:2: no name in the line"),
+        (PLAIN + "result_fromat = x", "table.cf:3: result_fromat is not known; expected one of"),
+        ("query = select a_%d from a", "an expansion in _%d"),
+        ("query = select %d_a from a", "an expansion before _a"),
+        ("query = select x'%s'", "an expansion in x'%s'"),
     ],
 )
 def test_settings_that_cannot_be_used_are_refused(database: Path, settings: str, why: str) -> None:
@@ -191,11 +196,6 @@ def test_settings_that_cannot_be_used_are_refused(database: Path, settings: str,
         table(database, settings)
     assert "table.cf:" in str(caught.value)
     assert why in str(caught.value)
-
-
-def test_names_that_are_not_known_are_warned_of(database: Path) -> None:
-    warnings = table(database, PLAIN + "result_fromat = x").warnings
-    assert warnings == (f"{database.parent}/table.cf:3: result_fromat is not known",)
 
 
 def test_a_relative_path_is_refused() -> None:

@@ -54,12 +54,14 @@ SYNTAX = (
     " commas or white space.",
     "A lookup table is type:name. Types: texthash:/file (lines of key, white space, text),"
     " inline:{key=text, ...}, static:text, regexp:/file, pcre:/file, cidr:/file, environ:name and"
-    " fail:name. Changed files are read again within a second.",
+    " fail:name; of files that Postfix's postmap(1) makes, hash:/file, btree:/file, cdb:/file and"
+    " lmdb:/file. Changed files are read again within a second.",
     "Tables of tables: unionmap:{type:name, ...} has what all of them have for a key, with commas"
     " between; pipemap:{type:name, ...} asks each of them for what the one before answered;"
     " randmap:{text, ...} has any of its texts. Tables of servers: socketmap:inet:host:port:name,"
-    " socketmap:unix:/path:name, tcp:host:port. A query to a database: sqlite:/file, with dbpath,"
-    " query and more as in sqlite_table(5).",
+    " socketmap:unix:/path:name, tcp:host:port. A query to a database: sqlite:/file, pgsql:/file,"
+    " mysql:/file or ldap:/file, where to and what for as in sqlite_table(5), pgsql_table(5),"
+    " mysql_table(5) and ldap_table(5); the last three need an extra of the same name.",
     "A table that cannot answer defers mail. Tables of patterns, randmap and those of servers are"
     " asked for whole addresses only, unionmap and pipemap as the first of their tables.",
     "A list to match is searched in order, and the first item that fits a key decides: a name fits"

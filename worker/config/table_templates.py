@@ -8,13 +8,14 @@ expansion in it becomes one parameter, as does an expansion without quotes.
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
 from worker.config.table import TableConfigError
 
 LETTERS: Final = "%sudSUD123456789"
+RESULT_LIMIT: Final = 100_000  # characters of all values together
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,35 +148,104 @@ class Query:
         return {name: each.expand(key, key) for name, each in self.parameters.items()}
 
 
-# In this order: text, names in their three kinds of quotes, comments, expansions, anything else.
-_SQL_TOKEN = re.compile(
-    r"""'(?:[^']|'')*' | "(?:[^"]|"")*" | `(?:[^`]|``)*` | \[[^\]]*\]
-    | --[^\n]* | /\*.*?\*/ | %.? | [^'"`\[%/-]+ | .""",
-    re.VERBOSE | re.DOTALL,
+@dataclass(frozen=True, slots=True)
+class Dialect:
+    """What must be known of an SQL to find its texts."""
+
+    quotes: str  # of texts; a text has its own quote twice for one
+    backslashes: bool  # mean something in a text
+    names: str  # how names in quotes begin
+    doubles: bool  # the driver wants a percent sign twice, too
+    # In this order: texts and names in quotes, comments, expansions, anything else.
+    token: re.Pattern[str]
+
+
+def _dialect(
+    quotes: str, names: str, *kinds: str, backslashes: bool = False, doubles: bool = False
+) -> Dialect:
+    """`kinds`: what else must be passed over as a whole, as patterns."""
+    plain = r"(?:[^'\\]|''|\\.)*" if backslashes else "(?:[^']|'')*"
+    texts = [f"{quote}{plain.replace(chr(39), quote)}{quote}" for quote in quotes]
+    pattern = "|".join((*texts, *kinds, r"/\*.*?\*/", "%.?", r"[\w\s]+", "."))
+    return Dialect(quotes, backslashes, names, doubles, re.compile(pattern, re.DOTALL))
+
+
+_DOUBLE_QUOTED: Final = '"(?:[^"]|"")*"'
+_BACK_QUOTED: Final = "`(?:[^`]|``)*`"
+SQLITE: Final = _dialect("'", '"`[', _DOUBLE_QUOTED, _BACK_QUOTED, r"\[[^\]]*\]", "--[^\n]*")
+PGSQL: Final = _dialect("'", '"', _DOUBLE_QUOTED, "--[^\n]*", r"\$(\w*)\$.*?\$\1\$")
+MYSQL: Final = _dialect(
+    "'\"", "`", _BACK_QUOTED, r"--\s[^\n]*", "\\#[^\n]*", backslashes=True, doubles=True
 )
 
+# What may stand right before a text and is one with it: E'...', N'...', _utf8'...', U&'...'.
+_PREFIX = re.compile(r"(?:\b[BENX]|\bU&|\b_\w+)\Z", re.IGNORECASE)
 
-def read_query(text: str, mark: Callable[[str], str]) -> Query:
+
+def read_query(text: str, mark: Callable[[str], str], dialect: Dialect = SQLITE) -> Query:
     """The query of a template. `mark` makes a parameter's place of its name, such as ":name".
 
     Raises TableConfigError where an expansion could not be a parameter.
     """
     sql: list[str] = []
     parameters: dict[str, Template] = {}
-    for token in _SQL_TOKEN.findall(text):
-        if token in {"'", '"', "`", "["}:
+    after_expansion = False  # without quotes
+    for match in dialect.token.finditer(text):
+        token = match[0]
+        if len(token) == 1 and token in dialect.quotes + dialect.names:
             raise TableConfigError(f"the query has {token} without its partner")
-        quoted = token.startswith("'")
-        inside = token[1:-1].replace("''", "'") if quoted else token
+        quoted = token[0] in dialect.quotes
+        inside = token[1:-1].replace(token[0] * 2, token[0]) if quoted else token
         template = read_template(inside, "the query")
-        if not template.letters:
-            sql.append(token.replace("%%", "%"))
-            continue
-        if not quoted and not token.startswith("%"):
-            raise TableConfigError(
-                f"the query has an expansion in {token}", "expansions in single quotes, as '%s'"
-            )
-        name = f"postrio{len(parameters) + 1}"
-        parameters[name] = template
-        sql.append(mark(name))
+        if after_expansion and (token[0].isalnum() or token[0] == "_"):
+            raise TableConfigError(f"the query has an expansion before {token.split()[0]}", _QUOTED)
+        after_expansion = bool(template.letters) and not quoted
+        if template.letters:
+            _check_place(token, text[: match.start()], dialect, quoted=quoted)
+            name = f"postrio{len(parameters) + 1}"
+            parameters[name] = template
+            sql.append(mark(name))
+        else:
+            sql.append(token if dialect.doubles else token.replace("%%", "%"))
     return Query("".join(sql), parameters)
+
+
+_QUOTED: Final = "expansions in single quotes, as '%s'"
+
+
+def _check_place(token: str, before: str, dialect: Dialect, *, quoted: bool) -> None:
+    """Whether an expansion can be a parameter there. Raises TableConfigError."""
+    if not quoted and not token.startswith("%"):
+        raise TableConfigError(f"the query has an expansion in {token}", _QUOTED)
+    if quoted and dialect.backslashes and "\\" in token:
+        raise TableConfigError(
+            f"the query has an expansion beside a backslash in {token}",
+            "CONCAT(...) of that text and one with the expansion",
+        )
+    glued = _PREFIX.search(before) if quoted else re.search(r"\w\Z", before)
+    if glued:
+        raise TableConfigError(f"the query has an expansion in {glued[0]}{token}", _QUOTED)
+
+
+class TooMuchError(Exception):
+    """More was found than may be. The text says what."""
+
+
+def joined(values: Iterable[str], result: ResultFormat, key: Parts, limit: int) -> str | None:
+    """The values, as the format has them, with commas between; None: there is none.
+
+    `limit` of values: expansion_limit, 0 for none. Raises TooMuchError.
+    """
+    found: list[str] = []
+    size = 0
+    for value in values:
+        text = result.apply(value, key)
+        if text is None:
+            continue
+        found.append(text)
+        size += len(text) + 1
+        if len(found) > limit > 0:
+            raise TooMuchError(f"more than {limit} values")
+        if size > RESULT_LIMIT:
+            raise TooMuchError(f"more than {RESULT_LIMIT} characters")
+    return ",".join(found) or None

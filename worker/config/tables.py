@@ -32,6 +32,44 @@ def _open_behind_proxy(name: str, environ: Mapping[str, str], clock: Clock) -> T
     return open_table(name, environ=environ, clock=clock)
 
 
+def _open_indexed(spec: str, name: str) -> Table:
+    from worker.config.table_indexed import FORMATS, Indexed
+
+    return Indexed(spec, name, FORMATS[spec.partition(":")[0]])
+
+
+def _open_ldap(spec: str, name: str, environ: Mapping[str, str], clock: Clock) -> Table:
+    try:
+        from worker.config.table_ldap import open_ldap
+    except ImportError as exc:
+        raise _missing("ldap", "python-ldap", exc) from exc
+    return open_ldap(spec, name, environ, clock)
+
+
+def _open_mysql(spec: str, name: str, environ: Mapping[str, str], clock: Clock) -> Table:
+    try:
+        from worker.config.table_mysql import open_mysql
+    except ImportError as exc:
+        raise _missing("mysql", "PyMySQL", exc) from exc
+    return open_mysql(spec, name, environ, clock)
+
+
+def _open_pgsql(spec: str, name: str, environ: Mapping[str, str], clock: Clock) -> Table:
+    try:
+        from worker.config.table_pgsql import open_pgsql
+    except ImportError as exc:
+        raise _missing("pgsql", "psycopg", exc) from exc
+    return open_pgsql(spec, name, environ, clock)
+
+
+def _missing(kind: str, package: str, exc: ImportError) -> TableConfigError:
+    """The error for a type whose library is not there: an extra of ours."""
+    return TableConfigError(
+        f'the table type "{kind}" needs {package}, which cannot be loaded ({exc})',
+        f"it to be installed: pip install 'postrio[{kind}]'",
+    )
+
+
 def _open_sqlite(spec: str, name: str, environ: Mapping[str, str], clock: Clock) -> Table:
     from worker.config.table_sqlite import Sqlite
 
@@ -45,11 +83,18 @@ def _open_tcp(spec: str, name: str) -> Table:
 
 
 TYPES: Mapping[str, Opener] = {
+    "btree": lambda spec, name, _environ, _clock: _open_indexed(spec, name),
+    "cdb": lambda spec, name, _environ, _clock: _open_indexed(spec, name),
     "cidr": lambda spec, name, _environ, clock: open_cidr(spec, name, clock),
     "environ": lambda spec, _name, environ, _clock: Environ(spec, environ),
     "fail": lambda spec, _name, _environ, _clock: Fail(spec),
+    "hash": lambda spec, name, _environ, _clock: _open_indexed(spec, name),
     "inline": lambda spec, name, _environ, _clock: Inline(spec, name),
+    "ldap": _open_ldap,
+    "lmdb": lambda spec, name, _environ, _clock: _open_indexed(spec, name),
     "pcre": lambda spec, name, _environ, clock: open_pcre(spec, name, clock),
+    "mysql": _open_mysql,
+    "pgsql": _open_pgsql,
     "pipemap": lambda spec, name, environ, clock: open_pipe(spec, name, _opener(environ, clock)),
     "proxy": lambda _spec, name, environ, clock: _open_behind_proxy(name, environ, clock),
     "randmap": lambda spec, name, _environ, _clock: Random(spec, name),
@@ -63,12 +108,9 @@ TYPES: Mapping[str, Opener] = {
 }
 
 # Types of Postfix that we may meet in a configuration made for it.
-INDEXED = frozenset({"btree", "cdb", "dbm", "hash", "lmdb", "sdbm"})  # made by postmap(1)
+INDEXED = frozenset({"dbm", "sdbm"})  # made by postmap(1)
 SERVED = frozenset(
-    {
-        *("debug", "internal", "ldap", "memcache", "mongodb", "mysql", "netinfo", "nis", "nisplus"),
-        *("pgsql", "proxywrite", "unix"),
-    }
+    {"debug", "internal", "memcache", "mongodb", "netinfo", "nis", "nisplus", "proxywrite", "unix"}
 )
 
 
