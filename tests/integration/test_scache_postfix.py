@@ -121,7 +121,7 @@ async def test_s140_our_client_gets_along_with_the_real_scache(
     try:
         await step(client)
     except AssertionError as exc:
-        exc.add_note(f"the client said: {events}")
+        exc.add_note(f"the client said: {events}\nPostfix said:\n{postfix.log()}")
         raise
     client.close()
     assert [event for event in events if "ttl" not in str(event)] == []
