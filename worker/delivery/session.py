@@ -205,7 +205,9 @@ class Session:
         self.replies = ReplyParser()
         # In wrapper mode TLS comes before the greeting.
         wrapper = self.security.policy.wrapper
-        self.dialogue = self.dialogue.anew(State.CONNECTED if wrapper else State.GREETED)
+        dialogue = self.dialogue.anew(State.CONNECTED if wrapper else State.GREETED)
+        dialogue.witnesses = self.dialogue.witnesses
+        self.dialogue = dialogue
         self.capabilities = Capabilities()
 
     async def quit(self) -> None:
