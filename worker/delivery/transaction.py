@@ -544,6 +544,8 @@ class _Transaction:
         except trio.BrokenResourceError:
             raise EOFError("the peer closed the connection") from None
         self._session.broken = True
+        if self._session.recorder is not None:  # it answers no command, so the dialogue has not
+            self._session.recorder.heard(None, reply)  # seen it
         if not (reply.transient or reply.permanent):
             raise RemoteProtocolError(f"unexpected reply: {reply.text}")
         self._refuse(self._accepted, self._refused(reply, EndOfData()))
@@ -607,6 +609,7 @@ class _Transaction:
     def _refused(self, reply: Reply, command: Command) -> DeliveryError:
         """The error for a negative reply; anything but 4xx and 5xx is a soft protocol error."""
         peer = self._session.peer
+        self._session.note_refusal(reply)
         dsn = reply.dsn
         if not (reply.transient or reply.permanent):
             dsn = "4.5.0"
