@@ -110,9 +110,9 @@ def compose(
         _original_part(occasion, settings.size_limit, utf8=utf8),
     ]
     report: Message = Message(policy=POLICY)
-    origin = _ascii_or_same(settings.origin)
+    origin = ascii_or_same(settings.origin)
     report["From"] = f'"Mail system of {settings.hostname}" <MAILER-DAEMON@{origin}>'
-    _set(report, "To", _mailbox(recipient, utf8=utf8))
+    _set(report, "To", mailbox(recipient, utf8=utf8))
     report["Subject"] = subject(occasion.kind.value, occasion.reported[0].action.value)
     report["Date"] = format_datetime(date(occasion.now))
     report["Message-ID"] = (
@@ -296,12 +296,13 @@ def _typed_address(address: str, *, utf8: bool) -> str:
     return f"utf-8; {_field(encode_utf8_address(quote(address)), utf8=False)}"
 
 
-def _mailbox(address: str, *, utf8: bool) -> str:
+def mailbox(address: str, *, utf8: bool) -> str:
     """The address as the To field has it: the envelope is what counts, so "?" is good enough."""
     if not address.isascii() and not utf8 and not needs_smtputf8(address):
         address = to_ascii(address)
     return f"<{_field(quote(address), utf8=utf8)}>"
 
 
-def _ascii_or_same(domain: str) -> str:
+def ascii_or_same(domain: str) -> str:
+    """The domain in A-labels, where it needs them."""
     return domain if domain.isascii() else to_ascii(f"x@{domain}").partition("@")[2]

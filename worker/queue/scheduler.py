@@ -34,6 +34,7 @@ from worker.queue.settings import QueueSettings
 from worker.queue.slot import SlotOpener
 from worker.queue.slot_feed import NoWorker, SlotFeed
 from worker.queue.store import Store
+from worker.queue.transcript_notices import TranscriptNotices
 from worker.status.events import (
     DeliveryInDoubt,
     DestinationSuspended,
@@ -75,6 +76,7 @@ class Scheduler:
         self._wall = wall
         self._books = Books(store, emit, wall, settings, router, self._forget)
         self._begins = Begins(store, emit)
+        self._transcripts = TranscriptNotices(store, emit, wall, settings.notices, self.wake)
         self._destinations = Destinations()
         self._delayed: list[tuple[float, int, Destination]] = []  # heap, by time (wall)
         self._serial = itertools.count()
@@ -108,6 +110,7 @@ class Scheduler:
             try:
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(self._begins.run)
+                    nursery.start_soon(self._transcripts.run)
                     nursery.start_soon(self._claim_due)
                     nursery.start_soon(self._give_turns, nursery)
                     task_status.started()
@@ -137,6 +140,7 @@ class Scheduler:
     def reload(self, settings: QueueSettings, router: Router) -> None:
         """A new configuration, for messages claimed and requests made from now on (SIGHUP)."""
         self._settings = self._books.settings = settings
+        self._transcripts.settings = settings.notices
         self._router = self._books.router = router
         for destination in self._destinations:
             limits = settings.transports.get(destination.route.transport)
@@ -378,6 +382,8 @@ class Scheduler:
     ) -> Entry | None:
         """See Owner."""
         program = destination.program
+        if result.transcripts:
+            self._transcripts.hand_in(entry.active.message.queue_id, result.transcripts)
         if result.stopped:  # by us: that says nothing about the destination
             if self._stopping.is_set():
                 self._books.hand_in_stopped(entry.active, program, result.outcomes)

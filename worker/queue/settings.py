@@ -118,6 +118,7 @@ class NoticeSettings:
     double_bounce_recipient: str = "postmaster"  # 2bounce_notice_recipient
     delay_recipient: str = "postmaster"  # delay_notice_recipient
     assume_final: bool = False  # lmtp_assume_final: what LMTP takes is delivered, not relayed
+    error_recipient: str = "postmaster"  # error_notice_recipient; empty: nobody
 
     @classmethod
     def from_config(cls, config: Config) -> "NoticeSettings":
@@ -133,6 +134,7 @@ class NoticeSettings:
             double_bounce_recipient=config.text("2bounce_notice_recipient"),
             delay_recipient=config.text("delay_notice_recipient"),
             assume_final=config.boolean("lmtp_assume_final"),
+            error_recipient=config.text("error_notice_recipient"),
         )
 
     def address(self, name: str) -> str:
