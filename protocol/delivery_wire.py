@@ -47,13 +47,15 @@ _RESULT_TEXTS: Final = 2  # status and reason of a site failure, both empty if t
 # key, place in _ACTIONS, _ANNOUNCED | _DOUBT, use of the connection, four delays
 _OUTCOME: Final = struct.Struct("!qBBIdddd")
 _OUTCOME_TEXTS: Final = 6  # status, reason, reply, mta, relay, TLS
-_TRANSCRIPT: Final = struct.Struct("!BH")  # bits of _TROUBLES, lines; its texts: peer, lines
+# bits of _TROUBLES and _LMTP, lines; its texts: peer, lines
+_TRANSCRIPT: Final = struct.Struct("!BH")
 
 _PROTOCOLS: Final = (Protocol.SMTP, Protocol.LMTP)
 _ENCODINGS: Final = ("", "7bit", "8bit")
 _ACTIONS: Final = (Action.SENT, Action.DEFERRED, Action.BOUNCED)
 _CLASSES: Final = ("2", "4", "5")  # of the status that goes with it
 _TROUBLES: Final = tuple(Trouble)
+_LMTP: Final = 0x80
 _OPTIONS: Final = tuple(SendOptions(bits) for bits in range(16))
 _RETS: Final = (Ret.UNSPECIFIED, Ret.FULL, Ret.HDRS)
 # NEVER goes with nothing else (RFC 3461 section 4.1).
@@ -257,7 +259,7 @@ def encode_result(result: DeliveryResult) -> bytes:
     for transcript in transcripts:
         lines = transcript.lines[:MAX_LINES]
         troubles = sum(1 << _TROUBLES.index(trouble) for trouble in transcript.troubles)
-        parts.append(_TRANSCRIPT.pack(troubles, len(lines)))
+        parts.append(_TRANSCRIPT.pack(troubles | _LMTP * transcript.lmtp, len(lines)))
         texts += (text[:MAX_LINE] for text in _fit(transcript.peer, *lines))
     parts.append(_encoded(texts))
     data = b"".join(parts)
@@ -334,7 +336,7 @@ def _transcript_heads(data: bytes, start: int, count: int) -> list[tuple[int, in
         raise _bad("number of transcripts", str(count))
     heads = list(_TRANSCRIPT.iter_unpack(data[start:end]))
     for troubles, lines in heads:
-        if not 0 < troubles < 1 << len(_TROUBLES) or lines > MAX_LINES:
+        if not 0 < troubles & ~_LMTP < 1 << len(_TROUBLES) or lines > MAX_LINES:
             raise _bad("transcript", f"{troubles:x} {lines}")
     return heads
 
@@ -350,6 +352,7 @@ def _transcripts(heads: list[tuple[int, int]], texts: list[str]) -> tuple[Transc
                 troubles=frozenset(
                     trouble for bit, trouble in enumerate(_TROUBLES) if troubles >> bit & 1
                 ),
+                lmtp=troubles & _LMTP != 0,
                 lines=tuple(said),
             )
         )

@@ -29,4 +29,5 @@ class Transcript:
 
     peer: str  # host[address]:port
     troubles: frozenset[Trouble]  # at least one
+    lmtp: bool = False
     lines: tuple[str, ...]  # at most MAX_LINES; "In:  " and "Out: " say who speaks

@@ -457,7 +457,9 @@ TOLD = Transcript(
 
 
 def test_s155_transcripts_travel_with_the_result() -> None:
-    result = with_transcripts(TOLD, replace(TOLD, lines=(), troubles=frozenset({Trouble.DATA})))
+    result = with_transcripts(
+        TOLD, replace(TOLD, lines=(), troubles=frozenset({Trouble.DATA}), lmtp=True)
+    )
     assert decode_result(encode_result(result), REQUEST) == result
 
 

@@ -606,7 +606,9 @@ class _Delivery:
         if (trouble := _trouble_of(error)) is not None:
             recorder.troubles.add(trouble)
         wanted = self._environment.recording.troubles
-        if (transcript := recorder.transcript(endpoint.relay, wanted)) is not None:
+        lmtp = self._request.protocol is Protocol.LMTP
+        transcript = recorder.transcript(endpoint.relay, wanted, lmtp=lmtp)
+        if transcript is not None:
             self._transcripts.append(transcript)
 
     def _concludes(self, error: BaseException, facts: SessionFacts) -> bool:

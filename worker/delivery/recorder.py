@@ -84,7 +84,9 @@ class Recorder:
         for line in reply_lines(command, reply):
             self._write(f"In:  {line}")
 
-    def transcript(self, peer: str, wanted: frozenset[Trouble]) -> Transcript | None:
+    def transcript(
+        self, peer: str, wanted: frozenset[Trouble], *, lmtp: bool = False
+    ) -> Transcript | None:
         """What is to be told of the session with `peer`; None: nothing that is wanted."""
         troubles = wanted & self.troubles
         if not troubles:
@@ -92,7 +94,7 @@ class Recorder:
         lines: Sequence[str] = (*self._first, *self._last)
         if self._left_out:
             lines = (*self._first, f"[{self._left_out} lines left out]", *self._last)
-        return Transcript(peer=peer, troubles=troubles, lines=tuple(lines))
+        return Transcript(peer=peer, troubles=troubles, lmtp=lmtp, lines=tuple(lines))
 
     def _write(self, line: str) -> None:
         line = line[:MAX_LINE]

@@ -121,7 +121,10 @@ def compose(queue_id: str, transcript: Transcript, now: float, settings: NoticeS
     notice = Part(policy=POLICY)
     notice["From"] = f'"Mail system of {settings.hostname}" <MAILER-DAEMON@{origin}>'
     notice["To"] = mailbox(settings.address(settings.error_recipient), utf8=False)
-    notice["Subject"] = f"{settings.mail_name} SMTP client: errors from {_ascii(transcript.peer)}"
+    client = "LMTP" if transcript.lmtp else "SMTP"
+    notice["Subject"] = (
+        f"{settings.mail_name} {client} client: errors from {_ascii(transcript.peer)}"
+    )
     notice["Date"] = format_datetime(date(now))
     notice["Message-ID"] = f"<{now:.6f}.{queue_id}.TRANSCRIPT@{settings.hostname}>"
     notice["Auto-Submitted"] = "auto-generated"
