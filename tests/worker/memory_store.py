@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 
 import trio
 
+from protocol.hops import HopCounter
 from protocol.outcome import Action, RecipientOutcome
 from protocol.request import Recipient
 from worker.content import Content, InlineContent
@@ -98,6 +99,12 @@ class CountedContent(InlineContent):
         """It is not open any more."""
         opened: set[CountedContent] = object.__getattribute__(self, "_open")
         opened.discard(self)
+
+
+def _hops(content: bytes) -> int:
+    counter = HopCounter()
+    counter.feed(content)
+    return counter.count
 
 
 class MemoryStore:
@@ -205,6 +212,9 @@ class MemoryStore:
             notice=message.notice,
             recipients=tuple(row.recipient for row in rows if not row.settled),
             settled=tuple(row.outcome for row in rows if row.settled and row.outcome),
+            due=message.next_attempt,
+            hops=_hops(message.content),
+            probe=submission.probe,
         )
 
     def _waiting(self) -> list[MessageRow]:
