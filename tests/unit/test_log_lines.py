@@ -306,6 +306,7 @@ def test_json_keeps_no_unpaired_surrogate() -> None:
 def test_every_kind_of_event_has_a_json_form() -> None:
     samples: dict[object, object] = {
         str: "x",
+        bool: True,
         int: 1,
         float: 1.0,
         tuple[str, ...]: ("x",),

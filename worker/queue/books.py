@@ -48,6 +48,8 @@ from worker.status.events import (
 BOOKKEEPERS: Final = 200
 FINISH_LIMIT: Final = 500  # runs ended in one call: bounds how long the loop is busy with them
 
+ROUTE_LIMIT: Final = 1.0  # seconds for a table to say by which protocol mail was delivered
+
 News = list[tuple[str, RecipientOutcome]]  # (program, outcome)
 
 
@@ -269,8 +271,11 @@ class Books:
 
     async def _protocol(self, outcome: RecipientOutcome) -> Protocol:
         # Asked again, not remembered: the outcome may be from before a restart.
-        route = await self.router.route(outcome.recipient.address)
-        return route.protocol if isinstance(route, Delivery) else Protocol.SMTP
+        # Not for long: the outcomes wait for it.
+        with trio.move_on_after(ROUTE_LIMIT):
+            route = await self.router.route(outcome.recipient.address)
+            return route.protocol if isinstance(route, Delivery) else Protocol.SMTP
+        return Protocol.SMTP
 
 
 def _all_is_well(active: ActiveMessage) -> bool:

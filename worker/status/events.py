@@ -93,6 +93,20 @@ class DestinationSuspended(Event):
     until: float  # wall-clock seconds
 
 
+@value()
+class ConcurrencyChanged(Event):
+    """How feedback has left a destination (destination_concurrency_feedback_debug)."""
+
+    transport: str
+    nexthop: str
+    throttled: bool  # it was a failure
+    limit: int  # 0: none
+    window: int  # 0: dead
+    success: float
+    failure: float
+    cohorts: float
+
+
 # --- one delivery (worker process, `postrio deliver`) ----------------------------------------
 
 

@@ -18,6 +18,7 @@ from protocol.outcome import RecipientOutcome
 from protocol.value import value
 from worker.status.delays import DEFAULT_RESOLUTION, format_delay
 from worker.status.events import (
+    ConcurrencyChanged,
     ConnectFailed,
     ContentChecked,
     DeliveryInDoubt,
@@ -231,6 +232,16 @@ def _suspended(event: DestinationSuspended) -> list[LogLine]:
     )
 
 
+def _concurrency(event: ConcurrencyChanged) -> list[LogLine]:
+    who = "qmgr_queue_throttle" if event.throttled else "qmgr_queue_unthrottle"
+    return _info(
+        "qmgr",
+        f"{who}: queue {escape(event.nexthop)}: limit {event.limit}"
+        f" window {event.window} success {event.success:g} failure {event.failure:g}"
+        f" fail_cohorts {event.cohorts:g}",
+    )
+
+
 def _connect_failed(event: ConnectFailed) -> list[LogLine]:
     port = f":{event.port}" if event.port else ""
     where = escape(f"{event.host}[{event.address}]{port}")
@@ -346,6 +357,7 @@ _RENDERERS: Final[Mapping[type[Event], _Renderer]] = {
     NoticeQueued: _for(NoticeQueued, _notice),
     DeliveryInDoubt: _for(DeliveryInDoubt, _in_doubt),
     DestinationSuspended: _for(DestinationSuspended, _suspended),
+    ConcurrencyChanged: _for(ConcurrencyChanged, _concurrency),
     ConnectFailed: _for(ConnectFailed, _connect_failed),
     EndpointFailed: _for(EndpointFailed, _endpoint_failed),
     EhloKeywordsDiscarded: _for(EhloKeywordsDiscarded, _keywords),
