@@ -115,6 +115,7 @@ class MemoryStore:
         self.commit_time = commit_time
         self.messages: dict[int, MessageRow] = {}
         self.open_contents: set[CountedContent] = set()
+        self.drafts: list[NoticeDraft] = []  # notices queued
         self.trouble = 0  # so many of the next calls fail
         self.calls: dict[str, int] = {}
         # How each recipient left, over all lives of the queue: "sent", "bounced", or, when it was
@@ -309,6 +310,7 @@ class MemoryStore:
         message.state = MessageState.HOLD if message.hold else MessageState.DEFERRED
 
     def _queue_notice(self, draft: NoticeDraft) -> str:
+        self.drafts.append(draft)
         submission = Submission(
             sender=draft.sender,
             recipients=(Recipient(address=draft.recipient),),

@@ -35,6 +35,8 @@ class NoticeKind(Enum):
     FAILURE = "failure"
     DELAY = "delay"
     SUCCESS = "success"
+    DELAY_CLEARED = "delay cleared"
+    PROBE = "probe"
     POSTMASTER_FAILURE = "postmaster failure"
     POSTMASTER_DELAY = "postmaster delay"
     DOUBLE_BOUNCE = "double bounce"
@@ -49,6 +51,8 @@ _PHRASES: Final = {
     NoticeKind.FAILURE: "sender non-delivery notification",
     NoticeKind.DELAY: "sender delay notification",
     NoticeKind.SUCCESS: "sender delivery status notification",
+    NoticeKind.DELAY_CLEARED: "sender delivery status notification",
+    NoticeKind.PROBE: "sender delivery status notification",
     NoticeKind.POSTMASTER_FAILURE: "postmaster non-delivery notification",
     NoticeKind.POSTMASTER_DELAY: "postmaster delay notification",
     NoticeKind.DOUBLE_BOUNCE: "postmaster non-delivery notification",
@@ -56,12 +60,14 @@ _PHRASES: Final = {
 
 
 class ReportAction(Enum):
-    """The Action field of RFC 3464 section 2.3.3."""
+    """The Action field of RFC 3464 section 2.3.3, and Postfix's words for what a probe finds."""
 
     FAILED = "failed"
     DELAYED = "delayed"
     DELIVERED = "delivered"
     RELAYED = "relayed"
+    DELIVERABLE = "deliverable"
+    UNDELIVERABLE = "undeliverable"
 
 
 @dataclass(frozen=True, slots=True)

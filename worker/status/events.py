@@ -52,6 +52,18 @@ class RecipientSettled(Event):
 
 
 @value()
+class RecipientProbed(Event):
+    """As RecipientSettled, of a probe: `status=deliverable` or `undeliverable`; nothing was sent.
+
+    An outcome that says "sent" means that the address was accepted.
+    """
+
+    queue_id: str
+    protocol: str
+    outcome: RecipientOutcome
+
+
+@value()
 class MessageRemoved(Event):
     """`<qid>: removed`: no recipient is left."""
 

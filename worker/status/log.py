@@ -14,7 +14,7 @@ from functools import cache
 from typing import Final, TypeVar
 
 from protocol.address import quote
-from protocol.outcome import RecipientOutcome
+from protocol.outcome import Action, RecipientOutcome
 from protocol.value import value
 from worker.status.delays import DEFAULT_RESOLUTION, format_delay
 from worker.status.events import (
@@ -36,6 +36,7 @@ from worker.status.events import (
     NoticeQueued,
     PassedOn,
     PixWorkaroundsEnabled,
+    RecipientProbed,
     RecipientSettled,
     StartTlsOffered,
     TlsEstablished,
@@ -97,13 +98,17 @@ def render(event: Event, resolution: int = DEFAULT_RESOLUTION) -> list[LogLine]:
 
     `resolution` is delay_logging_resolution_limit.
     """
-    if type(event) is RecipientSettled:  # the most frequent one, and the only one with a setting
+    if type(event) is RecipientSettled:  # the most frequent one
+        return [LogLine(event.protocol, Severity.INFO, delivery_text(event, resolution))]
+    if isinstance(event, RecipientProbed):
         return [LogLine(event.protocol, Severity.INFO, delivery_text(event, resolution))]
     renderer = _RENDERERS.get(type(event))
     return [] if renderer is None else renderer(event)
 
 
-def delivery_text(event: RecipientSettled, resolution: int = DEFAULT_RESOLUTION) -> str:
+def delivery_text(
+    event: RecipientSettled | RecipientProbed, resolution: int = DEFAULT_RESOLUTION
+) -> str:
     """The text of the delivery line: to=, relay=, delays=, dsn=, status= (reason)."""
     outcome = event.outcome
     recipient = outcome.recipient
@@ -123,9 +128,19 @@ def delivery_text(event: RecipientSettled, resolution: int = DEFAULT_RESOLUTION)
         f"/{format_delay(delays.active, resolution)}"
         f"/{format_delay(delays.setup, resolution)}"
         f"/{format_delay(delays.transmission, resolution)},"
-        f"{tls} dsn={outcome.dsn}, status={outcome.action.value} ("
+        f"{tls} dsn={outcome.dsn}, status={_status(event)} ("
     )
     return bounded(escape(head), escape(outcome.reason), ")")
+
+
+def _status(event: RecipientSettled | RecipientProbed) -> str:
+    outcome = event.outcome
+    return outcome.action.value if isinstance(event, RecipientSettled) else probe_status(outcome)
+
+
+def probe_status(outcome: RecipientOutcome) -> str:
+    """What a probe has found out: "deliverable" or "undeliverable"."""
+    return "deliverable" if outcome.action is Action.SENT else "undeliverable"
 
 
 def bounded(head: str, text: str, tail: str = "") -> str:
@@ -154,6 +169,8 @@ def to_json(event: Event) -> dict[str, JsonValue]:
             found |= outcome_to_json(value)
         else:
             found[item.name] = _json(value)
+    if isinstance(event, RecipientProbed):
+        found["status"] = probe_status(event.outcome)
     return found
 
 
