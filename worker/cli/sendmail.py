@@ -243,6 +243,8 @@ def _submit(call: Call) -> int:
         probe=probe,
     )
     submit_message(config, submission, message)
+    if probe:
+        click.echo(f"Mail Delivery Status Report will be mailed to <{quote(sender)}>.")
     return os.EX_OK
 
 
