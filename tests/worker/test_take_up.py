@@ -10,6 +10,7 @@ import trio
 from trio.testing import MockClock, trio_test
 
 from protocol.outcome import Action
+from protocol.request import Notify
 from tests.worker.scripted_slots import DEFERRED
 from tests.worker.test_scheduler import Node, transports, wall
 from worker.config.config import Config
@@ -154,6 +155,28 @@ async def test_a_bug_in_routing_defers_its_message_alone(autojump_clock: MockClo
     ]
     assert len(node.of(UnexpectedError)) == 1
     assert len(node.workers.accepted) == 1
+
+
+@trio_test
+async def test_an_outcome_does_not_wait_for_a_lookup_that_hangs(autojump_clock: MockClock) -> None:
+    """Whether a confirmed recipient was reached over LMTP is looked up again at the end."""
+
+    class Once:
+        asked = 0
+
+        async def find(self, key: str, *, partial: bool = False) -> str | None:
+            self.asked += 1
+            if self.asked > 1:
+                await trio.sleep(HANG)
+                raise TableError("no answer")
+            return "lmtp:inet:one.example:24"
+
+    node = Node(router=Router(tables=Once()))
+    node.submit("u@one.example", notify=Notify.SUCCESS)
+    async with node.running():
+        await trio.sleep(5.0)
+        assert len(node.settled("u@one.example")) == 1
+        assert b"Action: relayed" in node.store.drafts[0].content
 
 
 # --- hopcount_limit ------------------------------------------------------------------------------
