@@ -8,14 +8,34 @@ import pytest
 import trio
 from trio.testing import MockClock, trio_test
 
-from protocol.request import DeliveryRequest, Protocol
+from protocol.request import NOTHING_KNOWN, DeliveryRequest, Protocol, Recipient, Ret, SendOptions
 from tests.worker.scripted_slots import SENT, Answer, site_failure
 from tests.worker.test_scheduler import Node, transports
-from worker.queue.routing import Router
+from worker.queue.active import ActiveMessage, Share
+from worker.queue.destinations import Destinations
+from worker.queue.records import QueuedMessage
+from worker.queue.routing import Delivery, Router
 from worker.queue.scheduler import QUANTUM
 from worker.queue.settings import QueueSettings, TransportSettings
 from worker.status.events import ConcurrencyChanged
 from worker.status.log import render
+
+MESSAGE = QueuedMessage(
+    id=1,
+    queue_id="Q1",
+    sender="",
+    arrival=0.0,
+    size=1,
+    encoding="7bit",
+    options=SendOptions.NONE,
+    envelope_id="",
+    ret=Ret.UNSPECIFIED,
+    client=NOTHING_KNOWN,
+    attempts=0,
+    warned=False,
+    notice=False,
+    recipients=(Recipient(address="u@one.example", key=2),),
+)
 
 
 def limited(**limits: float) -> QueueSettings:
@@ -90,6 +110,23 @@ async def test_a_dead_destination_does_not_stop_the_others_behind_a_pause(
     async with node.running():
         await trio.sleep(100.0)
     assert len(node.workers.accepted) == 3
+
+
+def test_who_has_nothing_left_to_do_does_not_use_up_the_room_of_others() -> None:
+    destinations = Destinations()
+    limits = TransportSettings(process_limit=1)
+    first, second = (
+        destinations.find(Delivery("smtp", name, Protocol.SMTP), f"u@{name}", limits)
+        for name in ("one.example", "two.example")
+    )
+    active = ActiveMessage(MESSAGE, 0.0)
+    for destination in (first, second):
+        destination.queue.add(Share(active, MESSAGE.recipients))
+        assert destinations.offer(destination, 0.0)
+    first.queue.take_all()  # it was declared dead, say
+    destinations.admit(0.0)
+    assert destinations.next_turn(0.0) is second
+    assert destinations.next_turn(0.0) is None
 
 
 @pytest.mark.parametrize("limit", [1, 7])

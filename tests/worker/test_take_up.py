@@ -17,7 +17,7 @@ from worker.config.config import Config
 from worker.config.tables import TableError
 from worker.queue.records import MessageState
 from worker.queue.routing import Router
-from worker.queue.scheduler import ROUTING_LIMIT
+from worker.queue.scheduler import ROUTING_LIMIT, ROUTING_PATIENCE
 from worker.queue.settings import QueueSettings
 from worker.status.events import MessageActive, NoticeQueued, RecipientSettled, UnexpectedError
 
@@ -35,6 +35,8 @@ class Tables:
         """Nothing, TableError after a long time, or a mistake."""
         if key.startswith("bug"):
             raise ZeroDivisionError
+        if key.startswith("slow"):
+            await trio.sleep(ROUTING_PATIENCE / 2)
         if not key.startswith("hang"):
             return None
         self.hanging += 1
@@ -93,7 +95,8 @@ async def test_messages_of_one_claim_are_queued_in_their_order(autojump_clock: M
         settings=QueueSettings(transports=transports(initial_concurrency=1, concurrency_limit=1)),
         router=Router(tables=Tables()),
     )
-    submitted = [node.submit("u@two.example") for _ in range(40)]
+    names = ["slow", "quick"] * 20
+    submitted = [node.submit(f"{name}@two.example") for name in names]
     await node.run(60.0)
     assert [request.queue_id for request in node.workers.requests] == submitted
 

@@ -190,7 +190,7 @@ def _conclude_probe(end: RunEnd, settings: NoticeSettings) -> Decision:
         *(Reported(item, ReportAction.DELIVERABLE) for item in end.confirm),
         *(Reported(item, ReportAction.UNDELIVERABLE) for item in end.failed),
     ]
-    if found and end.message.sender:
+    if found:  # of a probe without a sender nothing is, see is_reported()
         found.sort(key=lambda item: item.outcome.recipient.key)
         _plan(decision, end.message, NoticeKind.PROBE, found, settings)
     return decision
