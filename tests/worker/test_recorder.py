@@ -15,6 +15,7 @@ from tests.worker.peer import Answer, Fault, Peer, Phase
 from tests.worker.world import World, deliver_one, make_request
 from worker.config.config import Config
 from worker.content import FileContent
+from worker.delivery.debug_peers import DebugPeers
 from worker.delivery.recorder import FIRST_LINES, Recorder, RecordingRules
 from worker.delivery.security import SecurityRules
 from worker.delivery.settings import DeliverySettings
@@ -265,3 +266,20 @@ def test_s155_what_travels_behind_a_dot_belongs_to_the_next_message() -> None:
     told = recorder.transcript("peer", PROTOCOL)
     assert told is not None
     assert told.lines[-1] == "Out: QUIT"
+
+
+@trio_test
+async def test_s155_a_watched_peer_is_written_down_as_well(autojump_clock: MockClock) -> None:
+    """debug_peer_list gives a session another dialogue, and anew for each message."""
+    config = Config.from_mapping({"debug_peer_list": "192.0.2.1"})
+    requests = [replace(make_request(), queue_id=f"Q{number}") for number in range(3)]
+    peer = Peer({Phase.DOT: ["250 2.0.0 ok", "250 2.0.0 ok", "350 odd"]})
+    world = recording(World(peer))
+    debug = DebugPeers.from_config(config, world.events.append)
+    world.environment = replace(world.environment, debug=debug)
+    await world.play(lambda: world.deliver_in_a_row(requests))
+    assert [len(result.transcripts) for result in world.results] == [0, 0, 1]
+    assert len(peer.links) == 1
+    text = both(world.results[2].transcripts[0])
+    assert "Out: MAIL FROM:<sender@client.example>" in text
+    assert text.count("In:  350 odd") == 1
