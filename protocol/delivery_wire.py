@@ -13,6 +13,7 @@ Postfix process ever reads these.
 
 import re
 import struct
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any, Final
 
@@ -28,6 +29,7 @@ from protocol.request import (
     Ret,
     SendOptions,
 )
+from protocol.transcript import MAX_LINE, MAX_LINES, MAX_TRANSCRIPTS, Transcript, Trouble
 
 MAX_RECIPIENTS: Final = 1000  # of one request; default_destination_recipient_limit is 50
 MAX_FIELD: Final = 4096  # characters of one text
@@ -40,16 +42,20 @@ _REQUEST: Final = struct.Struct("!IqBBBBddH")
 _REQUEST_TEXTS: Final = 11  # queue id to the client's ident, see encode_request()
 _RECIPIENT: Final = struct.Struct("!qB")  # key, notify
 _RECIPIENT_TEXTS: Final = 3  # address, original, orcpt
-_RESULT: Final = struct.Struct("!BH")  # _KEPT | _STOPPED, outcomes
+_RESULT: Final = struct.Struct("!BHB")  # _KEPT | _STOPPED, outcomes, transcripts
 _RESULT_TEXTS: Final = 2  # status and reason of a site failure, both empty if there is none
 # key, place in _ACTIONS, _ANNOUNCED | _DOUBT, use of the connection, four delays
 _OUTCOME: Final = struct.Struct("!qBBIdddd")
 _OUTCOME_TEXTS: Final = 6  # status, reason, reply, mta, relay, TLS
+# bits of _TROUBLES and _LMTP, lines; its texts: peer, lines
+_TRANSCRIPT: Final = struct.Struct("!BH")
 
 _PROTOCOLS: Final = (Protocol.SMTP, Protocol.LMTP)
 _ENCODINGS: Final = ("", "7bit", "8bit")
 _ACTIONS: Final = (Action.SENT, Action.DEFERRED, Action.BOUNCED)
 _CLASSES: Final = ("2", "4", "5")  # of the status that goes with it
+_TROUBLES: Final = tuple(Trouble)
+_LMTP: Final = 0x80
 _OPTIONS: Final = tuple(SendOptions(bits) for bits in range(16))
 _RETS: Final = (Ret.UNSPECIFIED, Ret.FULL, Ret.HDRS)
 # NEVER goes with nothing else (RFC 3461 section 4.1).
@@ -229,7 +235,9 @@ def encode_result(result: DeliveryResult) -> bytes:
         raise LocalProtocolError(f"bad status {site.dsn[:100]!r} of a site failure")
     if not 1 <= len(outcomes) <= MAX_RECIPIENTS:
         raise LocalProtocolError(f"{len(outcomes)} outcomes in one result")
-    parts = [_RESULT.pack(_KEPT * result.session_kept | _STOPPED * result.stopped, len(outcomes))]
+    transcripts = result.transcripts[:MAX_TRANSCRIPTS]
+    bits = _KEPT * result.session_kept | _STOPPED * result.stopped
+    parts = [_RESULT.pack(bits, len(outcomes), len(transcripts))]
     texts = [site.dsn, *_fit(site.reason)] if site else ["", ""]
     for outcome in outcomes:
         place = _check_outcome(outcome)
@@ -248,8 +256,16 @@ def encode_result(result: DeliveryResult) -> bytes:
         )
         texts.append(outcome.dsn)
         texts += _fit(outcome.reason, outcome.reply, outcome.mta, outcome.relay, outcome.tls)
+    for transcript in transcripts:
+        lines = transcript.lines[:MAX_LINES]
+        troubles = sum(1 << _TROUBLES.index(trouble) for trouble in transcript.troubles)
+        parts.append(_TRANSCRIPT.pack(troubles | _LMTP * transcript.lmtp, len(lines)))
+        texts += (text[:MAX_LINE] for text in _fit(transcript.peer, *lines))
     parts.append(_encoded(texts))
-    return _bounded(b"".join(parts), MAX_RESULT_SIZE)
+    data = b"".join(parts)
+    if transcripts and len(data) > MAX_RESULT_SIZE:  # outcomes count, notices about them do not
+        return encode_result(replace(result, transcripts=()))
+    return _bounded(data, MAX_RESULT_SIZE)
 
 
 def _check_outcome(outcome: RecipientOutcome) -> int:
@@ -276,10 +292,16 @@ def decode_result(data: bytes, request: DeliveryRequest) -> DeliveryResult:
     Recipients are matched by key. Raises RemoteProtocolError, and nothing else: also if a key is
     unknown, twice there or missing.
     """
-    bits, count = _unpacked(_RESULT, data, MAX_RESULT_SIZE)
+    bits, count, sessions = _unpacked(_RESULT, data, MAX_RESULT_SIZE)
     end = _RESULT.size + _check_count(count) * _OUTCOME.size
+    heads = _transcript_heads(data, end, sessions) if sessions else []
     # Strictly: encode_result() sends nothing but UTF-8, and these texts go into logs and notices.
-    texts = _decoded(data, end, _RESULT_TEXTS + count * _OUTCOME_TEXTS, "strict")
+    texts = _decoded(
+        data,
+        end + sessions * _TRANSCRIPT.size,
+        _RESULT_TEXTS + count * _OUTCOME_TEXTS + sum([1 + lines for _, lines in heads]),
+        "strict",
+    )
     dsn, reason = texts[:_RESULT_TEXTS]
     if (dsn and not _DSN.fullmatch(dsn)) or bits & ~(_KEPT | _STOPPED):
         raise _bad("status or flags", f"{dsn} {bits:x}")
@@ -303,7 +325,38 @@ def decode_result(data: bytes, request: DeliveryRequest) -> DeliveryResult:
         site_failure=SiteFailure(dsn=dsn, reason=reason) if dsn else None,
         session_kept=bits & _KEPT != 0,
         stopped=bits & _STOPPED != 0,
+        transcripts=_transcripts(heads, texts[place:]) if heads else (),
     )
+
+
+def _transcript_heads(data: bytes, start: int, count: int) -> list[tuple[int, int]]:
+    """Troubles and number of lines of each transcript."""
+    end = start + count * _TRANSCRIPT.size
+    if count > MAX_TRANSCRIPTS or end > len(data):
+        raise _bad("number of transcripts", str(count))
+    heads = list(_TRANSCRIPT.iter_unpack(data[start:end]))
+    for troubles, lines in heads:
+        if not 0 < troubles & ~_LMTP < 1 << len(_TROUBLES) or lines > MAX_LINES:
+            raise _bad("transcript", f"{troubles:x} {lines}")
+    return heads
+
+
+def _transcripts(heads: list[tuple[int, int]], texts: list[str]) -> tuple[Transcript, ...]:
+    transcripts, place = [], 0
+    for troubles, lines in heads:
+        place, start = place + 1 + lines, place
+        peer, *said = texts[start:place]
+        transcripts.append(
+            Transcript(
+                peer=peer,
+                troubles=frozenset(
+                    trouble for bit, trouble in enumerate(_TROUBLES) if troubles >> bit & 1
+                ),
+                lmtp=troubles & _LMTP != 0,
+                lines=tuple(said),
+            )
+        )
+    return tuple(transcripts)
 
 
 def _outcome(

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from enum import Enum
 from types import MappingProxyType
 from typing import Final
+from typing import Protocol as TypingProtocol
 
 from protocol.command import (
     Auth,
@@ -154,12 +155,23 @@ def _places() -> Mapping[State, _Place]:
 _PLACES: Final = _places()
 
 
+class Witness(TypingProtocol):
+    """Who writes down what is said. Called at once, must not raise, and sees secrets."""
+
+    def said(self, command: Command, wire: bytes) -> None:
+        """`command` is in flight from now on; `wire`: its octets."""
+
+    def heard(self, command: Command | None, reply: Reply) -> None:
+        """`reply` answers `command`; None: it is the greeting."""
+
+
 class Dialogue:
     """Pairs each reply with the command it answers, any number in flight."""
 
-    def __init__(self, state: State = State.CONNECTED) -> None:
+    def __init__(self, state: State = State.CONNECTED, witnesses: tuple[Witness, ...] = ()) -> None:
         """Begin with the greeting, or in `state` with a session that others opened."""
         self._place = _PLACES[state]
+        self.witnesses = witnesses
         # With its octets. A list: a deque takes 700 of them, in thousands of waiting sessions.
         self._in_flight: list[tuple[Command, int]] = []
         self._answered = 0  # replies that the oldest command has had; only EndOfData expects more
@@ -177,6 +189,8 @@ class Dialogue:
         if self.state is not State.CONNECTED:
             raise LocalProtocolError(f"no greeting is expected {self._where()}")
         self._place = _PLACES[State.GREETED if reply.positive else State.UNWELCOME]
+        for witness in self.witnesses:
+            witness.heard(None, reply)
 
     def send(self, command: Command, wire: bytes | None = None) -> bytes:
         """Return the octets of `command`, which is in flight from now on.
@@ -192,6 +206,8 @@ class Dialogue:
         self._in_flight.append((command, len(wire)))
         self._unanswered_octets += len(wire)
         self._place = place
+        for witness in self.witnesses:
+            witness.said(command, wire)
         return wire
 
     def send_all(self, commands: Sequence[tuple[Command, bytes]]) -> bytes:
@@ -209,6 +225,9 @@ class Dialogue:
         self._in_flight.extend([(command, len(wire)) for command, wire in commands])
         self._unanswered_octets += total
         self._place = place
+        for witness in self.witnesses:
+            for command, wire in commands:
+                witness.said(command, wire)
         return b"".join([wire for _, wire in commands])
 
     def receive_reply(self, reply: Reply) -> tuple[Command, Reply]:
@@ -219,6 +238,8 @@ class Dialogue:
         if not self._in_flight:
             raise RemoteProtocolError(f"unsolicited reply: {reply.text}")
         command, octets = self._in_flight[0]
+        for witness in self.witnesses:
+            witness.heard(command, reply)
         if type(command) is EndOfData and self._answered + 1 < command.replies:
             self._answered += 1  # LMTP: more recipients have their reply to come
             return command, reply

@@ -4,6 +4,7 @@ from dataclasses import replace
 from enum import Enum
 
 from protocol.request import Recipient
+from protocol.transcript import Transcript
 from protocol.value import value
 
 
@@ -70,3 +71,4 @@ class DeliveryResult:
     site_failure: SiteFailure | None = None
     session_kept: bool = False  # the slot still holds a usable session: feed it the next request
     stopped: bool = False  # cut short by our own shutdown: deferrals here count as not tried
+    transcripts: tuple[Transcript, ...] = ()  # of sessions that the postmaster is to be told of

@@ -48,6 +48,9 @@ class RequestFlags(IntFlag):
     RECORD_DELAYED = 0x2000
 
 
+_PROBE: Final = int(RequestFlags.MTA_PROBE | RequestFlags.USER_PROBE)
+
+
 class SendOptions(IntFlag):
     """Why a message may need SMTPUTF8 (RFC 6531); Postfix's bits."""
 
@@ -123,6 +126,11 @@ class DeliveryRequest:
     arrival: float = 0.0  # the message entered the queue
     active: float = 0.0  # it entered the active set
     client: ClientFacts = NOTHING_KNOWN
+
+    @property
+    def probe(self) -> bool:
+        """Only the addresses are tried: nothing is sent, and what comes of it changes nothing."""
+        return int(self.flags) & _PROBE != 0  # flags are slow to combine
 
     @property
     def each_recipient(self) -> list[Recipient]:

@@ -14,6 +14,7 @@ from worker.config.problems import ConfigError, Problem
 from worker.delivery.debug_peers import DebugPeers
 from worker.delivery.deliver import Environment
 from worker.delivery.handover import HandOver, Handover, Settled
+from worker.delivery.recorder import RecordingRules
 from worker.delivery.reuse import CachedSessions, ReusePolicy
 from worker.delivery.security import SecurityRules
 from worker.delivery.settings import DeliverySettings
@@ -89,6 +90,7 @@ def make_environment(
         time_limit=config.seconds("daemon_timeout"),
         debug=DebugPeers.from_config(config, emit),
         hand_over=_hand_over(config, networks, emit),
+        recording=RecordingRules.from_config(config),
         security=_all_rules(config, emit),  # last: it opens files
     )
 

@@ -72,7 +72,7 @@ SMTP_ONLY = {"smtp_sender_dependent_authentication": "a mailbox server has one n
 # Accepted, and read by no component.
 UNREAD = {
     name for name, row in PARAMETERS.items() if "Without effect" in row.summary or row.no_effect
-} | {"smtp_cname_overrides_servername", "smtp_transport_rate_delay"}
+} | {"smtp_cname_overrides_servername"}
 
 
 def values_for(row: Parameter) -> tuple[str, str]:

@@ -38,6 +38,7 @@ from protocol.request import (
     Ret,
     SendOptions,
 )
+from protocol.transcript import MAX_LINE, MAX_LINES, MAX_TRANSCRIPTS, Transcript, Trouble
 
 CLEAN = st.text(
     st.characters(codec="utf-8", exclude_characters=[*map(chr, range(32)), "\x7f"]), max_size=12
@@ -439,3 +440,59 @@ def test_texts_that_nobody_asked_for_are_not_even_split() -> None:
     finally:
         tracemalloc.stop()
     assert peak < 3 * len(wire)
+
+
+# --- transcripts ---------------------------------------------------------------------------------
+
+
+def with_transcripts(*transcripts: Transcript) -> DeliveryResult:
+    return replace(RESULT, transcripts=transcripts)
+
+
+TOLD = Transcript(
+    peer="mx.example[192.0.2.1]:25",
+    troubles=frozenset({Trouble.PROTOCOL, Trouble.SOFTWARE}),
+    lines=("In:  220 hello", "Out: EHLO me", "In:  502 é"),
+)
+
+
+def test_s155_transcripts_travel_with_the_result() -> None:
+    result = with_transcripts(
+        TOLD, replace(TOLD, lines=(), troubles=frozenset({Trouble.DATA}), lmtp=True)
+    )
+    assert decode_result(encode_result(result), REQUEST) == result
+
+
+def test_s155_a_transcript_is_cut_and_cleaned_when_it_is_sent() -> None:
+    wild = replace(TOLD, lines=("a\0b\n\x1b\ud800", *("x" * 10_000,) * 1000))
+    (told,) = decode_result(encode_result(with_transcripts(wild)), REQUEST).transcripts
+    assert told.lines[0] == "a?b???"
+    assert len(told.lines) == MAX_LINES
+    assert {len(line) for line in told.lines[1:]} == {MAX_LINE}
+
+
+def test_s155_an_outcome_is_not_lost_for_a_transcript_too_long(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    plain = encode_result(RESULT)
+    monkeypatch.setattr("protocol.delivery_wire.MAX_RESULT_SIZE", len(plain))
+    assert encode_result(with_transcripts(TOLD)) == plain
+
+
+@pytest.mark.parametrize("head", [b"\x00\x00\x00", b"\x10\x00\x00", b"\x01\xff\xff"])
+def test_s155_a_transcript_without_trouble_or_with_too_many_lines_is_refused(head: bytes) -> None:
+    data = encode_result(with_transcripts(TOLD))
+    place = _RESULT.size + len(RESULT.outcomes) * _OUTCOME.size
+    with pytest.raises(RemoteProtocolError, match="bad transcript"):
+        decode_result(data[:place] + head + data[place + 3 :], REQUEST)
+
+
+def test_s155_more_transcripts_than_there_may_be_are_refused() -> None:
+    data = encode_result(with_transcripts(*(TOLD,) * (MAX_TRANSCRIPTS + 1)))
+    assert len(decode_result(data, REQUEST).transcripts) == MAX_TRANSCRIPTS
+    for count in (MAX_TRANSCRIPTS + 1, 255):
+        with pytest.raises(RemoteProtocolError, match="number of transcripts"):
+            decode_result(data[:3] + bytes([count]) + data[4:], REQUEST)
+    short = encode_result(RESULT)[: _RESULT.size + len(RESULT.outcomes) * _OUTCOME.size]
+    with pytest.raises(RemoteProtocolError, match="number of transcripts"):
+        decode_result(short[:3] + b"\x01" + short[4:], REQUEST)

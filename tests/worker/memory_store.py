@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 
 import trio
 
+from protocol.hops import HopCounter
 from protocol.outcome import Action, RecipientOutcome
 from protocol.request import Recipient
 from worker.content import Content, InlineContent
@@ -100,6 +101,12 @@ class CountedContent(InlineContent):
         opened.discard(self)
 
 
+def _hops(content: bytes) -> int:
+    counter = HopCounter()
+    counter.feed(content)
+    return counter.count
+
+
 class MemoryStore:
     """Implements worker.queue.store.Store."""
 
@@ -108,6 +115,7 @@ class MemoryStore:
         self.commit_time = commit_time
         self.messages: dict[int, MessageRow] = {}
         self.open_contents: set[CountedContent] = set()
+        self.drafts: list[NoticeDraft] = []  # notices queued
         self.trouble = 0  # so many of the next calls fail
         self.calls: dict[str, int] = {}
         # How each recipient left, over all lives of the queue: "sent", "bounced", or, when it was
@@ -205,6 +213,9 @@ class MemoryStore:
             notice=message.notice,
             recipients=tuple(row.recipient for row in rows if not row.settled),
             settled=tuple(row.outcome for row in rows if row.settled and row.outcome),
+            due=message.next_attempt,
+            hops=_hops(message.content),
+            probe=submission.probe,
         )
 
     def _waiting(self) -> list[MessageRow]:
@@ -299,6 +310,7 @@ class MemoryStore:
         message.state = MessageState.HOLD if message.hold else MessageState.DEFERRED
 
     def _queue_notice(self, draft: NoticeDraft) -> str:
+        self.drafts.append(draft)
         submission = Submission(
             sender=draft.sender,
             recipients=(Recipient(address=draft.recipient),),

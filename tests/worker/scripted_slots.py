@@ -13,6 +13,7 @@ import trio
 from protocol.delivery_wire import encode_request
 from protocol.outcome import Action, DeliveryResult, RecipientOutcome, SiteFailure
 from protocol.request import DeliveryRequest, Recipient
+from protocol.transcript import Transcript
 from worker.content import Content
 from worker.queue.slot import DestinationKey, Slot, WorkerLost
 
@@ -32,6 +33,7 @@ class Answer:
     accepted: bool = True  # the server took the message, although the worker died
     per_recipient: dict[str, Action] = field(default_factory=dict)  # by address
     dsn_announced: bool = False
+    transcripts: tuple[Transcript, ...] = ()
 
     def outcome(self, recipient: Recipient) -> RecipientOutcome:
         """The outcome of one recipient."""
@@ -167,6 +169,7 @@ class ScriptedSlot:
             site_failure=answer.site_failure,
             session_kept=answer.session_kept,
             stopped=answer.stopped,
+            transcripts=answer.transcripts,
         )
 
     async def aclose(self) -> None:

@@ -213,6 +213,53 @@ def test_several_migrations_follow_each_other(old_database: sqlite3.Connection) 
     assert old_database.execute("SELECT size FROM message").fetchall() == [(8,)]
 
 
+def old_queue(directory: Path) -> None:
+    """A queue of schema 1, with one message."""
+    last = "client TEXT NOT NULL"
+    before = [
+        statement.partition(last)[0] + last + ") STRICT" if last in statement else statement
+        for statement in schema.SCHEMA
+    ]
+    directory.mkdir()
+    with closing(sqlite3.connect(directory / schema.DATABASE, isolation_level=None)) as database:
+        schema.prepare_database(database, "postrio 0.1.0", version=1, schema=before)
+        assert [row[1] for row in database.execute("PRAGMA table_info(message)")][-1] == "client"
+        database.execute(
+            "INSERT INTO message VALUES"
+            " (1, 2, 'q', 0, 0, 0, NULL, 0, 0, 0, 0, 9, '', 0, 0, 's@s', '', '')"
+        )
+        database.execute("INSERT INTO recipient VALUES (2, 0, 0, 0, 0, 0, 'r@r', '', '', '')")
+        database.execute("INSERT INTO content VALUES (1, x'78')")
+        database.execute("UPDATE sequence SET next = 3")
+
+
+@trio_test
+async def test_a_queue_of_schema_1_is_taken_over_with_its_mail(directory: Path) -> None:
+    old_queue(directory)
+    async with await open_store(directory, threads=False) as store:
+        (message,) = await store.claim(NOW, 10)
+        queue_id = await put(store)
+        (newer,) = await store.claim(NOW, 10)
+    assert (message.sender, message.hops, message.probe) == ("s@s", 0, False)
+    assert newer.queue_id == queue_id
+
+
+@trio_test
+async def test_the_store_counts_hops_and_remembers_what_is_a_probe(directory: Path) -> None:
+    async with await open_store(directory, threads=False) as store:
+        spool = store.spool()
+        await spool.write(b"Received: a\nReceived: b\nSubject: c\n\nReceived: no\n")
+        recipients = (Recipient(address="r@one.example"),)
+        submission = Submission(sender="s@here.example", recipients=recipients, probe=True)
+        await store.submit(submission, spool, NOW)
+        (message,) = await store.claim(NOW, 10)
+        assert (message.hops, message.probe) == (2, True)
+        assert message.due <= NOW
+        await put(store)
+        (message,) = await store.claim(NOW, 10)
+        assert (message.hops, message.probe) == (0, False)
+
+
 def test_a_version_without_a_way_to_ours_says_what_to_do(
     old_database: sqlite3.Connection,
 ) -> None:
@@ -451,7 +498,8 @@ async def test_claiming_looks_only_at_what_is_due_however_long_the_queue(
             database.execute(
                 """WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < ?)
                 INSERT INTO message SELECT 1000000 + (SELECT count(*) FROM message) + i,
-                    1000000, 'q', 1, 0, ? + i, NULL, 1, 0, 0, 0, 0, '', 0, 0, '', '', '' FROM n""",
+                    1000000, 'q', 1, 0, ? + i, NULL, 1, 0, 0, 0, 0, '', 0, 0, '', '', '', 0, 0
+                FROM n""",
                 (waiting, NOW + 1000.0),
             )
             await put(store)

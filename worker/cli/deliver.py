@@ -14,6 +14,7 @@ import time
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
+from io import BytesIO
 from pathlib import Path
 from typing import Final
 
@@ -42,8 +43,8 @@ from worker.environment import make_environment
 from worker.network.network import parse_dns_server
 from worker.pool.privacy import private_memory
 from worker.queue.conclusion import softened
-from worker.status.events import RecipientSettled, Warned
-from worker.status.log import JsonValue, outcome_to_json
+from worker.status.events import RecipientProbed, RecipientSettled, Warned
+from worker.status.log import JsonValue, outcome_to_json, probe_status
 from worker.status.sinks import LogFormat, LogSettings, open_sink, standard_error
 from worker.status.writer import LogWriter
 
@@ -59,8 +60,8 @@ Examples:
   postrio deliver --request request.json --json
 
 \b
-Exit status: 0 all sent; 75 some deferred; 69 some bounced and none deferred;
-64 wrong use; 78 bad configuration.
+Exit status: 0 all sent (with --probe: accepted); 75 some deferred; 69 some bounced and none
+deferred; 64 wrong use; 78 bad configuration.
 """
 
 
@@ -71,6 +72,9 @@ Exit status: 0 all sent; 75 some deferred; 69 some bounced and none deferred;
 @click.option("--sender", "-f", metavar="ADDRESS", help="Reverse-path; '' is the null one.")
 @click.option("--recipient", "-r", "recipients", multiple=True, metavar="ADDRESS")
 @click.option("--request", metavar="FILE", help="Take everything from a JSON object; - is stdin.")
+@click.option(
+    "--probe", is_flag=True, help="Only ask whether the recipients are accepted; send nothing."
+)
 @click.option("--resolver", metavar="ADDR:PORT", help="Ask this DNS server.")
 @click.option("--cache-socket", metavar="PATH", help="Find and keep sessions at this cache.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON line for each recipient.")
@@ -89,20 +93,23 @@ def command(  # click gives every option its argument
     cache_socket: str | None,
     log_format: str,
     *,
+    probe: bool,
     as_json: bool,
 ) -> int:
     """Deliver one message now, without a queue.
 
     Without a file the message comes from standard input. Without --nexthop the domain of each
-    recipient decides. The log goes to standard error.
+    recipient decides. The log goes to standard error. With --probe no message is read.
     """
     try:
         if request is not None:
             given = (message, nexthop, protocol, sender, resolver, cache_socket)
-            if recipients or any(value is not None for value in given):
+            if recipients or probe or any(value is not None for value in given):
                 raise click.UsageError("--request replaces every other option of the delivery")
             order = order_of_request(request)
         else:
+            if probe and message is not None:
+                raise click.UsageError("--probe sends no message: it takes no file")
             order = order_of_options(
                 message=message or STANDARD_INPUT,
                 nexthop=nexthop or "",
@@ -111,6 +118,7 @@ def command(  # click gives every option its argument
                 recipients=recipients,
                 resolver=resolver or "",
                 cache_socket=cache_socket or "",
+                probe=probe,
             )
         check_order(order)
     except OrderError as exc:
@@ -120,7 +128,9 @@ def command(  # click gives every option its argument
     config = choice.load()
     outcomes = run_order(order, config, LogFormat(log_format))
     for outcome in outcomes:
-        click.echo(json.dumps(json_line(outcome)) if as_json else text_line(outcome))
+        status = probe_status(outcome) if order.probe else outcome.action.value
+        line = json.dumps(json_line(outcome, status)) if as_json else text_line(outcome, status)
+        click.echo(line)
     return exit_status(outcomes)
 
 
@@ -128,7 +138,7 @@ def order_of_request(path: str) -> Order:
     """The order in a JSON file, or on standard input. Raises OrderError, CommandError."""
     with open_message(path) as file:
         order = parse_order(file.read(REQUEST_LIMIT + 1))
-    if path == STANDARD_INPUT and order.message == STANDARD_INPUT:
+    if path == STANDARD_INPUT and order.message == STANDARD_INPUT and not order.probe:
         raise OrderError("message: missing (standard input is the request)")
     return order
 
@@ -142,6 +152,7 @@ def order_of_options(
     recipients: Sequence[str],
     resolver: str,
     cache_socket: str,
+    probe: bool = False,
 ) -> Order:
     """The order in the options of the command line. Raises OrderError."""
     if sender is None:
@@ -159,6 +170,7 @@ def order_of_options(
         protocol=Protocol(protocol),
         resolver=resolver,
         cache_socket=cache_socket,
+        probe=probe,
     )
 
 
@@ -182,7 +194,7 @@ def run_order(order: Order, config: Config, log_format: LogFormat) -> list[Recip
 
     Raises CommandError (the message cannot be read), ConfigError.
     """
-    with open_message(order.message) as file:
+    with open_message(order.message) if not order.probe else BytesIO() as file:
         message = read_message(file)
         content, facts = spool(message.blocks())
     options = send_options(
@@ -206,7 +218,8 @@ def run_order(order: Order, config: Config, log_format: LogFormat) -> list[Recip
         envelope_id=order.envelope_id,
         ret=order.ret,
         # Who names a cache wants it used, for however few messages.
-        flags=_USE_CACHE if order.cache_socket else RequestFlags.NONE,
+        flags=(_USE_CACHE if order.cache_socket else RequestFlags.NONE)
+        | (RequestFlags.USER_PROBE if order.probe else RequestFlags.NONE),
         arrival=now - order.age,
         active=now,
         client=order.client,
@@ -274,15 +287,15 @@ def exit_status(outcomes: Iterable[RecipientOutcome]) -> int:
     return os.EX_UNAVAILABLE if Action.BOUNCED in actions else os.EX_OK
 
 
-def json_line(outcome: RecipientOutcome) -> dict[str, JsonValue]:
-    """One recipient's end as --json prints it."""
-    found = outcome_to_json(outcome)
+def json_line(outcome: RecipientOutcome, status: str) -> dict[str, JsonValue]:
+    """One recipient's end as --json prints it; `status`: its word for that."""
+    found = {**outcome_to_json(outcome), "status": status}
     return {key: found[key] for key in JSON_KEYS}
 
 
-def text_line(outcome: RecipientOutcome) -> str:
-    """One recipient's end for people."""
-    return f"{outcome.recipient.address}: {outcome.action.value} ({outcome.reason})"
+def text_line(outcome: RecipientOutcome, status: str) -> str:
+    """One recipient's end for people; `status`: the word for it."""
+    return f"{outcome.recipient.address}: {status} ({outcome.reason})"
 
 
 # --- doing it ----------------------------------------------------------------------------------
@@ -362,7 +375,7 @@ class _Deliveries:
                 while unsettled:
                     result = await deliver(unsettled[0], self._content, self._environment, slot)
                     outcomes = result.outcomes
-                    if self._soft_bounce:
+                    if self._soft_bounce and not unsettled[0].probe:
                         outcomes = tuple(map(softened, outcomes))
                     self._settle(unsettled.pop(0), outcomes)
                 await slot.release()
@@ -374,7 +387,8 @@ class _Deliveries:
     def _settle(self, request: DeliveryRequest, outcomes: Iterable[RecipientOutcome]) -> None:
         for outcome in outcomes:
             self.outcomes.append(outcome)
-            self._log.emit(RecipientSettled(QUEUE_ID, request.protocol.value, outcome))
+            kind = RecipientProbed if request.probe else RecipientSettled
+            self._log.emit(kind(QUEUE_ID, request.protocol.value, outcome))
 
 
 def _interrupted(recipient: Recipient) -> RecipientOutcome:

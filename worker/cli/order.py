@@ -56,6 +56,7 @@ class Order:
     encoding: str = ""  # "7bit", "8bit"; empty: look at the content
     smtputf8: bool | None = None  # None: asked for where an address needs it
     client: ClientFacts = field(default_factory=ClientFacts)
+    probe: bool = False  # only try the addresses; no message is read
     age: float = 0.0  # seconds that the message has been in the asker's queue
     config: tuple[str, ...] = ()  # "name=value"
     resolver: str = ""  # ADDR:PORT
@@ -157,6 +158,7 @@ def _order(found: Mapping[str, object]) -> Order:
         smtputf8=_boolean(found, "smtputf8"),
         client=_client(found.get("xforward")),
         age=_seconds(found, "age"),
+        probe=_boolean(found, "probe") or False,
         config=_settings(found.get("config")),
         resolver=_text(found, "resolver"),
         cache_socket=_text(found, "cache_socket"),
@@ -165,7 +167,7 @@ def _order(found: Mapping[str, object]) -> Order:
 
 _TAKEN: Final = (
     *("message", "sender", "recipients", "nexthop", "protocol", "envid", "ret", "body", "smtputf8"),
-    *("xforward", "age", "config", "resolver", "cache_socket"),
+    *("xforward", "age", "probe", "config", "resolver", "cache_socket"),
 )
 _RECIPIENT_TAKEN: Final = ("address", "notify", "orcpt")
 

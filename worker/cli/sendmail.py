@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from email.header import Header
 from email.utils import formatdate, getaddresses, make_msgid
+from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO, Final, NoReturn
 
@@ -46,6 +47,7 @@ from worker.queue.records import Submission
 NAME: Final = "postrio-sendmail"
 WITH_VALUE: Final = "ABCFLNORVXbefhopr"  # flags followed by a value, attached or the next word
 WITHOUT_VALUE: Final = "GIUcimntvx"
+PROBE_HEADER: Final = b"Subject: probe\n\n"  # what the report about a probe returns
 DROPPED: Final = ("bcc", "resent-bcc", "return-path", "content-length")
 USAGE: Final = """\
 Usage: postrio-sendmail [FLAGS] [RECIPIENT]...
@@ -60,6 +62,8 @@ Put the message on standard input on postrio's queue.
   -N WORDS                notify on success,failure,delay, or never
   -R full|hdrs            what a notice returns
   -V ENVID                envelope id for notices
+  -bv                     only ask whether the recipients are accepted, and mail
+                          the answers to the sender; no message is read
   -bp                     list the queue          -q   try deferred mail now
   -C MAIN.CF              read this configuration
   --version, --help
@@ -76,7 +80,6 @@ _REFUSED_MODES: Final = {
     "d": "the SMTP server (-bd)",
     "D": "the SMTP server (-bD)",
     "l": "the SMTP server (-bl)",
-    "v": "verifying addresses (-bv)",
     "t": "address tests (-bt)",
     "h": "the host status (-bh)",
     "H": "the host status (-bH)",
@@ -88,7 +91,7 @@ _REFUSED_MODES: Final = {
 class Call:
     """One call, taken apart. Addresses in internal form."""
 
-    mode: str = "m"  # -b: "m" submit, "p" list the queue; "q": -q
+    mode: str = "m"  # -b: "m" submit, "p" list the queue, "v" try addresses; "q": -q
     flush: str = ""  # what follows -q: "I" and a queue id, "R" or "S" and a domain
     sender: str | None = None  # None: the caller
     full_name: str = ""
@@ -167,9 +170,9 @@ def _take_value(call: Call, flag: str, value: str) -> None:
             mode = value[:1]
             if mode in _REFUSED_MODES:
                 raise OrderError(f"{_REFUSED_MODES[mode]} is not offered")
-            if mode not in {"m", "p", "a"}:
+            if mode not in {"m", "p", "a", "v"}:
                 raise OrderError(f"unknown mode -b{mode}")
-            call.mode = "p" if mode == "p" else "m"
+            call.mode = "m" if mode == "a" else mode
         case "f" | "r":
             call.sender = parse_sender(value, f"-{flag}")
         case "F":
@@ -217,13 +220,19 @@ def _flush_arguments(what: str) -> list[str]:
 
 def _submit(call: Call) -> int:
     config = Config.load(call.config, tables=False)
-    message = read_message(SubmittedText(sys.stdin.buffer, dot_ends=call.dot_ends))
+    probe = call.mode == "v"
+    if probe and call.from_header:
+        raise CommandError("-bv reads no message: it does not go with -t", os.EX_USAGE)
+    text = SubmittedText(sys.stdin.buffer, dot_ends=call.dot_ends)
+    message = read_message(BytesIO(PROBE_HEADER) if probe else text)
     recipients = list(call.recipients)
     if call.from_header:
         recipients += take_recipients(message)
     if not recipients:
         raise CommandError("no recipient was given, and no -t", os.EX_USAGE)
     sender = completed(login_name() if call.sender is None else call.sender, config)
+    if probe and not sender:
+        raise CommandError("-bv mails its answers to the sender, and there is none", os.EX_USAGE)
     complete_header(message, sender, call.full_name or gecos_name(), config, time.time())
     submission = Submission(
         sender=sender,
@@ -231,8 +240,11 @@ def _submit(call: Call) -> int:
         envelope_id=call.envelope_id,
         ret=call.ret,
         encoding=call.encoding,
+        probe=probe,
     )
     submit_message(config, submission, message)
+    if probe:
+        click.echo(f"Mail Delivery Status Report will be mailed to <{quote(sender)}>.")
     return os.EX_OK
 
 

@@ -165,7 +165,13 @@ SCHEDULER: tuple[Parameter, ...] = (
         source="Postfix 3.1",
         minimum=0,
     ),
-    integer("default_process_limit", "100", "Deliveries at one time by one transport.", minimum=1),
+    integer(
+        "default_process_limit",
+        "100",
+        "Deliveries at one time by one transport, where it is set; else only postrio_slot_limit"
+        " counts.",
+        minimum=1,
+    ),
 )
 
 NOTICES: tuple[Parameter, ...] = (

@@ -310,6 +310,7 @@ def _failed(session: Session, why: str) -> SiteError:
 
 def _refused(session: Session, sasl: SaslClient, reply: Reply) -> SiteError:
     """The server said no."""
+    session.note_refusal(reply)
     reason = f"SASL authentication failed; server {session.peer} said: {reply.text}"
     return SiteError(_softened(reply.dsn, sasl), reason, reply, session.peer)
 

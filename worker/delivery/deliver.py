@@ -23,6 +23,8 @@ import trio
 from protocol.dialogue import Dialogue, State
 from protocol.outcome import Action, DeliveryResult, SiteFailure
 from protocol.request import DeliveryRequest, Protocol
+from protocol.transcript import MAX_TRANSCRIPTS, Transcript, Trouble
+from worker.config.tables import TableError
 from worker.content import Content
 from worker.delivery.ahead import next_envelope
 from worker.delivery.content_sending import ContentUnreadable
@@ -32,6 +34,7 @@ from worker.delivery.handover import HandOver, Settled
 from worker.delivery.introduction import introduce
 from worker.delivery.outcomes import Outcomes, SessionFacts
 from worker.delivery.plain_peers import PlainPeers
+from worker.delivery.recorder import NO_RECORDING, Recorder, RecordingRules
 from worker.delivery.reuse import NO_REUSE, CachedSessions, ReusePolicy, Wishes
 from worker.delivery.security import NO_RULES, Security, SecurityRules
 from worker.delivery.session import Session, SessionKey
@@ -90,6 +93,7 @@ class Environment:
     downgrade_after: float = 300.0
     hand_over: HandOver | None = None  # best_mx_transport (); None: such mail is bounced
     debug: DebugPeers | None = None  # debug_peer_list (); None: nobody is watched
+    recording: RecordingRules = NO_RECORDING
     time_limit: float = inf  # daemon_timeout (18000s): seconds that one request may take
 
     def close(self) -> None:
@@ -182,6 +186,8 @@ class _Delivery:
         self._refused_ahead: Endpoint | None = None  # where MAIL was, for good, if it was ours
         self._asked: set[tuple[str, int]] = set()  # who has had its say on a reused session
         self._passed_over: list[str] = []  # reasons to log once another endpoint is tried
+        self._records = environment.recording.wants(request.sender)
+        self._transcripts: list[Transcript] = []
         self.slot = slot or DeliverySlot()
         handed_off = begun.handed_off if begun else environment.wall()
         self.outcomes = Outcomes(request, handed_off, self._started)
@@ -194,6 +200,7 @@ class _Delivery:
             outcomes=outcomes,
             site_failure=self._site_failure if deferred and not self._served else None,
             session_kept=self.slot.holds_session,
+            transcripts=tuple(self._transcripts),
         )
 
     async def run(self, begun: Begun | None) -> None:
@@ -446,6 +453,7 @@ class _Delivery:
     ) -> bool:
         """As _try_endpoint(). True: TLS broke, and so far nothing has come of the connection."""
         emit, undecided = self._environment.emit, len(self.outcomes.undecided)
+        recorder = Recorder() if self._records else None
         try:
             dialogue = await self._dialogue(endpoint, security, State.CONNECTED)
         except BaseException:
@@ -455,8 +463,12 @@ class _Delivery:
             session = await introduce(
                 *(endpoint, stream, self._settings, emit, self._request, security, self._rules),
                 dialogue,
+                recorder,
             )
-        except (SiteError, SessionError) as exc:
+        except BaseException as exc:
+            self._keep_transcript(recorder, endpoint, exc)
+            if not isinstance(exc, (SiteError, SessionError)):
+                raise
             self._endpoint_failed(endpoint, exc, security)
             return isinstance(exc, TlsFailed) or (isinstance(exc, SessionError) and exc.secured)
         session.born = connected_since
@@ -527,6 +539,7 @@ class _Delivery:
         ahead = session.ahead is not None and session.ahead.behind_dot
         if begun is not None and begun.sending:
             ahead = begun.travelled_ahead
+        self._record(session)
         # In the clear because TLS is broken: others may not have waited long enough for that.
         keep = self._wishes.keep and not session.security.clear
         # Whoever comes next is to try his own destination first: a session with a fallback relay
@@ -558,7 +571,9 @@ class _Delivery:
                 if session.ahead is not None:
                     self._distrust(session.endpoint, doubt=False)
                 await session.quit()
+            self._keep_transcript(session.recorder, session.endpoint)
         except BaseException as exc:
+            self._keep_transcript(session.recorder, session.endpoint, exc)
             await session.aclose()
             if isinstance(exc, RefusedAhead):
                 self._refused_ahead = session.endpoint if exc.hard else None
@@ -571,6 +586,30 @@ class _Delivery:
         self._served = True
         self._sessions += 1
         return True
+
+    def _record(self, session: Session) -> None:
+        """Have written down what is said about this message, if that is wanted; no other's."""
+        if not self._records:
+            session.record(None)
+            return
+        recorder = session.recorder or Recorder()
+        if session.uses:
+            recorder.next_message()
+        session.record(recorder)  # also if it was there: the dialogue may be another one
+
+    def _keep_transcript(
+        self, recorder: Recorder | None, endpoint: Endpoint, error: BaseException | None = None
+    ) -> None:
+        """The session, which `error` has ended, has done its part: is the postmaster to see it?"""
+        if recorder is None or len(self._transcripts) >= MAX_TRANSCRIPTS:
+            return
+        if (trouble := _trouble_of(error)) is not None:
+            recorder.troubles.add(trouble)
+        wanted = self._environment.recording.troubles
+        lmtp = self._request.protocol is Protocol.LMTP
+        transcript = recorder.transcript(endpoint.relay, wanted, lmtp=lmtp)
+        if transcript is not None:
+            self._transcripts.append(transcript)
 
     def _concludes(self, error: BaseException, facts: SessionFacts) -> bool:
         """Note what the end of a session means for its recipients; False: nothing, for now."""
@@ -631,3 +670,14 @@ class _Delivery:
         for reason in self._passed_over:
             self._environment.emit(EndpointFailed(request.queue_id, reason, request.protocol.value))
         self._passed_over.clear()
+
+
+def _trouble_of(error: BaseException | None) -> Trouble | None:
+    """What of our own has ended a session; None: nothing of ours."""
+    if isinstance(error, DeliveryError) and isinstance(error.__cause__, TableError):
+        return Trouble.DATA
+    if isinstance(error, ContentUnreadable):
+        return Trouble.RESOURCE
+    if isinstance(error, Exception) and not isinstance(error, DeliveryError):
+        return Trouble.SOFTWARE
+    return None

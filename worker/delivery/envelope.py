@@ -1,5 +1,7 @@
 """The envelope of one message in one session: MAIL, the RCPTs and DATA, and how far they were said.
 
+That of a probe (S163) has no DATA.
+
 Answers for what can be asked of this server at all, and for what may travel in one segment
 (RFC 2920); how the answers are judged is in `transaction.py`.
 
@@ -86,7 +88,8 @@ class Envelope:
                 self.unsendable.append((recipient, error))
                 continue
             self.recipients.append(recipient)
-        waiting.append(_DATA)
+        if not request.probe:
+            waiting.append(_DATA)
 
     def reset_first(self) -> None:
         """RSET goes in front of MAIL."""

@@ -22,6 +22,7 @@ from protocol.sasl.mechanism import ChannelBinding
 from worker.config.tables import TableError
 from worker.delivery.authentication import authenticate
 from worker.delivery.pix import DELAY_DOTCRLF, DISABLE_ESMTP, WORKAROUNDS, is_masked
+from worker.delivery.recorder import Recorder
 from worker.delivery.security import NO_RULES, UNSECURED, Security, SecurityRules
 from worker.delivery.session import Conversation, Session
 from worker.delivery.settings import DeliverySettings
@@ -62,15 +63,17 @@ async def introduce(
     security: Security = UNSECURED,
     rules: SecurityRules = NO_RULES,
     dialogue: Dialogue | None = None,
+    recorder: Recorder | None = None,
 ) -> Session:
     """Read the greeting, say who we are, and return the session, which then owns `stream`.
 
     `request`: the one that the session is opened for, named in events and reasons. `security` was
-    evaluated by `rules`. `dialogue`: a new one; None: any will do. Raises SessionError (lost, timed
-    out) or SiteError (refused, TLS not as it must be; TlsFailed if a handshake came to nothing);
-    the stream is closed then.
+    evaluated by `rules`. `dialogue`: a new one; None: any will do. `recorder`: writes down what is
+    said. Raises SessionError (lost, timed out) or SiteError (refused, TLS not as it must be;
+    TlsFailed if a handshake came to nothing); the stream is closed then.
     """
     session = Session(endpoint, stream, settings, dialogue, security)
+    session.record(recorder)
     try:
         with session.conversation() as talk:
             await _Introduction(session, talk, emit, request, rules).run()
@@ -309,6 +312,7 @@ def _check_greeting(session: Session, greeting: Reply, emit: Emit) -> None:
         return
     # A 5xx greeting says that this host takes no mail, not that nobody does (S040). A 4xx one
     # always moves on to the next host (S041).
+    session.note_refusal(greeting)
     dsn = greeting.dsn
     if not (greeting.permanent and not session.settings.skip_5xx_greeting):
         dsn = f"4{dsn[1:]}"
@@ -319,6 +323,7 @@ def _must_accept(session: Session, reply: Reply) -> None:
     """A refused introduction: hard only if the server says 5xx (as in Postfix)."""
     if reply.positive:
         return
+    session.note_refusal(reply)
     if reply.code == SERVICE_CLOSING:
         session.unwanted = True
     dsn = reply.dsn if reply.permanent else f"4{reply.dsn[1:]}"

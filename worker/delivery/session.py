@@ -22,7 +22,9 @@ from protocol.dialogue import Dialogue, State
 from protocol.errors import RemoteProtocolError
 from protocol.reply import NEED_DATA, Reply, ReplyParser
 from protocol.request import DeliveryRequest
+from protocol.transcript import Trouble
 from worker.delivery.envelope import Envelope
+from worker.delivery.recorder import Recorder
 from worker.delivery.security import UNSECURED, Security
 from worker.delivery.settings import DeliverySettings
 from worker.errors import SessionError
@@ -38,6 +40,8 @@ PIECE: Final = 16_384
 # each time costs as much as reading the reply.
 DEADLINE_SLACK: Final = 0.05
 RECEIVE_SIZE: Final = 16_384
+# Replies that complain of the command itself (RFC 5321 section 4.2.2), or of its parameters.
+CONFUSED: Final = frozenset({*range(500, 510), 555})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,6 +115,7 @@ class Session:
         self.broken = False  # nothing may be said any more
         self._closed = False
         self.unwanted = False  # may be ended politely, but not be used again
+        self.recorder: Recorder | None = None  # writes down what is said
 
     @property
     def peer(self) -> str:
@@ -184,6 +189,7 @@ class Session:
             raise SessionError("4.4.2", phrases.lost_connection(self.peer, talk.doing)) from exc
         except RemoteProtocolError as exc:
             self.broken = True
+            self.note(Trouble.PROTOCOL)
             raise SessionError(
                 "4.5.0", f"protocol error from {self.peer} while {talk.doing}: {exc}"
             ) from exc
@@ -198,6 +204,22 @@ class Session:
             self.broken = True
             raise SessionError("4.4.2", phrases.timed_out(self.peer, talk.doing))
 
+    def record(self, recorder: Recorder | None) -> None:
+        """`recorder` writes down what is said from now on, and no other; None: nobody does."""
+        others = tuple(each for each in self.dialogue.witnesses if each is not self.recorder)
+        self.recorder = recorder
+        self.dialogue.witnesses = others if recorder is None else (*others, recorder)
+
+    def note(self, trouble: Trouble) -> None:
+        """Something has gone wrong that the postmaster may want to know."""
+        if self.recorder is not None:
+            self.recorder.troubles.add(trouble)
+
+    def note_refusal(self, reply: Reply) -> None:
+        """As note(), if `reply` refuses in a way that only a confused server, or client, meets."""
+        if not (reply.transient or reply.permanent) or reply.code in CONFUSED:
+            self.note(Trouble.PROTOCOL)
+
     def secured(self, stream: TlsStream) -> None:
         """From here on all is said over `stream`; what was learnt before counts no more (S124)."""
         self.stream = stream
@@ -205,7 +227,9 @@ class Session:
         self.replies = ReplyParser()
         # In wrapper mode TLS comes before the greeting.
         wrapper = self.security.policy.wrapper
-        self.dialogue = self.dialogue.anew(State.CONNECTED if wrapper else State.GREETED)
+        dialogue = self.dialogue.anew(State.CONNECTED if wrapper else State.GREETED)
+        dialogue.witnesses = self.dialogue.witnesses
+        self.dialogue = dialogue
         self.capabilities = Capabilities()
 
     async def quit(self) -> None:
@@ -294,6 +318,7 @@ class Conversation:
             parser.receive_data(data)
         if not event.well_formed:
             self._session.unwanted = True
+            self._session.note(Trouble.PROTOCOL)
         return event
 
     async def answer(self) -> Reply:

@@ -10,6 +10,8 @@ concluded from the replies to an envelope that travelled ahead until the reply t
 where it must: that proves the pairing of all of them. Without that proof the session is closed and
 the message, of which no octet was sent, is offered anew.
 
+A probe (S163) ends behind the RCPTs: an accepted recipient counts as sent there.
+
 `transfer()` returns what may be parked for reuse: a `CleanSession`, every reply was read and the
 session is sound, or a `PledgedSession`, in which the next message's envelope is under way; any
 other way out leaves a session to be quit or closed.
@@ -336,8 +338,8 @@ class _Transaction:
 
     def _pointless(self, envelope: Envelope) -> bool:
         """What is left to send (DATA at least) has nobody to go to."""
-        if self._mail_refused:
-            return True
+        if self._mail_refused or self._request.probe:
+            return self._mail_refused
         # In order: once DATA is all that is left, every RCPT was sent; are they answered, too?
         return envelope.waiting == 1 and self._session.dialogue.in_step and not self._accepted
 
@@ -380,7 +382,9 @@ class _Transaction:
             if self._unproven and reply.positive:
                 raise self._out_of_step(command, reply)
             return  # this is a 503 that says nothing about the recipient
-        if reply.positive:
+        if reply.positive and self._request.probe:
+            self._outcomes.sent(recipient, reply, self._facts, trio.current_time())
+        elif reply.positive:
             self._accepted.append(recipient)
         elif self._unproven:
             self._held.append((recipient, self._refused(reply, command)))
@@ -544,6 +548,8 @@ class _Transaction:
         except trio.BrokenResourceError:
             raise EOFError("the peer closed the connection") from None
         self._session.broken = True
+        if self._session.recorder is not None:  # it answers no command, so the dialogue has not
+            self._session.recorder.heard(None, reply)  # seen it
         if not (reply.transient or reply.permanent):
             raise RemoteProtocolError(f"unexpected reply: {reply.text}")
         self._refuse(self._accepted, self._refused(reply, EndOfData()))
@@ -607,6 +613,7 @@ class _Transaction:
     def _refused(self, reply: Reply, command: Command) -> DeliveryError:
         """The error for a negative reply; anything but 4xx and 5xx is a soft protocol error."""
         peer = self._session.peer
+        self._session.note_refusal(reply)
         dsn = reply.dsn
         if not (reply.transient or reply.permanent):
             dsn = "4.5.0"

@@ -64,6 +64,8 @@ class Entry:
     ) -> DeliveryRequest:
         """The delivery request for this entry's destination."""
         message = self.active.message
+        if message.probe:
+            flags |= RequestFlags.USER_PROBE
         return DeliveryRequest(
             queue_id=message.queue_id,
             transport=transport,

@@ -25,6 +25,7 @@ from worker.queue.conclusion import (
     Decision,
     RunEnd,
     conclude,
+    concluded,
     finish_of,
     is_reported,
     softened,
@@ -39,6 +40,7 @@ from worker.status.events import (
     Emit,
     MessageRemoved,
     NoticeQueued,
+    RecipientProbed,
     RecipientSettled,
     UnexpectedError,
     Warned,
@@ -47,6 +49,8 @@ from worker.status.events import (
 # More than the commits that fit into the time of one: each waits for its group.
 BOOKKEEPERS: Final = 200
 FINISH_LIMIT: Final = 500  # runs ended in one call: bounds how long the loop is busy with them
+
+ROUTE_LIMIT: Final = 1.0  # seconds for a table to say by which protocol mail was delivered
 
 News = list[tuple[str, RecipientOutcome]]  # (program, outcome)
 
@@ -86,11 +90,13 @@ class Books:
         self, active: ActiveMessage, program: str, outcomes: Sequence[RecipientOutcome]
     ) -> None:
         """Outcomes of one request, one per recipient; they will be durable, then logged."""
-        if self.settings.soft_bounce:
+        if active.message.probe:
+            outcomes = [concluded(outcome) for outcome in outcomes]
+        elif self.settings.soft_bounce:
             outcomes = [softened(outcome) for outcome in outcomes]
         active.inbox += [(program, outcome) for outcome in outcomes]
         active.undecided -= len(outcomes)
-        if not active.undecided and not active.waiting and _all_is_well(active):
+        if not active.undecided and not active.waiting and _all_is_well(active, self.settings):
             active.waiting = True
             self._well.append(active)
             self._ended.set()
@@ -188,14 +194,17 @@ class Books:
     async def _settle(self, active: ActiveMessage, news: News) -> None:
         """Outcomes of a run that goes on."""
         message = active.message
-        settlements = [Settlement(item, is_reported(message, item)) for _, item in news]
+        settlements = [
+            Settlement(item, is_reported(message, item, self.settings)) for _, item in news
+        ]
         await patiently(lambda: self._store.settle(message.id, settlements), self._emit)
         self._publish(active, news)
-        _sort(active, news)
+        _sort(active, news, self.settings)
 
     def _publish(self, active: ActiveMessage, news: News) -> None:
+        kind = RecipientProbed if active.message.probe else RecipientSettled
         for program, outcome in news:
-            self._emit(RecipientSettled(active.message.queue_id, program, outcome))
+            self._emit(kind(active.message.queue_id, program, outcome))
 
     # --- the end of a run ----------------------------------------------------------------------
 
@@ -205,8 +214,10 @@ class Books:
         if active.gone:
             self._publish(active, news)
             return None
-        settlements = [Settlement(item, is_reported(message, item)) for _, item in news]
-        _sort(active, news)
+        settlements = [
+            Settlement(item, is_reported(message, item, self.settings)) for _, item in news
+        ]
+        _sort(active, news, self.settings)
         end = RunEnd(
             message=message,
             failed=active.failed,
@@ -216,7 +227,9 @@ class Books:
             interrupted=active.interrupted,
         )
         decision, finish = await self._decide(end)
-        settlements += [Settlement(item, is_reported(message, item)) for item in decision.expired]
+        settlements += [
+            Settlement(item, is_reported(message, item, self.settings)) for item in decision.expired
+        ]
         notice_ids = await patiently(
             lambda: self._store.settle(message.id, settlements, finish), self._emit
         )
@@ -269,16 +282,19 @@ class Books:
 
     async def _protocol(self, outcome: RecipientOutcome) -> Protocol:
         # Asked again, not remembered: the outcome may be from before a restart.
-        route = await self.router.route(outcome.recipient.address)
-        return route.protocol if isinstance(route, Delivery) else Protocol.SMTP
+        # Not for long: the outcomes wait for it.
+        with trio.move_on_after(ROUTE_LIMIT):
+            route = await self.router.route(outcome.recipient.address)
+            return route.protocol if isinstance(route, Delivery) else Protocol.SMTP
+        return Protocol.SMTP
 
 
-def _all_is_well(active: ActiveMessage) -> bool:
+def _all_is_well(active: ActiveMessage, settings: QueueSettings) -> bool:
     """The end of the run needs neither notice nor another attempt: the usual case."""
     if active.failed or active.confirm or active.deferred or active.partial or active.gone:
         return False
     for _, outcome in active.inbox:
-        if outcome.action is Action.DEFERRED or is_reported(active.message, outcome):
+        if outcome.action is Action.DEFERRED or is_reported(active.message, outcome, settings):
             return False
     return True
 
@@ -288,10 +304,10 @@ def _finished(active: ActiveMessage) -> tuple[int, list[int]]:
     return active.message.id, [outcome.recipient.key for _, outcome in active.inbox]
 
 
-def _sort(active: ActiveMessage, news: News) -> None:
+def _sort(active: ActiveMessage, news: News, settings: QueueSettings) -> None:
     """Keep what the end of the run must know."""
     for _, outcome in news:
         if outcome.action is Action.DEFERRED:
             active.deferred.append(outcome)
-        elif is_reported(active.message, outcome):
+        elif is_reported(active.message, outcome, settings):
             (active.confirm if outcome.action is Action.SENT else active.failed).append(outcome)

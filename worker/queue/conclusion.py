@@ -6,13 +6,16 @@ conclude() decides; books.py stores the decision. Postfix's qmgr_active and boun
 - Recipients to be confirmed (NOTIFY=SUCCESS, and no server took that over): one notice.
 - Deferred recipients of a message older than its lifetime have failed, with 4.4.7.
 - Deferred recipients otherwise: the message waits; once, after delay_warning_time, a notice.
+- Recipients of a message that its sender was told is late, now delivered: one notice, if
+  confirm_delay_cleared says so.
+- A probe (S163) is one attempt, and one report about all recipients. Nothing of it is kept queued.
 
 Who gets no notice: recipients with NOTIFY=NEVER, or a NOTIFY that does not name the case; the null
 sender. A notice of ours that fails becomes a double bounce to the postmaster, if notify_classes has
 2bounce. A double bounce that fails ends here: that is the end of every chain.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from protocol.outcome import Action, RecipientOutcome
@@ -47,17 +50,47 @@ def reports_delay(recipient: Recipient) -> bool:
     return not recipient.notify or bool(recipient.notify & Notify.DELAY)
 
 
-def is_reported(message: QueuedMessage, outcome: RecipientOutcome) -> bool:
+def is_reported(message: QueuedMessage, outcome: RecipientOutcome, settings: QueueSettings) -> bool:
     """Whether this outcome must be remembered for a notice at the end of the run."""
+    if message.probe:
+        return bool(message.sender)
     if outcome.action is Action.BOUNCED:
         return bool(message.sender or message.notice) and reports_failure(outcome.recipient)
+    if outcome.action is not Action.SENT:
+        return False
+    return success_wanted(message, outcome) or (
+        message.warned and confirms_delay(message, outcome, settings)
+    )
+
+
+def confirms_delay(
+    message: QueuedMessage, outcome: RecipientOutcome, settings: QueueSettings
+) -> bool:
+    """The sender is to be told of the delivery of a late message, who was told of its delay."""
     return (
-        outcome.action is Action.SENT
-        and outcome.recipient.notify is not Notify.UNSPECIFIED  # flags are slow to combine
+        settings.confirm_delay_cleared
+        and bool(message.sender)
+        and not message.notice
+        and reports_delay(outcome.recipient)
+        and not is_double_bounce(message, settings.notices)
+    )
+
+
+def success_wanted(message: QueuedMessage, outcome: RecipientOutcome) -> bool:
+    """NOTIFY asks to confirm a delivery, and no other system has taken that over."""
+    return (
+        outcome.recipient.notify is not Notify.UNSPECIFIED  # flags are slow to combine
         and bool(outcome.recipient.notify & Notify.SUCCESS)
         and not outcome.dsn_announced
         and bool(message.sender)
     )
+
+
+def concluded(outcome: RecipientOutcome) -> RecipientOutcome:
+    """The outcome of a probe, which is not tried again: not reached is not deliverable."""
+    if outcome.action is not Action.DEFERRED:
+        return outcome
+    return replace(outcome, action=Action.BOUNCED)  # its status stays: it may pass
 
 
 def softened(outcome: RecipientOutcome) -> RecipientOutcome:
@@ -109,13 +142,15 @@ class Planned:
 def conclude(end: RunEnd, settings: QueueSettings) -> Decision:
     """Decide what follows from a run."""
     message, decision = end.message, Decision()
+    if message.probe:
+        return _conclude_probe(end, settings.notices)
     failed = list(end.failed)
     lifetime = give_up(message, settings)
     if end.deferred:
         if retry.expired(end.now, message.arrival, lifetime):
             decision.expired = [_expire(item, message, end.now) for item in end.deferred]
             decision.events.append(MessageExpired(message.queue_id, message.sender))
-            failed += (item for item in decision.expired if is_reported(message, item))
+            failed += (item for item in decision.expired if is_reported(message, item, settings))
         else:
             # Soon, however old it is, if we interrupted it; not at once, for the message may be
             # what killed the worker.
@@ -126,11 +161,38 @@ def conclude(end: RunEnd, settings: QueueSettings) -> Decision:
             _plan_warning(end, settings, decision)
     if failed:
         _plan_failure(message, failed, settings.notices, decision)
-    if end.confirm and message.sender:
-        reported = [Reported(item, ReportAction.RELAYED) for item in end.confirm]
-        _plan(decision, message, NoticeKind.SUCCESS, reported, settings.notices)
+    for kind, outcomes in _confirmed(end):
+        reported = [Reported(item, ReportAction.RELAYED) for item in outcomes]
+        _plan(decision, message, kind, reported, settings.notices)
     if decision.next_attempt is None:
         decision.events.append(MessageRemoved(message.queue_id))
+    return decision
+
+
+def _confirmed(end: RunEnd) -> Iterator[tuple[NoticeKind, Sequence[RecipientOutcome]]]:
+    """Delivered recipients that the sender is told of: who asked for it, and who was late."""
+    if not end.message.sender:
+        return
+    asked: list[RecipientOutcome] = []
+    late: list[RecipientOutcome] = []
+    for item in end.confirm:
+        (asked if success_wanted(end.message, item) else late).append(item)
+    if asked:
+        yield NoticeKind.SUCCESS, asked
+    if late:
+        yield NoticeKind.DELAY_CLEARED, late
+
+
+def _conclude_probe(end: RunEnd, settings: NoticeSettings) -> Decision:
+    """One report about all; there are no deferred ones, see concluded()."""
+    decision = Decision(events=[MessageRemoved(end.message.queue_id)])
+    found = [
+        *(Reported(item, ReportAction.DELIVERABLE) for item in end.confirm),
+        *(Reported(item, ReportAction.UNDELIVERABLE) for item in end.failed),
+    ]
+    if found:  # of a probe without a sender nothing is, see is_reported()
+        found.sort(key=lambda item: item.outcome.recipient.key)
+        _plan(decision, end.message, NoticeKind.PROBE, found, settings)
     return decision
 
 
@@ -158,24 +220,26 @@ def write_notices(
     settings: QueueSettings,
     protocols: Sequence[Protocol] = (),
 ) -> list[NoticeDraft]:
-    """The planned notices. `protocols`: of the confirmed recipients, in their order.
+    """The planned notices. `protocols`: of the confirmed recipients, in the order of end.confirm.
 
     What a server took that knows nothing of DSN was "relayed". An LMTP server's answer may come
     from the mailbox itself: it was "delivered", with lmtp_assume_final.
     """
     drafts = []
     final = Protocol.LMTP if settings.notices.assume_final else None
+    delivered = {
+        item.recipient.key
+        for item, protocol in zip(end.confirm, protocols, strict=False)
+        if protocol is final
+    }
     expires = end.message.arrival + give_up(end.message, settings)
     for planned in decision.notices:
-        reported = planned.reported
-        if planned.kind is NoticeKind.SUCCESS and len(protocols) == len(reported):
-            reported = [
-                Reported(
-                    item.outcome,
-                    ReportAction.DELIVERED if protocol is final else ReportAction.RELAYED,
-                )
-                for item, protocol in zip(reported, protocols, strict=True)
-            ]
+        reported = [
+            Reported(item.outcome, ReportAction.DELIVERED)
+            if item.action is ReportAction.RELAYED and item.outcome.recipient.key in delivered
+            else item
+            for item in planned.reported
+        ]
         occasion = Occasion(
             kind=planned.kind,
             message=end.message,
@@ -248,6 +312,8 @@ def _plan(
         NoticeKind.FAILURE: ("", message.sender),
         NoticeKind.DELAY: ("", message.sender),
         NoticeKind.SUCCESS: ("", message.sender),
+        NoticeKind.DELAY_CLEARED: ("", message.sender),
+        NoticeKind.PROBE: ("", message.sender),
         NoticeKind.POSTMASTER_FAILURE: (double_bounce, settings.bounce_recipient),
         NoticeKind.POSTMASTER_DELAY: (double_bounce, settings.delay_recipient),
         NoticeKind.DOUBLE_BOUNCE: (double_bounce, settings.double_bounce_recipient),

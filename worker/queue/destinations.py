@@ -19,14 +19,16 @@ Nothing here waits, and time is passed in: `now` is wall-clock seconds where not
 
 import math
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from enum import Enum
 from typing import Final
 
 from protocol.request import RequestFlags
 from worker.queue.active import Entry, FairQueue
+from worker.queue.gate import TransportGate
 from worker.queue.routing import Delivery
 from worker.queue.settings import TransportSettings
+from worker.status.events import ConcurrencyChanged
 
 Key = tuple[str, str, str]  # transport, nexthop, recipient or ""
 _ROUNDING: Final = 1e-9  # ten times 0.1 is one
@@ -67,6 +69,7 @@ class Destination:
         "cohorts",
         "dead_until",
         "dsn",
+        "gate",
         "key",
         "not_before",
         "paused",
@@ -77,8 +80,15 @@ class Destination:
         "window",
     )  # fmt: skip
 
-    def __init__(self, key: Key, route: Delivery, limits: TransportSettings) -> None:
+    def __init__(
+        self,
+        key: Key,
+        route: Delivery,
+        limits: TransportSettings,
+        gate: TransportGate | None = None,
+    ) -> None:
         self.key = key
+        self.gate = gate or TransportGate(limits)  # of its transport
         self.route = route
         self.program = route.protocol.value  # who says in the log what became of a delivery
         self._limits = limits
@@ -226,6 +236,19 @@ class Destination:
         self.dsn = f"4{dsn[1:]}"
         self.reason = reason
 
+    def state(self, *, throttled: bool) -> ConcurrencyChanged:
+        """Where the feedback stands after a success, or a failure: `throttled`."""
+        return ConcurrencyChanged(
+            transport=self.route.transport,
+            nexthop=self.route.nexthop,
+            throttled=throttled,
+            limit=self._ceiling(),
+            window=0 if self.dead_until else self.window,
+            success=self._success,
+            failure=self._failure,
+            cohorts=self.cohorts,
+        )
+
     def revive(self) -> None:
         """It is alive, and starts again at the initial concurrency."""
         self.dead_until = 0.0
@@ -251,6 +274,7 @@ class Destinations:
         self._all: dict[Key, Destination] = {}
         self._ring: deque[Destination] = deque()  # may open a slot; they take turns
         self._in_ring: set[Destination] = set()
+        self._gates: dict[str, TransportGate] = {}  # by transport
 
     def __len__(self) -> int:
         return len(self._all)
@@ -264,26 +288,68 @@ class Destinations:
         key = (route.transport, nexthop, address if limits.recipient_limit == 1 else "")
         destination = self._all.get(key)
         if destination is None:
-            destination = self._all[key] = Destination(key, route, limits)
+            gate = self._gates.get(route.transport)
+            if gate is None:
+                gate = self._gates[route.transport] = TransportGate(limits)
+            destination = self._all[key] = Destination(key, route, limits, gate)
         return destination
 
     def offer(self, destination: Destination, now: float) -> bool:
-        """Put a destination in the ring if it may open a slot; True if it is there."""
+        """Put a destination in the ring if it may open a slot; True if it is there.
+
+        Where its transport has limits, it waits for that first, behind others; see admit().
+        """
         if not destination.may_open(now):
             return False
+        if destination.gate.limited:
+            destination.gate.waiting.setdefault(destination)
+        else:
+            self._enter(destination)
+        return True
+
+    def _enter(self, destination: Destination) -> None:
         if destination not in self._in_ring:
             self._in_ring.add(destination)
             self._ring.append(destination)
-        return True
+
+    def admit(self, now: float) -> None:
+        """Put those who wait for their transport in the ring, as many as it has room for."""
+        for gate in self._gates.values():
+            room = gate.room(now) if gate.waiting else 0
+            while room and gate.waiting:
+                destination = next(iter(gate.waiting))
+                del gate.waiting[destination]
+                if destination.may_open(now):
+                    self._enter(destination)
+                    room -= 1
 
     def next_turn(self, now: float) -> Destination | None:
         """The destination that gets the next slot; it goes to the end of the ring. None: none."""
         while self._ring:
             destination = self._ring.popleft()
             self._in_ring.discard(destination)
-            if destination.may_open(now):
+            if not destination.may_open(now):
+                continue
+            if destination.gate.room(now):
                 return destination
+            destination.gate.waiting.setdefault(destination)  # its limits have just come
         return None
+
+    def next_admission(self, now: float) -> float:
+        """When the pause of a transport that others wait for is over (wall); inf: none waits."""
+        return min(
+            (
+                gate.not_before
+                for gate in self._gates.values()
+                if gate.waiting and not gate.busy and gate.not_before > now
+            ),
+            default=math.inf,
+        )
+
+    def reload(self, transports: Mapping[str, TransportSettings]) -> None:
+        """New limits, by transport."""
+        for name, gate in self._gates.items():
+            gate.limits = transports.get(name, gate.limits)
 
     def next_needs_it_more(self, holder: Destination) -> bool:
         """Whether a slot of `holder` would be better placed at the destination that is next.

@@ -9,6 +9,7 @@ from typing import Final
 _SUBJECTS: Final = {
     "failure": "Your message could not be delivered",
     "delay": "Your message is delayed",
+    "probe": "Report on the addresses you asked about",
     "postmaster failure": "Postmaster copy: message could not be delivered",
     "postmaster delay": "Postmaster copy: message is delayed",
     "double bounce": "Postmaster: a notice could not be delivered",
@@ -24,6 +25,10 @@ _OPENINGS: Final = {
     "success": "You asked for a report when your message is delivered. It has reached the"
     " recipients listed below, or a mail system on the way to them that sends no reports by"
     " itself.",
+    "delay cleared": "You were told that your message is delayed. It has now reached the recipients"
+    " listed below, or a mail system on the way to them.",
+    "probe": "You asked whether mail for the recipients listed below can be delivered. Nothing was"
+    " sent to them. What the other side said is given with each of them.",
     "postmaster failure": "A message passing through this system could not be delivered to the"
     " recipients listed below. Its sender has been told, where that is allowed.",
     "postmaster delay": "A message passing through this system has not reached the recipients"
@@ -42,6 +47,8 @@ def subject(kind: str, action: str) -> str:
     """The subject of a notice, by the value of its NoticeKind."""
     if kind == "success":
         return f"Your message was {action}"
+    if kind == "delay cleared":
+        return f"Your delayed message was {action}"
     return _SUBJECTS[kind]
 
 

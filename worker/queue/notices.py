@@ -35,6 +35,8 @@ class NoticeKind(Enum):
     FAILURE = "failure"
     DELAY = "delay"
     SUCCESS = "success"
+    DELAY_CLEARED = "delay cleared"
+    PROBE = "probe"
     POSTMASTER_FAILURE = "postmaster failure"
     POSTMASTER_DELAY = "postmaster delay"
     DOUBLE_BOUNCE = "double bounce"
@@ -49,6 +51,8 @@ _PHRASES: Final = {
     NoticeKind.FAILURE: "sender non-delivery notification",
     NoticeKind.DELAY: "sender delay notification",
     NoticeKind.SUCCESS: "sender delivery status notification",
+    NoticeKind.DELAY_CLEARED: "sender delivery status notification",
+    NoticeKind.PROBE: "sender delivery status notification",
     NoticeKind.POSTMASTER_FAILURE: "postmaster non-delivery notification",
     NoticeKind.POSTMASTER_DELAY: "postmaster delay notification",
     NoticeKind.DOUBLE_BOUNCE: "postmaster non-delivery notification",
@@ -56,12 +60,14 @@ _PHRASES: Final = {
 
 
 class ReportAction(Enum):
-    """The Action field of RFC 3464 section 2.3.3."""
+    """The Action field of RFC 3464 section 2.3.3, and Postfix's words for what a probe finds."""
 
     FAILED = "failed"
     DELAYED = "delayed"
     DELIVERED = "delivered"
     RELAYED = "relayed"
+    DELIVERABLE = "deliverable"
+    UNDELIVERABLE = "undeliverable"
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,9 +116,9 @@ def compose(
         _original_part(occasion, settings.size_limit, utf8=utf8),
     ]
     report: Message = Message(policy=POLICY)
-    origin = _ascii_or_same(settings.origin)
+    origin = ascii_or_same(settings.origin)
     report["From"] = f'"Mail system of {settings.hostname}" <MAILER-DAEMON@{origin}>'
-    _set(report, "To", _mailbox(recipient, utf8=utf8))
+    _set(report, "To", mailbox(recipient, utf8=utf8))
     report["Subject"] = subject(occasion.kind.value, occasion.reported[0].action.value)
     report["Date"] = format_datetime(date(occasion.now))
     report["Message-ID"] = (
@@ -296,12 +302,13 @@ def _typed_address(address: str, *, utf8: bool) -> str:
     return f"utf-8; {_field(encode_utf8_address(quote(address)), utf8=False)}"
 
 
-def _mailbox(address: str, *, utf8: bool) -> str:
+def mailbox(address: str, *, utf8: bool) -> str:
     """The address as the To field has it: the envelope is what counts, so "?" is good enough."""
     if not address.isascii() and not utf8 and not needs_smtputf8(address):
         address = to_ascii(address)
     return f"<{_field(quote(address), utf8=utf8)}>"
 
 
-def _ascii_or_same(domain: str) -> str:
+def ascii_or_same(domain: str) -> str:
+    """The domain in A-labels, where it needs them."""
     return domain if domain.isascii() else to_ascii(f"x@{domain}").partition("@")[2]

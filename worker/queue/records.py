@@ -34,6 +34,7 @@ class Submission:
     options: SendOptions = SendOptions.NONE
     client: ClientFacts = NOTHING_KNOWN
     held: bool = False
+    probe: bool = False  # the addresses are tried, nothing is sent, the sender gets a report
     message_id: str = ""  # of the header, for the log
 
 
@@ -62,6 +63,9 @@ class QueuedMessage:
     warned: bool  # the delay notice was sent
     notice: bool  # it is a notice of ours: a failure of it goes to the postmaster, or nowhere
     recipients: tuple[Recipient, ...]  # still to be tried; key: row id
+    due: float = 0.0  # it was claimed because of that time
+    hops: int = 0  # Received fields of its header
+    probe: bool = False  # see Submission
     settled: tuple[RecipientOutcome, ...] = ()  # failed or to be confirmed, not yet reported
 
 

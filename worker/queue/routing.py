@@ -89,6 +89,11 @@ class Router:
             parents=ParentDomains.PLAIN if plain else ParentDomains.DOTTED,
         )
 
+    @property
+    def may_wait(self) -> bool:
+        """route() may have to wait for others: a table may be on a server."""
+        return self.tables is not None
+
     async def route(self, address: str) -> Route:
         """The route of a recipient (internal form). Trouble with a table is a deferral, 4.3.0."""
         if self.tables is None:

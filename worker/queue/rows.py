@@ -138,6 +138,8 @@ class MessageRow(NamedTuple):
     sender: str
     envelope_id: str
     client: str
+    hops: int
+    probe: int
 
     def message(self, rows: list[RecipientRow]) -> QueuedMessage:
         """The message, with these of its recipients."""
@@ -165,6 +167,9 @@ class MessageRow(NamedTuple):
             notice=bool(self.notice),
             recipients=tuple(recipients),
             settled=tuple(settled),
+            due=self.next_attempt,
+            hops=self.hops,
+            probe=bool(self.probe),
         )
 
 

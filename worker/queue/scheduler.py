@@ -1,7 +1,8 @@
 """The queue manager: due messages become delivery requests, as many at a time as each place bears.
 
 The main path, top to bottom: `run` opens the nursery and ends it; `_claim_due` brings due messages
-into the active set, `_activate` routes their recipients and queues them at destinations;
+into the active set, `_take_up_all` routes their recipients, `_activate` queues them at
+destinations;
 `_give_turns` opens slots, one destination after the other; `slot_feed.py` serves one slot. What
 became of recipients goes to the books (books.py), which make it durable and end each message's run.
 
@@ -12,10 +13,10 @@ back-off. Memory is bounded by the active set; contents are read when their turn
 import heapq
 import itertools
 import traceback
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
-from math import inf
 from typing import Final
 
 import trio
@@ -34,6 +35,7 @@ from worker.queue.settings import QueueSettings
 from worker.queue.slot import SlotOpener
 from worker.queue.slot_feed import NoWorker, SlotFeed
 from worker.queue.store import Store
+from worker.queue.transcript_notices import TranscriptNotices
 from worker.status.events import (
     DeliveryInDoubt,
     DestinationSuspended,
@@ -48,6 +50,11 @@ _REFILL: Final = 0.75  # of the active set: it is filled again when it is down t
 _SWEEP_INTERVAL: Final = 60.0  # seconds between looks for destinations to forget
 _FIRST_CLAIM: Final = 50  # nothing is known yet of how many recipients messages have
 SETTLE_TIMEOUT: Final = 10.0  # seconds for outcomes to become durable when we end
+# Seconds after which messages whose routes are known do not wait for the others of their claim.
+ROUTING_PATIENCE: Final = 0.1
+ROUTING_LIMIT: Final = 1000  # messages that are being routed at a time: each is a task
+TOO_MANY_HOPS: Final = "too many hops"
+DEFERRED_TRANSPORT: Final = "deferred transport"
 QUANTUM: Final = 20  # requests a slot takes while another destination needs it more
 
 
@@ -75,6 +82,7 @@ class Scheduler:
         self._wall = wall
         self._books = Books(store, emit, wall, settings, router, self._forget)
         self._begins = Begins(store, emit)
+        self._transcripts = TranscriptNotices(store, emit, wall, settings.notices, self.wake)
         self._destinations = Destinations()
         self._delayed: list[tuple[float, int, Destination]] = []  # heap, by time (wall)
         self._serial = itertools.count()
@@ -82,6 +90,8 @@ class Scheduler:
         self._recipients = 0  # theirs
         self._typical = 0.0  # recipients per message, in the last claim; 0: not known
         self._partial: set[int] = set()  # messages with more recipients than one run takes
+        self._routing = trio.Semaphore(ROUTING_LIMIT)
+        self._flushed = 0.0  # wall: what was due by then also goes by defer_transports
         self._full = False  # the active set: nothing is claimed until it has room again
         self._next_look = 0.0  # wall: when the store is looked at again without wake(); 0: now
         self._next_sweep = 0.0  # wall
@@ -108,7 +118,8 @@ class Scheduler:
             try:
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(self._begins.run)
-                    nursery.start_soon(self._claim_due)
+                    nursery.start_soon(self._transcripts.run)
+                    nursery.start_soon(self._claim_due, nursery)
                     nursery.start_soon(self._give_turns, nursery)
                     task_status.started()
                     await self._stopping.wait()
@@ -126,8 +137,11 @@ class Scheduler:
         self._due.set()
 
     def flush(self) -> None:
-        """Try again at once, dead destinations too (postqueue -f); after Store.make_due()."""
-        now = self._wall()
+        """Try again at once, dead destinations too (postqueue -f); after Store.make_due().
+
+        What is due now goes even by the transports in defer_transports, this once.
+        """
+        now = self._flushed = self._wall()
         for destination in self._destinations:
             if destination.is_dead(now):
                 destination.revive()
@@ -137,7 +151,9 @@ class Scheduler:
     def reload(self, settings: QueueSettings, router: Router) -> None:
         """A new configuration, for messages claimed and requests made from now on (SIGHUP)."""
         self._settings = self._books.settings = settings
+        self._transcripts.settings = settings.notices
         self._router = self._books.router = router
+        self._destinations.reload(settings.transports)
         for destination in self._destinations:
             limits = settings.transports.get(destination.route.transport)
             if limits is not None:
@@ -157,8 +173,8 @@ class Scheduler:
 
     # --- messages in ---------------------------------------------------------------------------
 
-    async def _claim_due(self) -> None:
-        """Keep the active set filled with what is due."""
+    async def _claim_due(self, nursery: trio.Nursery) -> None:
+        """Keep the active set filled with what is due. `nursery`: for routing that takes time."""
         while not self._stopping.is_set():
             self._due = trio.Event()
             limit = self._room()
@@ -167,8 +183,7 @@ class Scheduler:
                 messages = await patiently(partial(self._claim, limit), self._emit)
                 if messages:
                     self._typical = sum(len(m.recipients) for m in messages) / len(messages)
-                for message in messages:
-                    await self._take_up(message)
+                await self._take_up_all(messages, nursery)
                 if len(messages) == limit:
                     continue
             await self._until_due()
@@ -207,8 +222,33 @@ class Scheduler:
             self._next_sweep = now + _SWEEP_INTERVAL
             self._destinations.sweep(now)
 
-    async def _take_up(self, message: QueuedMessage) -> None:
-        """Make a claimed message active. A mistake of ours defers it, and nothing else."""
+    async def _take_up_all(self, messages: Sequence[QueuedMessage], nursery: trio.Nursery) -> None:
+        """Make claimed messages active, and queue them at their destinations, in their order.
+
+        A table may be on a server that hangs. So each message is routed by a task of its own, and
+        who is not done after ROUTING_PATIENCE comes when it is, and holds up nobody.
+        """
+        taken = [active for message in messages if (active := self._take_up(message))]
+        if not self._router.may_wait:  # then a task for each would be for nothing
+            for active in taken:
+                self._activate(active, await self._routes(active))
+            return
+        left = deque(taken)
+        while left:
+            await self._routing.acquire()  # here, where nobody waits for his turn
+            batch = _Batch(left)
+            with trio.move_on_after(ROUTING_PATIENCE):
+                while True:
+                    nursery.start_soon(self._route_beside, left.popleft(), batch)
+                    if not left:
+                        break
+                    await self._routing.acquire()
+                await batch.complete()
+            for active, routes in batch.close():
+                self._activate(active, routes)
+
+    def _take_up(self, message: QueuedMessage) -> ActiveMessage | None:
+        """Make a claimed message active; None: there is nothing to be routed."""
         recipients = message.recipients
         if len(recipients) + len(message.settled) >= self._settings.recipient_limit:
             self._partial.add(message.id)
@@ -218,26 +258,53 @@ class Scheduler:
         self._emit(MessageActive(message.queue_id, message.sender, message.size, len(recipients)))
         if not recipients:
             self._books.hand_in_empty(active)
-            return
+            return None
+        if message.hops >= self._settings.hopcount_limit:
+            outcomes = [
+                self._own_outcome(active, recipient, Action.BOUNCED, "5.4.0", TOO_MANY_HOPS)
+                for recipient in recipients
+            ]
+            self._books.hand_in(active, "cleanup", outcomes)  # it says so in Postfix
+            return None
+        return active
+
+    async def _routes(self, active: ActiveMessage) -> Sequence[Route]:
+        """The routes of all recipients. A mistake of ours defers them, and nothing else."""
+        router, recipients = self._router, active.message.recipients
         try:
-            routes = [await self._router.route(recipient.address) for recipient in recipients]
+            return [await router.route(recipient.address) for recipient in recipients]
         except Exception:  # noqa: BLE001 - one message's trouble
             what = "routing a message"
-            self._emit(UnexpectedError(what, traceback.format_exc(), message.queue_id))
-            self._defer(active, recipients, "4.3.0", "internal error while routing")
-            return
-        self._activate(active, routes)
+            self._emit(UnexpectedError(what, traceback.format_exc(), active.message.queue_id))
+            reason = "internal error while routing"
+            return [Verdict("error", Action.DEFERRED, "4.3.0", reason)] * len(recipients)
+
+    async def _route_beside(self, active: ActiveMessage, batch: "_Batch") -> None:
+        """Route one message, while others are routed and delivered."""
+        try:
+            routes = await self._routes(active)
+        finally:
+            self._routing.release()
+        if not batch.add(active, routes):
+            self._activate(active, routes)
 
     def _activate(self, active: ActiveMessage, routes: Sequence[Route]) -> None:
         """Queue a message's recipients at their destinations."""
         # No await in here: a destination found must not be forgotten before it has its work.
         shares: dict[Destination, list[Recipient]] = {}
+        flushed = active.message.due <= self._flushed
+        deferred = frozenset[str]() if flushed else self._settings.defer_transports
         for recipient, route in zip(active.message.recipients, routes, strict=True):
             if isinstance(route, Verdict):
                 outcome = self._own_outcome(
                     active, recipient, route.action, route.dsn, route.reason
                 )
                 self._books.hand_in(active, route.program, [outcome])
+                continue
+            if route.transport in deferred:
+                reason = DEFERRED_TRANSPORT
+                outcome = self._own_outcome(active, recipient, Action.DEFERRED, "4.3.2", reason)
+                self._books.hand_in(active, "error", [outcome])
                 continue
             limits = self._settings.transports[route.transport]
             destination = self._destinations.find(route, recipient.address, limits)
@@ -274,6 +341,7 @@ class Scheduler:
                 destination = heapq.heappop(self._delayed)[2]
                 destination.paused = False
                 self._offer(destination, now)
+            self._destinations.admit(now)
             ticks = trio.current_time()  # the wall clock may be set back, and the ramp would wait
             while self._destinations.waiting and self._ramp.allows(
                 self._slots, self._settings.slot_limit, ticks
@@ -285,10 +353,13 @@ class Scheduler:
                     self._postpone(chosen, now + SOON)  # not _offer(): its time is a later one,
                     continue  # which may put the place back, and so without end
                 chosen.busy += 1
+                chosen.gate.busy += 1
                 self._slots += 1
                 nursery.start_soon(self._serve, chosen, chosen.take())
                 self._offer(chosen, now)  # at the end of the ring
-            pause = self._delayed[0][0] - now if self._delayed else inf
+            pause = self._destinations.next_admission(now) - now
+            if self._delayed:
+                pause = min(pause, self._delayed[0][0] - now)
             if self._destinations.waiting and self._ramp.rises_at is not None:
                 pause = min(pause, max(0.0, self._ramp.rises_at - ticks))
             with trio.move_on_after(pause):
@@ -308,11 +379,12 @@ class Scheduler:
             self._slots -= 1
             self._ramp.released(self._slots)
             now = self._wall()
+            destination.gate.ended(now)
             if destination.is_dead(now):  # what the slot put back
                 self._empty(destination)
             self._offer(destination, now)
             self._destinations.tidy(destination, now)
-            if self._destinations.waiting:
+            if self._destinations.waiting or destination.gate.waiting:
                 self._turn.set()
             if not self._slots:
                 self._no_slots.set()
@@ -351,6 +423,9 @@ class Scheduler:
         """See Owner."""
         if self._stopping.is_set() or not destination.may_go_on():
             return None
+        gate = destination.gate
+        if served and (gate.paced or (served >= QUANTUM and gate.wanted_by_others(destination))):
+            return None  # another one's turn, or time for a pause
         if (
             served >= QUANTUM
             and self._ramp.at_ceiling(self._slots, self._settings.slot_limit)
@@ -378,6 +453,8 @@ class Scheduler:
     ) -> Entry | None:
         """See Owner."""
         program = destination.program
+        if result.transcripts:
+            self._transcripts.hand_in(entry.active.message.queue_id, result.transcripts)
         if result.stopped:  # by us: that says nothing about the destination
             if self._stopping.is_set():
                 self._books.hand_in_stopped(entry.active, program, result.outcomes)
@@ -393,6 +470,8 @@ class Scheduler:
             until = self._wall() + self._settings.minimal_backoff
             if destination.failed(failure.dsn, failure.reason, until) is Feedback.DEAD:
                 self._suspended(destination)
+        if self._settings.feedback_debug:
+            self._emit(destination.state(throttled=failure is not None))
         if destination.limits.rate_delay:
             destination.not_before = self._wall() + destination.limits.rate_delay
         if destination.busy < destination.window:
@@ -490,3 +569,31 @@ class Scheduler:
         return RecipientOutcome(
             recipient=recipient, action=action, dsn=dsn, reason=reason, delays=delays
         )
+
+
+class _Batch:
+    """Messages that are routed at the same time, and are to be activated in their order."""
+
+    def __init__(self, messages: Iterable[ActiveMessage]) -> None:
+        """`messages`: in their order; those for whom add() is never called do not matter."""
+        self._order = list(messages)
+        self._routes: dict[ActiveMessage, Sequence[Route]] = {}
+        self._complete = trio.Event()
+        self._closed = False
+
+    def add(self, active: ActiveMessage, routes: Sequence[Route]) -> bool:
+        """Its routes are known; False: too late, it was not waited for."""
+        if not self._closed:
+            self._routes[active] = routes
+            if len(self._routes) == len(self._order):
+                self._complete.set()
+        return not self._closed
+
+    async def complete(self) -> None:
+        """Wait until the routes of all are known."""
+        await self._complete.wait()
+
+    def close(self) -> Iterator[tuple[ActiveMessage, Sequence[Route]]]:
+        """Wait for nobody any more; those whose routes are known, in their order."""
+        self._closed = True
+        return ((each, self._routes[each]) for each in self._order if each in self._routes)

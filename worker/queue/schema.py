@@ -15,7 +15,7 @@ from urllib.parse import quote
 from worker.queue.store import StoreError, StoreUnusable
 
 APPLICATION_ID: Final = 0x706F5351  # "poSQ"
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2
 OLDEST_SQLITE: Final = (3, 37, 0)  # STRICT tables; RETURNING came in 3.35
 PAGE_SIZE: Final = 4096  # octets; SQLite's default, of which DiskSpace should be sure
 DATABASE: Final = "queue.sqlite3"
@@ -63,7 +63,9 @@ SCHEMA: Final = (
         ret INTEGER NOT NULL,
         sender TEXT NOT NULL,
         envelope_id TEXT NOT NULL,
-        client TEXT NOT NULL       -- JSON, empty: nothing known
+        client TEXT NOT NULL,      -- JSON, empty: nothing known
+        hops INTEGER NOT NULL DEFAULT 0,  -- Received fields of its header
+        probe INTEGER NOT NULL DEFAULT 0  -- 1: only the addresses are tried
     ) STRICT""",
     "CREATE INDEX message_due ON message (next_attempt) WHERE state < 2",
     "CREATE INDEX message_active ON message (id) WHERE state = 2",
@@ -86,7 +88,12 @@ SCHEMA: Final = (
 )
 
 Migration = Sequence[str]  # statements that turn one version into the next
-MIGRATIONS: Final[Mapping[int, Migration]] = {}
+MIGRATIONS: Final[Mapping[int, Migration]] = {
+    1: (
+        "ALTER TABLE message ADD COLUMN hops INTEGER NOT NULL DEFAULT 0",
+        "ALTER TABLE message ADD COLUMN probe INTEGER NOT NULL DEFAULT 0",
+    ),
+}
 
 
 def check_database(path: Path, version: int = SCHEMA_VERSION) -> bool:

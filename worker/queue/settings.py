@@ -75,6 +75,8 @@ class TransportSettings:
     failed_cohort_limit: int = 1  # destination_concurrency_failed_cohort_limit; 0: never dead
     recipient_limit: int = 50  # destination_recipient_limit; 0: none
     rate_delay: float = 0.0  # destination_rate_delay
+    transport_rate_delay: float = 0.0  # transport_rate_delay
+    process_limit: int = 0  # default_process_limit, where it is set; 0: none
 
     @property
     def request_limit(self) -> int:
@@ -101,6 +103,12 @@ class TransportSettings:
             failed_cohort_limit=config.integer(name("destination_concurrency_failed_cohort_limit")),
             recipient_limit=config.integer(name("destination_recipient_limit")),
             rate_delay=config.seconds(name("destination_rate_delay")),
+            transport_rate_delay=config.seconds(name("transport_rate_delay")),
+            # Postfix's default is about processes, which cost more than our slots do: it would
+            # keep us from what postrio_slot_limit allows.
+            process_limit=config.integer("default_process_limit")
+            if config.is_set("default_process_limit")
+            else 0,
         )
 
 
@@ -118,6 +126,7 @@ class NoticeSettings:
     double_bounce_recipient: str = "postmaster"  # 2bounce_notice_recipient
     delay_recipient: str = "postmaster"  # delay_notice_recipient
     assume_final: bool = False  # lmtp_assume_final: what LMTP takes is delivered, not relayed
+    error_recipient: str = "postmaster"  # error_notice_recipient; empty: nobody
 
     @classmethod
     def from_config(cls, config: Config) -> "NoticeSettings":
@@ -133,6 +142,7 @@ class NoticeSettings:
             double_bounce_recipient=config.text("2bounce_notice_recipient"),
             delay_recipient=config.text("delay_notice_recipient"),
             assume_final=config.boolean("lmtp_assume_final"),
+            error_recipient=config.text("error_notice_recipient"),
         )
 
     def address(self, name: str) -> str:
@@ -162,6 +172,10 @@ class QueueSettings:
     transport_retry: float = 60.0  # transport_retry_time
     shutdown_timeout: float = 10.0  # postrio_shutdown_timeout
     soft_bounce: bool = False  # soft_bounce
+    hopcount_limit: int = 50  # hopcount_limit
+    confirm_delay_cleared: bool = False  # confirm_delay_cleared
+    defer_transports: frozenset[str] = frozenset()  # defer_transports
+    feedback_debug: bool = False  # destination_concurrency_feedback_debug
     notices: NoticeSettings = field(default_factory=NoticeSettings)
     transports: Mapping[str, TransportSettings] = field(default_factory=_own_transports)
 
@@ -187,6 +201,10 @@ class QueueSettings:
             transport_retry=config.seconds("transport_retry_time"),
             shutdown_timeout=config.seconds("postrio_shutdown_timeout"),
             soft_bounce=config.boolean("soft_bounce"),
+            hopcount_limit=config.integer("hopcount_limit"),
+            confirm_delay_cleared=config.boolean("confirm_delay_cleared"),
+            defer_transports=frozenset(config.words("defer_transports")),
+            feedback_debug=config.boolean("destination_concurrency_feedback_debug"),
             notices=NoticeSettings.from_config(config),
             transports=MappingProxyType(
                 {name: TransportSettings.from_config(config, name) for name in TRANSPORTS}

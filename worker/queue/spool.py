@@ -16,6 +16,7 @@ from typing import Final, ParamSpec, Protocol, TypeVar
 import trio
 
 from protocol.data import ContentFacts, ContentScanner
+from protocol.hops import HopCounter
 from worker.content import BLOCK_SIZE, INLINE_LIMIT
 from worker.queue.store import StoreError, StoreFull, SubmissionRefused
 
@@ -142,6 +143,7 @@ class ContentSpool:
         self._size_limit = size_limit
         self._in_thread = in_thread
         self._scanner = ContentScanner()
+        self._hops = HopCounter()
         self._blocks: list[bytes] = []  # not yet in a file
         self._held = 0  # octets in _blocks
         self._fd = -1
@@ -163,6 +165,11 @@ class ContentSpool:
             await self._in_thread(self._flush_and_sync)
         return self._scanner.facts
 
+    @property
+    def hops(self) -> int:
+        """Received fields of the header."""
+        return self._hops.count
+
     def in_memory(self) -> bytes:
         """The whole content, if `name` is empty."""
         return b"".join(self._blocks)
@@ -180,6 +187,7 @@ class ContentSpool:
     async def _take(self, block: bytes) -> None:
         if not block:
             return
+        self._hops.feed(block)
         self._blocks.append(block)
         self._held += len(block)
         octets = self._scanner.facts.octets

@@ -301,7 +301,8 @@ class SqliteStore:
         facts = await content.seal()
         data = b"" if content.name else content.in_memory()
         encoding = facts.encoding if facts.eight_bit else submission.encoding or "7bit"
-        message = NewMessage(submission, now, facts.octets, encoding, data, content.name)
+        size, hops = facts.octets, content.hops
+        message = NewMessage(submission, now, size, encoding, data, content.name, hops)
         await trio.lowlevel.checkpoint_if_cancelled()
         queue_id = await self._writer.perform(self._submit, message)
         content.accepted = True

@@ -119,7 +119,7 @@ def _check_text(what: str, text: str) -> None:
 def encode_envelope(submission: Submission) -> bytes:
     """The envelope as an attribute list. Raises SubmissionRefused if some text does not fit one."""
     head: dict[str, str | int] = {
-        "request": "submit",
+        "request": "probe" if submission.probe else "submit",
         "sender": submission.sender,
         "envelope_id": submission.envelope_id,
         "ret": int(submission.ret),
@@ -169,7 +169,7 @@ def decode_envelope(data: bytes) -> Submission:
     request, sender, envelope_id, ret, encoding, options, held, message_id, *facts = values[
         : len(_FIXED)
     ]
-    if request != "submit":
+    if request not in ("submit", "probe"):
         raise RemoteProtocolError(f"unknown request {request!r:.60}")
     return Submission(
         sender=sender,
@@ -179,6 +179,7 @@ def decode_envelope(data: bytes) -> Submission:
         encoding=encoding,
         options=_known(_OPTIONS, options),
         held=_known(_HELD, held),
+        probe=request == "probe",
         message_id=message_id,
         client=ClientFacts(**dict(zip(_CLIENT, facts, strict=True)))
         if any(facts)

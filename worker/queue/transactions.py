@@ -38,8 +38,8 @@ _ROW_OCTETS: Final = 4096  # room for all of a message but its content, well cou
 _IN = "IN (SELECT value FROM json_each(?))"
 
 _INSERT_MESSAGE = """INSERT INTO message (id, last, queue_id, state, hold, next_attempt, attempts,
-    warned, notice, arrival, size, encoding, options, ret, sender, envelope_id, client)
-    VALUES (?, ?, ?, ?, 0, ?, 0, 0, ?, ?, ?, ?, ?, ?, CAST(? AS TEXT), CAST(? AS TEXT), ?)"""
+    warned, notice, arrival, size, encoding, options, ret, sender, envelope_id, client, hops, probe)
+    VALUES (?, ?, ?, ?, 0, ?, 0, 0, ?, ?, ?, ?, ?, ?, CAST(? AS TEXT), CAST(? AS TEXT), ?, ?, ?)"""
 _INSERT_RECIPIENT = """INSERT INTO recipient (id, settled, begun, doubts, pass, notify, address,
     original, orcpt, outcome)
     VALUES (?, 0, 0, 0, 0, ?, CAST(? AS TEXT), CAST(? AS TEXT), CAST(? AS TEXT), '')"""
@@ -61,6 +61,7 @@ class NewMessage:
     encoding: str
     data: bytes
     file: str  # name in the content directory; empty: the content is `data`
+    hops: int = 0  # Received fields of its header
     notice: bool = False
 
 
@@ -497,6 +498,8 @@ def _message_values(request: NewMessage, row: int, last: int, queue_id: str) -> 
         to_sql(submission.sender),
         to_sql(submission.envelope_id),
         client_to_json(submission.client),
+        request.hops,
+        submission.probe,
     )
 
 

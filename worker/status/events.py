@@ -52,6 +52,18 @@ class RecipientSettled(Event):
 
 
 @value()
+class RecipientProbed(Event):
+    """As RecipientSettled, of a probe: `status=deliverable` or `undeliverable`; nothing was sent.
+
+    An outcome that says "sent" means that the address was accepted.
+    """
+
+    queue_id: str
+    protocol: str
+    outcome: RecipientOutcome
+
+
+@value()
 class MessageRemoved(Event):
     """`<qid>: removed`: no recipient is left."""
 
@@ -91,6 +103,20 @@ class DestinationSuspended(Event):
     nexthop: str
     reason: str
     until: float  # wall-clock seconds
+
+
+@value()
+class ConcurrencyChanged(Event):
+    """How feedback has left a destination (destination_concurrency_feedback_debug)."""
+
+    transport: str
+    nexthop: str
+    throttled: bool  # it was a failure
+    limit: int  # 0: none
+    window: int  # 0: dead
+    success: float
+    failure: float
+    cohorts: float
 
 
 # --- one delivery (worker process, `postrio deliver`) ----------------------------------------

@@ -14,10 +14,11 @@ from functools import cache
 from typing import Final, TypeVar
 
 from protocol.address import quote
-from protocol.outcome import RecipientOutcome
+from protocol.outcome import Action, RecipientOutcome
 from protocol.value import value
 from worker.status.delays import DEFAULT_RESOLUTION, format_delay
 from worker.status.events import (
+    ConcurrencyChanged,
     ConnectFailed,
     ContentChecked,
     DeliveryInDoubt,
@@ -35,6 +36,7 @@ from worker.status.events import (
     NoticeQueued,
     PassedOn,
     PixWorkaroundsEnabled,
+    RecipientProbed,
     RecipientSettled,
     StartTlsOffered,
     TlsEstablished,
@@ -96,13 +98,17 @@ def render(event: Event, resolution: int = DEFAULT_RESOLUTION) -> list[LogLine]:
 
     `resolution` is delay_logging_resolution_limit.
     """
-    if type(event) is RecipientSettled:  # the most frequent one, and the only one with a setting
+    if type(event) is RecipientSettled:  # the most frequent one
+        return [LogLine(event.protocol, Severity.INFO, delivery_text(event, resolution))]
+    if isinstance(event, RecipientProbed):
         return [LogLine(event.protocol, Severity.INFO, delivery_text(event, resolution))]
     renderer = _RENDERERS.get(type(event))
     return [] if renderer is None else renderer(event)
 
 
-def delivery_text(event: RecipientSettled, resolution: int = DEFAULT_RESOLUTION) -> str:
+def delivery_text(
+    event: RecipientSettled | RecipientProbed, resolution: int = DEFAULT_RESOLUTION
+) -> str:
     """The text of the delivery line: to=, relay=, delays=, dsn=, status= (reason)."""
     outcome = event.outcome
     recipient = outcome.recipient
@@ -122,9 +128,19 @@ def delivery_text(event: RecipientSettled, resolution: int = DEFAULT_RESOLUTION)
         f"/{format_delay(delays.active, resolution)}"
         f"/{format_delay(delays.setup, resolution)}"
         f"/{format_delay(delays.transmission, resolution)},"
-        f"{tls} dsn={outcome.dsn}, status={outcome.action.value} ("
+        f"{tls} dsn={outcome.dsn}, status={_status(event)} ("
     )
     return bounded(escape(head), escape(outcome.reason), ")")
+
+
+def _status(event: RecipientSettled | RecipientProbed) -> str:
+    outcome = event.outcome
+    return outcome.action.value if isinstance(event, RecipientSettled) else probe_status(outcome)
+
+
+def probe_status(outcome: RecipientOutcome) -> str:
+    """What a probe has found out: "deliverable" or "undeliverable"."""
+    return "deliverable" if outcome.action is Action.SENT else "undeliverable"
 
 
 def bounded(head: str, text: str, tail: str = "") -> str:
@@ -153,6 +169,8 @@ def to_json(event: Event) -> dict[str, JsonValue]:
             found |= outcome_to_json(value)
         else:
             found[item.name] = _json(value)
+    if isinstance(event, RecipientProbed):
+        found["status"] = probe_status(event.outcome)
     return found
 
 
@@ -228,6 +246,16 @@ def _suspended(event: DestinationSuspended) -> list[LogLine]:
         "qmgr",
         f"destination {escape(event.transport)}:{escape(event.nexthop)} suspended until {until}: "
         f"{escape(event.reason)}",
+    )
+
+
+def _concurrency(event: ConcurrencyChanged) -> list[LogLine]:
+    who = "qmgr_queue_throttle" if event.throttled else "qmgr_queue_unthrottle"
+    return _info(
+        "qmgr",
+        f"{who}: queue {escape(event.nexthop)}: limit {event.limit}"
+        f" window {event.window} success {event.success:g} failure {event.failure:g}"
+        f" fail_cohorts {event.cohorts:g}",
     )
 
 
@@ -346,6 +374,7 @@ _RENDERERS: Final[Mapping[type[Event], _Renderer]] = {
     NoticeQueued: _for(NoticeQueued, _notice),
     DeliveryInDoubt: _for(DeliveryInDoubt, _in_doubt),
     DestinationSuspended: _for(DestinationSuspended, _suspended),
+    ConcurrencyChanged: _for(ConcurrencyChanged, _concurrency),
     ConnectFailed: _for(ConnectFailed, _connect_failed),
     EndpointFailed: _for(EndpointFailed, _endpoint_failed),
     EhloKeywordsDiscarded: _for(EhloKeywordsDiscarded, _keywords),
