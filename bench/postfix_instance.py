@@ -57,8 +57,9 @@ showq unix n - n - - showq
 anvil unix - - n - 1 anvil
 scache unix - - n - 1 scache
 tlsmgr unix - - n 1000? 1 tlsmgr
-postlog unix-dgram n - n - 1 postlogd
 """
+# The last one: when its socket is there, all others listen.
+LAST_SERVICE: Final = "postlog unix-dgram n - n - 1 postlogd"
 
 
 class PostfixError(LoadError):
@@ -133,6 +134,7 @@ class PostfixInstance:
         self._make_directories()
         self.write_configuration()
         self.run("postfix", "check")
+        self._last_socket.unlink(missing_ok=True)  # of an earlier run
         # Not `postfix start`: that one leaves a daemon behind whose parent we are not. Its own
         # session, because master ends its children by process group.
         self._master = subprocess.Popen(
@@ -253,7 +255,7 @@ class PostfixInstance:
             name_and_type = line.lstrip("#").split()[:2]
             lines = [known for known in lines if known.split()[:2] != name_and_type]
             lines.append(line)
-        return "\n".join(lines) + "\n"
+        return "\n".join([*lines, LAST_SERVICE]) + "\n"
 
     def _make_directories(self) -> None:
         made = not self.config_directory.exists()
@@ -327,16 +329,15 @@ class PostfixInstance:
         self._wait(lambda: len(self.received()) >= count, limit, f"{count} messages did not arrive")
         return self.received()
 
+    @property
+    def _last_socket(self) -> Path:
+        return self.queue_directory / "public" / LAST_SERVICE.split()[0]
+
     def _wait_until_ready(self) -> None:
         def ready() -> bool:
             if self._master is None or self._master.poll() is not None:
                 raise PostfixError(f"master ended{self._log_tail()}")
-            if self._smtpd:
-                with contextlib.suppress(OSError):
-                    socket.create_connection((self.host, self.port), START_LIMIT).close()
-                    return True
-                return False
-            return (self.queue_directory / "public" / "cleanup").exists()
+            return self._last_socket.exists()
 
         self._wait(ready, START_LIMIT, "master does not answer")
 
