@@ -291,7 +291,7 @@ def open_folder(host: Host) -> None:
 
 
 def no_folder(host: Host) -> None:
-    host.directory.rename(host.directory.with_name("elsewhere"))
+    host.directory.rename(f"{host.directory}.elsewhere")
 
 
 def pipe(host: Host) -> None:
