@@ -3,6 +3,7 @@
 On the virtual clock, with a store in memory and scripted workers (see test_scheduler.py).
 """
 
+import gc
 from dataclasses import replace
 
 import pytest
@@ -15,6 +16,7 @@ from tests.worker.scripted_slots import DEFERRED, SENT, Answer
 from tests.worker.test_scheduler import Node, transports, wall
 from worker.config.config import Config
 from worker.config.tables import TableError
+from worker.queue.active import ActiveMessage
 from worker.queue.records import MessageState
 from worker.queue.routing import Router
 from worker.queue.scheduler import ROUTING_LIMIT, ROUTING_PATIENCE
@@ -208,6 +210,27 @@ async def test_nothing_is_looked_up_for_a_notice_that_does_not_depend_on_it(
     await node.run(0.5)
     assert len(node.store.drafts) == 1
     assert tables.asked == 1 + 1  # for the message and its notice
+
+
+@trio_test
+async def test_a_lookup_that_hangs_does_not_keep_other_messages_in_memory(
+    autojump_clock: MockClock,
+) -> None:
+    node = Node(router=Router(tables=Tables()))
+    sender = "kept-in-memory@here.example"
+    node.submit("hang@one.example", sender=sender)
+    for number in range(20):
+        node.submit(f"u{number}@two.example", sender=sender)
+    async with node.running():
+        await trio.sleep(10.0)
+        assert len(node.workers.accepted) == 20
+        assert node.scheduler.active_messages == 1
+        node.submit("u@two.example")  # the last ones are forgotten for the next one
+        node.scheduler.wake()
+        await trio.sleep(1.0)
+        gc.collect()
+        active = [each for each in gc.get_objects() if isinstance(each, ActiveMessage)]
+        assert sum(each.message.sender == sender for each in active) == 1
 
 
 # --- hopcount_limit ------------------------------------------------------------------------------

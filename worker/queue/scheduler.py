@@ -14,7 +14,7 @@ import heapq
 import itertools
 import traceback
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Final
@@ -593,7 +593,13 @@ class _Batch:
         """Wait until the routes of all are known."""
         await self._complete.wait()
 
-    def close(self) -> Iterator[tuple[ActiveMessage, Sequence[Route]]]:
-        """Wait for nobody any more; those whose routes are known, in their order."""
+    def close(self) -> list[tuple[ActiveMessage, Sequence[Route]]]:
+        """Wait for nobody any more; those whose routes are known, in their order.
+
+        Who is late still has this batch: it must not keep all the others in memory.
+        """
         self._closed = True
-        return ((each, self._routes[each]) for each in self._order if each in self._routes)
+        known = [(each, self._routes[each]) for each in self._order if each in self._routes]
+        self._order.clear()
+        self._routes.clear()
+        return known
