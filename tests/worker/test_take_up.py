@@ -12,7 +12,7 @@ from trio.testing import MockClock, trio_test
 
 from protocol.outcome import Action
 from protocol.request import DeliveryRequest, Notify
-from tests.worker.scripted_slots import DEFERRED, SENT, Answer
+from tests.worker.scripted_slots import DEFERRED, SENT, Answer, site_failure
 from tests.worker.test_scheduler import Node, transports, wall
 from worker.config.config import Config
 from worker.config.tables import TableError
@@ -176,6 +176,24 @@ class Flagging:
         if self.hangs and "@" in key:
             await trio.sleep(HANG)
         return self.answer
+
+
+@trio_test
+async def test_s135_mail_whose_lookup_outlasts_the_death_of_its_destination_is_sent(
+    autojump_clock: MockClock,
+) -> None:
+    tables = Flagging(None)
+    failing = True
+    node = Node(lambda _: site_failure() if failing else SENT, router=Router(tables=tables))
+    for number in range(5):
+        node.submit(f"u{number}@one.example")
+    async with node.running():
+        await trio.sleep(250.0)  # it is dead until 300 s
+        failing, tables.hangs = False, True
+        node.submit("late@one.example")
+        node.scheduler.wake()
+        await trio.sleep(HANG + 1.0)
+    assert [action for action, _, _ in outcomes(node, "late@one.example")] == [Action.SENT]
 
 
 @pytest.mark.parametrize("recipients", [1, 20])

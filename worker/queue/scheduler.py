@@ -292,6 +292,7 @@ class Scheduler:
         """Queue a message's recipients at their destinations."""
         # No await in here: a destination found must not be forgotten before it has its work.
         shares: dict[Destination, list[Recipient]] = {}
+        now = self._wall()  # its routes may have taken long
         flushed = active.message.due <= self._flushed
         deferred = frozenset[str]() if flushed else self._settings.defer_transports
         for recipient, route in zip(active.message.recipients, routes, strict=True):
@@ -310,11 +311,11 @@ class Scheduler:
             destination = self._destinations.find(route, recipient.address, limits)
             shares.setdefault(destination, []).append(recipient)
         for destination, recipients in shares.items():
-            if destination.is_dead(active.since):
+            if destination.is_dead(now):
                 self._suspend_entry(destination, Entry(active, tuple(recipients)))
             else:
                 destination.queue.add(Share(active, recipients))
-                self._offer(destination, active.since)
+                self._offer(destination, now)
 
     def _forget(self, active: ActiveMessage, due: float | None) -> None:
         """A run has ended (called by the books). `due`: when it left something to be claimed."""
