@@ -137,7 +137,7 @@ class Scheduler:
         self._due.set()
 
     def flush(self) -> None:
-        """Try again at once, dead destinations too (postqueue -f); after Store.make_due().
+        """Try again at once, dead destinations too (postqueue -f); around Store.make_due().
 
         What is due now goes even by the transports in defer_transports, this once.
         """
