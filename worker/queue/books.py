@@ -202,8 +202,11 @@ class Books:
         _sort(active, news, self.settings)
 
     def _publish(self, active: ActiveMessage, news: News) -> None:
-        kind = RecipientProbed if active.message.probe else RecipientSettled
+        probe = active.message.probe
         for program, outcome in news:
+            # A deferred probe was cut short by our shutdown: nothing was found out.
+            found = probe and outcome.action is not Action.DEFERRED
+            kind = RecipientProbed if found else RecipientSettled
             self._emit(kind(active.message.queue_id, program, outcome))
 
     # --- the end of a run ----------------------------------------------------------------------

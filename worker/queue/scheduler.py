@@ -495,13 +495,16 @@ class Scheduler:
         """See Owner."""
         if not entries:
             self._emit(Warned(f"slot for {destination.route.nexthop}: {reason}"))
-        text = f"delivery interrupted ({reason}); the message may be sent more than once"
         program = destination.route.protocol.value
         for entry in entries:
+            doubt = not entry.active.message.probe  # which sends nothing
+            text = f"delivery interrupted ({reason})"
+            if doubt:
+                text += "; the message may be sent more than once"
             outcomes = [
                 replace(
                     self._own_outcome(entry.active, recipient, Action.DEFERRED, "4.3.0", text),
-                    in_doubt=True,
+                    in_doubt=doubt,
                 )
                 for recipient in entry.recipients
             ]
