@@ -412,11 +412,15 @@ class Scheduler:
             self._turn.set()
 
     async def _drain(self) -> None:
-        """Let deliveries under way finish, within postrio_shutdown_timeout."""
+        """Let deliveries under way finish, within postrio_shutdown_timeout, and what they lead to.
+
+        What becomes of recipients is seen to by the books.
+        """
         with trio.move_on_after(self._settings.shutdown_timeout):
             while self._slots:
                 self._no_slots = trio.Event()
                 await self._no_slots.wait()
+            await self._transcripts.drain()
 
     # --- what slots ask and tell (slot_feed.Owner) ---------------------------------------------
 
