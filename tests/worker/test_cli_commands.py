@@ -42,16 +42,19 @@ class Shell:
         self._patch = patch
         patch.setenv("MAIL_CONFIG", str(directory))
 
-    def postrio(self, *arguments: str, stdin: bytes = b"") -> Ended:
+    def postrio(self, *arguments: str, stdin: bytes | None = b"") -> Ended:
         """`postrio ARGUMENTS`."""
         return self._run("postrio", worker.cli.invoke, arguments, stdin)
 
-    def sendmail(self, *arguments: str, stdin: bytes = b"") -> Ended:
+    def sendmail(self, *arguments: str, stdin: bytes | None = b"") -> Ended:
         """`postrio-sendmail ARGUMENTS`."""
         return self._run("postrio-sendmail", sendmail.invoke, arguments, stdin)
 
-    def _run(self, name: str, entry: Entry, arguments: Sequence[str], stdin: bytes) -> Ended:
-        self._patch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
+    def _run(self, name: str, entry: Entry, arguments: Sequence[str], stdin: bytes | None) -> Ended:
+        closed = stdin is None  # then Python has none
+        self._patch.setattr(
+            sys, "stdin", None if closed else io.TextIOWrapper(io.BytesIO(stdin or b""))
+        )
         with pytest.raises(SystemExit) as ended:
             run_command(name, entry, arguments)
         captured = self._capsys.readouterr()
@@ -495,6 +498,24 @@ def test_an_unknown_queue_id_is_named(shell: Shell) -> None:
 
 
 # --- sendmail ----------------------------------------------------------------------------------
+
+
+def test_a_standard_input_that_is_closed_is_said_to_be(shell: Shell) -> None:
+    for ended in (
+        shell.postrio("send", "b@y.example", stdin=None),
+        shell.postrio("table", "query", "static:x", "-", stdin=None),
+        shell.sendmail("b@y.example", stdin=None),
+        shell.sendmail("-t", stdin=None),
+    ):
+        assert ended.status == 66
+        assert ended.err.endswith(": standard input is closed\n")
+    assert not shell.queue.exists()
+
+
+def test_s163_a_probe_needs_no_standard_input(shell: Shell) -> None:
+    ended = shell.sendmail("-bv", "-f", "a@x.example", "b@y.example", stdin=None)
+    assert ended.status == 0
+    assert len(shell.listed()) == 1
 
 
 def test_sendmail_queues_a_complete_message_and_says_nothing(shell: Shell) -> None:

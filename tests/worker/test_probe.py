@@ -232,7 +232,39 @@ async def test_s163_a_probe_that_a_worker_was_lost_with_is_undeliverable(
     (event,) = node.of(RecipientProbed)
     assert isinstance(event, RecipientProbed)
     assert event.outcome.action is Action.BOUNCED
+    assert not event.outcome.in_doubt
+    assert "more than once" not in event.outcome.reason  # nothing was sent
     assert not node.store.messages
+
+
+@trio_test
+async def test_s163_a_probe_that_is_under_way_in_a_crash_is_not_in_doubt(
+    autojump_clock: MockClock,
+) -> None:
+    node = Node(lambda _: replace(SENT, delay=100.0))
+    submit_probe(node, "u@yes.example")
+    async with trio.open_nursery() as nursery:
+        await nursery.start(node.scheduler.run)
+        await trio.sleep(1.0)
+        assert node.workers.requests
+        nursery.cancel_scope.cancel()
+    again = node.store.reopened()
+    assert await again.in_doubt() == []
+    assert [message.probe for message in await again.claim(wall(), 10)] == [True]
+
+
+@trio_test
+async def test_s163_of_a_probe_that_was_cut_short_by_our_end_nothing_is_said(
+    autojump_clock: MockClock,
+) -> None:
+    cut = replace(DEFERRED, delay=2.0, stopped=True, accepted=False)
+    node = Node(lambda _: cut)
+    submit_probe(node, "u@yes.example")
+    async with node.running():
+        await trio.sleep(1.0)  # its worker answers so when we stop
+    assert not node.of(RecipientProbed)
+    assert [event.outcome.action for event in node.settled("u@yes.example")] == [Action.DEFERRED]
+    assert [message.probe for message in await node.store.reopened().claim(wall(), 10)] == [True]
 
 
 # --- the commands --------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 On the virtual clock, with a store in memory and scripted workers (see test_scheduler.py).
 """
 
+import gc
 from dataclasses import replace
 
 import pytest
@@ -10,15 +11,16 @@ import trio
 from trio.testing import MockClock, trio_test
 
 from protocol.outcome import Action
-from protocol.request import Notify
-from tests.worker.scripted_slots import DEFERRED
+from protocol.request import DeliveryRequest, Notify
+from tests.worker.scripted_slots import DEFERRED, SENT, Answer, site_failure
 from tests.worker.test_scheduler import Node, transports, wall
 from worker.config.config import Config
 from worker.config.tables import TableError
+from worker.queue.active import ActiveMessage
 from worker.queue.records import MessageState
 from worker.queue.routing import Router
 from worker.queue.scheduler import ROUTING_LIMIT, ROUTING_PATIENCE
-from worker.queue.settings import QueueSettings
+from worker.queue.settings import NoticeSettings, QueueSettings
 from worker.status.events import MessageActive, NoticeQueued, RecipientSettled, UnexpectedError
 
 HANG = 100.0  # seconds until a lookup at a server that hangs fails
@@ -160,26 +162,93 @@ async def test_a_bug_in_routing_defers_its_message_alone(autojump_clock: MockClo
     assert len(node.workers.accepted) == 1
 
 
+class Flagging:
+    """transport_maps that answers at once, and for an address late when `hangs` is set."""
+
+    def __init__(self, answer: str | None) -> None:
+        self.answer = answer
+        self.hangs = False
+        self.asked = 0
+
+    async def find(self, key: str, *, partial: bool = False) -> str | None:
+        """The answer."""
+        self.asked += 1
+        if self.hangs and "@" in key:
+            await trio.sleep(HANG)
+        return self.answer
+
+
 @trio_test
-async def test_an_outcome_does_not_wait_for_a_lookup_that_hangs(autojump_clock: MockClock) -> None:
+async def test_s135_mail_whose_lookup_outlasts_the_death_of_its_destination_is_sent(
+    autojump_clock: MockClock,
+) -> None:
+    tables = Flagging(None)
+    failing = True
+    node = Node(lambda _: site_failure() if failing else SENT, router=Router(tables=tables))
+    for number in range(5):
+        node.submit(f"u{number}@one.example")
+    async with node.running():
+        await trio.sleep(250.0)  # it is dead until 300 s
+        failing, tables.hangs = False, True
+        node.submit("late@one.example")
+        node.scheduler.wake()
+        await trio.sleep(HANG + 1.0)
+    assert [action for action, _, _ in outcomes(node, "late@one.example")] == [Action.SENT]
+
+
+@pytest.mark.parametrize("recipients", [1, 20])
+@trio_test
+async def test_outcomes_do_not_wait_for_a_lookup_that_hangs(
+    recipients: int, autojump_clock: MockClock
+) -> None:
     """Whether a confirmed recipient was reached over LMTP is looked up again at the end."""
+    tables = Flagging("lmtp:inet:one.example:24")
 
-    class Once:
-        asked = 0
+    def script(request: DeliveryRequest) -> Answer:
+        tables.hangs = True
+        return SENT
 
-        async def find(self, key: str, *, partial: bool = False) -> str | None:
-            self.asked += 1
-            if self.asked > 1:
-                await trio.sleep(HANG)
-                raise TableError("no answer")
-            return "lmtp:inet:one.example:24"
-
-    node = Node(router=Router(tables=Once()))
-    node.submit("u@one.example", notify=Notify.SUCCESS)
+    settings = QueueSettings(notices=NoticeSettings(assume_final=True))
+    node = Node(script, settings, Router(tables=tables))
+    addresses = [f"u{number}@one.example" for number in range(recipients)]
+    node.submit(*addresses, notify=Notify.SUCCESS)
     async with node.running():
         await trio.sleep(5.0)
-        assert len(node.settled("u@one.example")) == 1
-        assert b"Action: relayed" in node.store.drafts[0].content
+        assert [len(node.settled(address)) for address in addresses] == [1] * recipients
+        assert node.store.drafts[0].content.count(b"Action: relayed") == recipients
+
+
+@trio_test
+async def test_nothing_is_looked_up_for_a_notice_that_does_not_depend_on_it(
+    autojump_clock: MockClock,
+) -> None:
+    tables = Flagging("lmtp:inet:one.example:24")
+    node = Node(router=Router(tables=tables))
+    node.submit("u@one.example", notify=Notify.SUCCESS)
+    await node.run(0.5)
+    assert len(node.store.drafts) == 1
+    assert tables.asked == 1 + 1  # for the message and its notice
+
+
+@trio_test
+async def test_a_lookup_that_hangs_does_not_keep_other_messages_in_memory(
+    autojump_clock: MockClock,
+) -> None:
+    node = Node(router=Router(tables=Tables()))
+    sender = "kept-in-memory@here.example"
+    node.submit("hang@one.example", sender=sender)
+    for number in range(20):
+        node.submit(f"u{number}@two.example", sender=sender)
+    async with node.running():
+        await trio.sleep(10.0)
+        assert len(node.workers.accepted) == 20
+        assert node.scheduler.active_messages == 1
+        node.submit("u@two.example")  # the last ones are forgotten for the next one
+        node.scheduler.wake()
+        await trio.sleep(1.0)
+        gc.collect()
+        active = [each for each in gc.get_objects() if isinstance(each, ActiveMessage)]
+        assert sum(each.message.sender == sender for each in active) == 1
 
 
 # --- hopcount_limit ------------------------------------------------------------------------------

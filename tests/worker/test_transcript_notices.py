@@ -142,6 +142,32 @@ async def test_s160_a_delivery_does_not_wait_for_its_notice(autojump_clock: Mock
     assert not node.of(NoticeQueued)
 
 
+class HesitantStore(MemoryStore):
+    """Takes a new message after some seconds."""
+
+    async def submit(self, submission: Submission, content: Spool, now: float) -> str:
+        """Take it, a little late."""
+        await trio.sleep(2.0)
+        return await super().submit(submission, content, now)
+
+
+@pytest.mark.parametrize(("limit", "told"), [(20.0, 3), (3.0, 1)])
+@trio_test
+async def test_s155_what_goes_wrong_while_we_end_is_told_as_far_as_there_is_time(
+    limit: float, told: int, autojump_clock: MockClock
+) -> None:
+    store = HesitantStore(wall)
+    settings = QueueSettings(notices=NOTICES, shutdown_timeout=limit)
+    script = replace(BOUNCED, transcripts=(TOLD, TOLD, TOLD))
+    node = Node(lambda _: script, settings, store=store)
+    node.submit("u@one.example", sender="")
+    async with node.running():
+        await trio.sleep(0.05)  # it is under way
+    assert len(node.of(RecipientSettled)) == 1
+    assert len(node.of(NoticeQueued)) == told
+    assert len(store.messages) == told
+
+
 @trio_test
 async def test_s155_a_flood_of_trouble_is_bounded(autojump_clock: MockClock) -> None:
     events: list[Event] = []

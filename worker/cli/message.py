@@ -97,11 +97,18 @@ class Message:
 def open_message(path: str) -> BinaryIO:
     """The file of a message or of a request; "-": standard input. Raises CommandError."""
     if path == STANDARD_INPUT:
-        return sys.stdin.buffer
+        return standard_input()
     try:
         return Path(path).open("rb")
     except OSError as exc:
         raise CommandError(f"{path}: {exc.strerror}", os.EX_USAGE) from exc
+
+
+def standard_input() -> BinaryIO:
+    """Raises CommandError where the caller has closed it."""
+    if sys.stdin is None:
+        raise CommandError("standard input is closed", os.EX_NOINPUT)
+    return sys.stdin.buffer
 
 
 class Readable(Protocol):

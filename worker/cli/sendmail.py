@@ -6,7 +6,6 @@ fields that a submission program adds. Start at `invoke`.
 
 import os
 import pwd
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -23,7 +22,7 @@ from protocol.request import Notify, Ret
 from worker.cli import invoke as invoke_postrio
 from worker.cli import program_version
 from worker.cli.exits import CommandError, run_command
-from worker.cli.message import HEADER_LIMIT, Field, Message, read_message
+from worker.cli.message import HEADER_LIMIT, Field, Message, read_message, standard_input
 from worker.cli.order import (
     BODY_WORDS,
     OrderError,
@@ -223,8 +222,10 @@ def _submit(call: Call) -> int:
     probe = call.mode == "v"
     if probe and call.from_header:
         raise CommandError("-bv reads no message: it does not go with -t", os.EX_USAGE)
-    text = SubmittedText(sys.stdin.buffer, dot_ends=call.dot_ends)
-    message = read_message(BytesIO(PROBE_HEADER) if probe else text)
+    if probe:
+        message = read_message(BytesIO(PROBE_HEADER))
+    else:
+        message = read_message(SubmittedText(standard_input(), dot_ends=call.dot_ends))
     recipients = list(call.recipients)
     if call.from_header:
         recipients += take_recipients(message)

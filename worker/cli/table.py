@@ -2,7 +2,6 @@
 
 import json
 import os
-import sys
 from collections.abc import Iterator, Sequence
 from functools import partial
 from time import monotonic
@@ -12,6 +11,7 @@ import click
 import trio
 
 from worker.cli.exits import CommandError, complain
+from worker.cli.message import standard_input
 from worker.cli.options import config_choice, configured
 from worker.config.config import Config
 from worker.config.parameter import Kind
@@ -98,8 +98,9 @@ def _each(keys: Sequence[str]) -> Iterator[str]:
         if word != "-":
             yield word
             continue
+        lines = standard_input()
         # In the loop: nothing else runs in this process.
-        while line := sys.stdin.buffer.readline(KEY_LIMIT):
+        while line := lines.readline(KEY_LIMIT):
             text = line.rstrip(b"\n").decode("utf-8", "surrogateescape")
             if len(line) >= KEY_LIMIT and not line.endswith(b"\n"):
                 raise CommandError(

@@ -56,8 +56,10 @@ class Entry:
     recipients: tuple[Recipient, ...]
 
     def attempt(self) -> tuple[int, list[int]]:
-        """As Store.begin() takes it: message id, recipient keys."""
-        return self.active.message.id, [recipient.key for recipient in self.recipients]
+        """As Store.begin() takes it: message id, keys of the recipients that come into doubt."""
+        message = self.active.message
+        # A probe sends nothing.
+        return message.id, [] if message.probe else [each.key for each in self.recipients]
 
     def request(
         self, transport: str, protocol: Protocol, nexthop: str, flags: RequestFlags

@@ -50,7 +50,7 @@ from worker.status.events import (
 BOOKKEEPERS: Final = 200
 FINISH_LIMIT: Final = 500  # runs ended in one call: bounds how long the loop is busy with them
 
-ROUTE_LIMIT: Final = 1.0  # seconds for a table to say by which protocol mail was delivered
+ROUTE_LIMIT: Final = 1.0  # seconds for tables to say by which protocol a message was delivered
 
 News = list[tuple[str, RecipientOutcome]]  # (program, outcome)
 
@@ -202,8 +202,11 @@ class Books:
         _sort(active, news, self.settings)
 
     def _publish(self, active: ActiveMessage, news: News) -> None:
-        kind = RecipientProbed if active.message.probe else RecipientSettled
+        probe = active.message.probe
         for program, outcome in news:
+            # A deferred probe was cut short by our shutdown: nothing was found out.
+            found = probe and outcome.action is not Action.DEFERRED
+            kind = RecipientProbed if found else RecipientSettled
             self._emit(kind(active.message.queue_id, program, outcome))
 
     # --- the end of a run ----------------------------------------------------------------------
@@ -277,16 +280,20 @@ class Books:
                 OSError,
             ) as exc:  # better a notice without it than none
                 self._emit(Warned(f"notice without original: {exc}", end.message.queue_id))
-        protocols = [await self._protocol(item) for item in end.confirm]
+        protocols = await self._protocols(end) if self.settings.notices.assume_final else []
         return write_notices(decision, end, head, self.settings, protocols)
 
-    async def _protocol(self, outcome: RecipientOutcome) -> Protocol:
-        # Asked again, not remembered: the outcome may be from before a restart.
-        # Not for long: the outcomes wait for it.
+    async def _protocols(self, end: RunEnd) -> list[Protocol]:
+        """By which protocol confirmed recipients were reached; of the first ones, if it takes long.
+
+        Asked again, not remembered: the outcomes may be from before a restart. They wait for this.
+        """
+        protocols: list[Protocol] = []
         with trio.move_on_after(ROUTE_LIMIT):
-            route = await self.router.route(outcome.recipient.address)
-            return route.protocol if isinstance(route, Delivery) else Protocol.SMTP
-        return Protocol.SMTP
+            for item in () if end.message.probe else end.confirm:
+                route = await self.router.route(item.recipient.address)
+                protocols.append(route.protocol if isinstance(route, Delivery) else Protocol.SMTP)
+        return protocols
 
 
 def _all_is_well(active: ActiveMessage, settings: QueueSettings) -> bool:

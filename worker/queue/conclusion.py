@@ -220,7 +220,7 @@ def write_notices(
     settings: QueueSettings,
     protocols: Sequence[Protocol] = (),
 ) -> list[NoticeDraft]:
-    """The planned notices. `protocols`: of the confirmed recipients, in the order of end.confirm.
+    """The planned notices. `protocols`: of the first ones in end.confirm, in their order.
 
     What a server took that knows nothing of DSN was "relayed". An LMTP server's answer may come
     from the mailbox itself: it was "delivered", with lmtp_assume_final.

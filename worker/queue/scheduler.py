@@ -14,7 +14,7 @@ import heapq
 import itertools
 import traceback
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Final
@@ -137,7 +137,7 @@ class Scheduler:
         self._due.set()
 
     def flush(self) -> None:
-        """Try again at once, dead destinations too (postqueue -f); after Store.make_due().
+        """Try again at once, dead destinations too (postqueue -f); around Store.make_due().
 
         What is due now goes even by the transports in defer_transports, this once.
         """
@@ -292,6 +292,7 @@ class Scheduler:
         """Queue a message's recipients at their destinations."""
         # No await in here: a destination found must not be forgotten before it has its work.
         shares: dict[Destination, list[Recipient]] = {}
+        now = self._wall()  # its routes may have taken long
         flushed = active.message.due <= self._flushed
         deferred = frozenset[str]() if flushed else self._settings.defer_transports
         for recipient, route in zip(active.message.recipients, routes, strict=True):
@@ -310,11 +311,11 @@ class Scheduler:
             destination = self._destinations.find(route, recipient.address, limits)
             shares.setdefault(destination, []).append(recipient)
         for destination, recipients in shares.items():
-            if destination.is_dead(active.since):
+            if destination.is_dead(now):
                 self._suspend_entry(destination, Entry(active, tuple(recipients)))
             else:
                 destination.queue.add(Share(active, recipients))
-                self._offer(destination, active.since)
+                self._offer(destination, now)
 
     def _forget(self, active: ActiveMessage, due: float | None) -> None:
         """A run has ended (called by the books). `due`: when it left something to be claimed."""
@@ -411,11 +412,15 @@ class Scheduler:
             self._turn.set()
 
     async def _drain(self) -> None:
-        """Let deliveries under way finish, within postrio_shutdown_timeout."""
+        """Let deliveries under way finish, within postrio_shutdown_timeout, and what they lead to.
+
+        What becomes of recipients is seen to by the books.
+        """
         with trio.move_on_after(self._settings.shutdown_timeout):
             while self._slots:
                 self._no_slots = trio.Event()
                 await self._no_slots.wait()
+            await self._transcripts.drain()
 
     # --- what slots ask and tell (slot_feed.Owner) ---------------------------------------------
 
@@ -494,13 +499,16 @@ class Scheduler:
         """See Owner."""
         if not entries:
             self._emit(Warned(f"slot for {destination.route.nexthop}: {reason}"))
-        text = f"delivery interrupted ({reason}); the message may be sent more than once"
         program = destination.route.protocol.value
         for entry in entries:
+            doubt = not entry.active.message.probe  # which sends nothing
+            text = f"delivery interrupted ({reason})"
+            if doubt:
+                text += "; the message may be sent more than once"
             outcomes = [
                 replace(
                     self._own_outcome(entry.active, recipient, Action.DEFERRED, "4.3.0", text),
-                    in_doubt=True,
+                    in_doubt=doubt,
                 )
                 for recipient in entry.recipients
             ]
@@ -593,7 +601,13 @@ class _Batch:
         """Wait until the routes of all are known."""
         await self._complete.wait()
 
-    def close(self) -> Iterator[tuple[ActiveMessage, Sequence[Route]]]:
-        """Wait for nobody any more; those whose routes are known, in their order."""
+    def close(self) -> list[tuple[ActiveMessage, Sequence[Route]]]:
+        """Wait for nobody any more; those whose routes are known, in their order.
+
+        Who is late still has this batch: it must not keep all the others in memory.
+        """
         self._closed = True
-        return ((each, self._routes[each]) for each in self._order if each in self._routes)
+        known = [(each, self._routes[each]) for each in self._order if each in self._routes]
+        self._order.clear()
+        self._routes.clear()
+        return known

@@ -10,7 +10,8 @@ long envelopes of each user; whatever goes wrong with one of them ends that one 
 
 import os
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -229,8 +230,9 @@ async def serve_control(
 ) -> None:
     """Take orders at the socket `path` until cancelled; started when it is listening.
 
-    As serve_submissions(), but private: 0600 in a directory 0700. `wake` is called when messages
-    may have become due; `status` adds to what the status request tells. Raises OSError.
+    As serve_submissions(), but private: 0600 in a directory 0700. `wake` is called before
+    messages become due, and behind that; `status` adds to what the status request tells. Raises
+    OSError.
     """
 
     async def serve(client: DoorClient) -> None:
@@ -324,21 +326,31 @@ class _ControlDoor:
         await self._send_ids(await self._store.hold(order.queue_ids))
 
     async def _release(self, order: Order) -> None:
-        await self._send_ids(await self._store.release(order.queue_ids, self._wall()))
-        self._wake()
+        await self._make_due(partial(self._store.release, order.queue_ids))
 
     async def _requeue(self, order: Order) -> None:
-        await self._send_ids(await self._store.requeue(order.queue_ids, self._wall()))
-        self._wake()
+        await self._make_due(partial(self._store.requeue, order.queue_ids))
 
     async def _delete(self, order: Order) -> None:
         await self._send_ids(await self._store.delete(order.queue_ids))
 
     async def _flush(self, order: Order) -> None:
-        changed = await self._store.make_due(
-            order.queue_ids, self._wall(), domain=order.domain or None
-        )
+        domain = order.domain or None
+        await self._make_due(partial(self._store.make_due, order.queue_ids, domain=domain))
+
+    async def _make_due(self, change: Callable[[float], Awaitable[list[str]]]) -> None:
+        """Make messages due now, by `change`.
+
+        Many are changed in several commits, and whatever is due may be claimed between them. So the
+        scheduler is told before the first: it would defer them for a destination that is dead, or
+        for defer_transports. And it is told after the last, even if there was trouble in between.
+        """
+        now = self._wall()
         self._wake()
+        try:
+            changed = await change(now)
+        finally:
+            self._wake()
         await self._send_ids(changed)
 
     async def _tell_status(self, _order: Order) -> None:

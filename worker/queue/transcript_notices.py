@@ -54,6 +54,8 @@ class TranscriptNotices:
         self._wake = wake
         self._waiting: deque[tuple[str, Transcript]] = deque()  # queue id of the message, and it
         self._news = trio.Event()
+        self._quiet = trio.Event()  # all that was handed in is queued, or was said not to be
+        self._quiet.set()
         self._flooded = False  # it was said that some are dropped
 
     def hand_in(self, queue_id: str, transcripts: Sequence[Transcript]) -> None:
@@ -62,15 +64,22 @@ class TranscriptNotices:
             if len(self._waiting) < WAITING_LIMIT:
                 self._waiting.append((queue_id, transcript))
                 self._flooded = False
+                if self._quiet.is_set():
+                    self._quiet = trio.Event()
             elif not self._flooded:
                 self._flooded = True
                 self._emit(Warned("too many sessions in trouble: not all are told of", queue_id))
         self._news.set()
 
+    async def drain(self) -> None:
+        """Wait until what was handed in is queued."""
+        await self._quiet.wait()
+
     async def run(self) -> None:
         """Queue what is handed in, until cancelled."""
         while True:
             if not self._waiting:
+                self._quiet.set()
                 self._news = trio.Event()
                 await self._news.wait()
                 continue
