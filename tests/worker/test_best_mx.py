@@ -13,12 +13,14 @@ from trio.testing import MockClock, trio_test
 
 from protocol.outcome import Action
 from protocol.request import DeliveryRequest, Protocol
+from protocol.transcript import Trouble
 from tests.cancel_everywhere import cancel_everywhere
 from tests.worker.peer import Fault, Late, Peer, Phase, Script
 from tests.worker.test_fallback import a_world, dialled
 from tests.worker.world import REFUSED, Site, World, actions, deliver_one, make_request
 from worker.config.config import Config
 from worker.config.problems import ConfigError
+from worker.delivery.recorder import RecordingRules
 from worker.environment import make_environment
 from worker.status.events import Event, PassedOn, UnexpectedError, Warned
 from worker.status.log import render
@@ -152,6 +154,18 @@ async def test_s026_what_is_lost_after_the_dot_is_in_doubt(autojump_clock: MockC
     world = looping(f"lmtp:unix:{STUB}", lmtp({Phase.DOT: Fault.CUT}))
     result = await deliver_one(world)
     assert result.outcomes[0].in_doubt
+
+
+@trio_test
+async def test_s026_what_went_wrong_there_is_told_as_of_any_session(
+    autojump_clock: MockClock,
+) -> None:
+    world = looping(f"lmtp:unix:{STUB}", lmtp({Phase.RCPT: "502 5.5.1 what is RCPT?"}))
+    rules = RecordingRules(troubles=frozenset({Trouble.PROTOCOL}))
+    world.environment = replace(world.environment, recording=rules)
+    (transcript,) = (await deliver_one(world)).transcripts
+    assert transcript.peer == f"localhost[{STUB}]"
+    assert "In:  502 5.5.1 what is RCPT?" in transcript.lines
 
 
 @pytest.mark.parametrize("kept", [True, False])

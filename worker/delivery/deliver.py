@@ -283,6 +283,7 @@ class _Delivery:
         other = _Delivery(passed_on, self._content, environment, self.slot, None)
         other.outcomes = outcomes  # whatever interrupts it: nobody is lost, and nobody sent twice
         other._started = self._started
+        other._transcripts = self._transcripts
         other._handed_over = True
         if self._policy is None:
             other._policy = None  # nobody would end a session in the slot
