@@ -207,9 +207,10 @@ async def test_s026_requests_in_a_row_are_all_passed_on(autojump_clock: MockCloc
         "smtp:a:no-such-service",
         "smtp:unix:/x",
         "relay:a, b:c:d",
+        ":[192.0.2.9]",
     ],
 )
-def test_s026_a_nexthop_that_is_no_destination_stops_the_start(value: str) -> None:
+def test_s026_what_names_no_transport_or_no_destination_stops_the_start(value: str) -> None:
     config = Config.from_mapping({"best_mx_transport": value})
     with pytest.raises(ConfigError, match="best_mx_transport = "):
         make_environment(config, lambda _: None, lambda: 0.0, random.Random(1))
