@@ -9,7 +9,7 @@ that repeat a command they do not like.
 """
 
 import binascii
-from collections.abc import Collection
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from itertools import takewhile
 from math import inf
@@ -245,20 +245,34 @@ class _Exchange:
     def _without_secrets(self, reply: Reply) -> Reply:
         """The same reply; there are servers that repeat what they do not understand."""
         for secret in self._hidden:
-            if len(secret.reveal()) >= SHORTEST and secret.reveal()[:BEGINNING] in reply.text:
-                lines = tuple(_without(secret, line) for line in reply.lines)
-                reply = replace(reply, lines=lines)
+            if len(secret.reveal()) >= SHORTEST:
+                reply = replace(reply, lines=tuple(_without(secret, reply.lines)))
         return reply
 
 
-def _without(secret: Secret, line: str) -> str:
-    """The line with GONE for as much of the secret as stands there. Raises nothing."""
-    shown, at = "", 0
-    while (start := line.find(secret.reveal()[:BEGINNING], at)) >= 0:
-        shown += line[at:start] + GONE
-        pairs = zip(line[start:], secret.reveal(), strict=False)
-        at = start + sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
-    return shown + line[at:]
+def _without(secret: Secret, lines: Sequence[str]) -> Iterator[str]:
+    """The lines with GONE for as much of the secret as stands there. Raises nothing.
+
+    A server may fold what it repeats: where a line ends in the middle of it, all others are gone.
+    """
+    folded = False
+    for line, following in zip(lines, (*lines[1:], ""), strict=True):
+        if folded:
+            yield GONE
+            continue
+        shown, at = "", 0
+        while (start := line.find(secret.reveal()[:BEGINNING], at)) >= 0:
+            shown += line[at:start] + GONE
+            pairs = zip(line[start:], secret.reveal(), strict=False)
+            same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+            at = start + same
+            folded = at == len(line) and same < len(secret.reveal())
+        shown += line[at:]
+        for length in range(1, min(BEGINNING, len(secret.reveal()))):
+            goes_on = secret.reveal()[length : length + BEGINNING] in following
+            if goes_on and shown.endswith(secret.reveal()[:length]):
+                shown, folded = shown[:-length] + GONE, True
+        yield shown
 
 
 def _encoded(octets: bytes | None) -> Secret | None:
