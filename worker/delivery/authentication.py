@@ -24,6 +24,7 @@ from protocol.request import Protocol
 from protocol.sasl.mechanism import ChannelBinding, Login, Mechanism, SaslError
 from protocol.sasl.mechanisms import Merit, Proof, choose, lacking, make, proof_of
 from protocol.sasl.secret import Secret
+from protocol.spoken import BEGINNING, HIDDEN, SHORTEST
 from worker.config.table import TableError
 from worker.delivery.session import Conversation, Session
 from worker.errors import SiteError
@@ -35,10 +36,6 @@ from worker.tls.policy import Trust
 
 ROUNDS: Final = 100  # replies 334 in one exchange
 REFUSED: Final = 535  # RFC 4954 section 6: authentication credentials invalid
-SHORTEST: Final = 4  # characters of a text that is looked for in replies
-# Of a longer text as many from its beginning are: what a server repeats may be cut anywhere.
-BEGINNING: Final = 8
-GONE: Final = "[...]"  # in its place
 BEGINNINGS: Final = 20  # exchanges that are begun in threads at the same time
 
 _LIMITER: Final = trio.lowlevel.RunVar[trio.CapacityLimiter]("beginnings")
@@ -251,18 +248,18 @@ class _Exchange:
 
 
 def _without(secret: Secret, lines: Sequence[str]) -> Iterator[str]:
-    """The lines with GONE for as much of the secret as stands there. Raises nothing.
+    """The lines with HIDDEN for as much of the secret as stands there. Raises nothing.
 
     A server may fold what it repeats: where a line ends in the middle of it, all others are gone.
     """
     folded = False
     for line, following in zip(lines, (*lines[1:], ""), strict=True):
         if folded:
-            yield GONE
+            yield HIDDEN
             continue
         shown, at = "", 0
         while (start := line.find(secret.reveal()[:BEGINNING], at)) >= 0:
-            shown += line[at:start] + GONE
+            shown += line[at:start] + HIDDEN
             pairs = zip(line[start:], secret.reveal(), strict=False)
             same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
             at = start + same
@@ -271,7 +268,7 @@ def _without(secret: Secret, lines: Sequence[str]) -> Iterator[str]:
         for length in range(1, min(BEGINNING, len(secret.reveal()))):
             goes_on = secret.reveal()[length : length + BEGINNING] in following
             if goes_on and shown.endswith(secret.reveal()[:length]):
-                shown, folded = shown[:-length] + GONE, True
+                shown, folded = shown[:-length] + HIDDEN, True
         yield shown
 
 

@@ -454,7 +454,7 @@ class _Delivery:
     ) -> bool:
         """As _try_endpoint(). True: TLS broke, and so far nothing has come of the connection."""
         emit, undecided = self._environment.emit, len(self.outcomes.undecided)
-        recorder = Recorder() if self._records else None
+        recorder = Recorder(security.secrets) if self._records else None
         try:
             dialogue = await self._dialogue(endpoint, security, State.CONNECTED)
         except BaseException:
@@ -593,7 +593,7 @@ class _Delivery:
         if not self._records:
             session.record(None)
             return
-        recorder = session.recorder or Recorder()
+        recorder = session.recorder or Recorder(session.security.secrets)
         if session.uses:
             recorder.next_message()
         session.record(recorder)  # also if it was there: the dialogue may be another one
