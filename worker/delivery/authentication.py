@@ -12,7 +12,6 @@ import binascii
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from itertools import takewhile
-from math import inf
 from typing import Final
 
 import trio
@@ -55,14 +54,13 @@ async def authenticate(
     """
     if not session.capabilities.auth:
         return
+    talk.pause()  # for tables, a token, or others who log in
     try:
         name = await _choose(session, sasl, credentials, bindable=binding is not None)
     except TableError as exc:
         raise SiteError(
             "4.3.0", f"local data error while talking to {session.peer}: {exc}"
         ) from exc
-    # Waiting for a token, or for others, is no wait for the peer.
-    talk.scope.deadline = inf
     secret = await _secret(session, sasl, credentials, name)
     login = Login(
         user=credentials.user,

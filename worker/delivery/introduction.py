@@ -6,7 +6,6 @@ is used), what the server proved judged, and only then a name and a secret.
 """
 
 from dataclasses import replace
-from math import inf
 from typing import Final
 
 import trio
@@ -131,6 +130,7 @@ class _Introduction:
         greeting = await talk.reply()
         session.dialogue.receive_greeting(greeting)
         _check_greeting(session, greeting, self._emit)
+        talk.pause()  # for tables
         workarounds = await self._workarounds() if is_masked(greeting) else ()
         self._discard = await _unwanted_keywords(session.endpoint, self._settings)
         extended = self._settings.protocol is Protocol.LMTP or (
@@ -246,7 +246,7 @@ class _Introduction:
         engine = self._rules.engine
         assert engine is not None  # who has policies has it
         talk.phase(phrases.TLS, limit)
-        talk.scope.deadline = inf  # the handshake has its own limit, and failure
+        talk.pause()  # the handshake has its own limit, and failure
         why = "Connection timed out"
         try:
             with trio.move_on_after(limit):
