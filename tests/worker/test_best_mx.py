@@ -111,11 +111,13 @@ async def test_s026_what_loops_in_the_other_transport_too_is_bounced(
 
 
 @trio_test
-async def test_s026_lmtp_is_never_passed_on(autojump_clock: MockClock) -> None:
-    world = looping(f"lmtp:unix:{STUB}", lmtp())
+async def test_s019_in_lmtp_our_own_address_is_no_loop(autojump_clock: MockClock) -> None:
+    world = looping("error:no", None)
+    world.dialer.sites[OURSELVES] = Peer(lmtp=True, name="client.example")  # our own name
     request = replace(make_request(protocol=LMTP), nexthop=f"inet:[{OURSELVES}]:25")
     result = await deliver_one(world, request)
-    assert (result.outcomes[0].action, result.outcomes[0].dsn) == (BOUNCED, "5.4.6")
+    assert result.outcomes[0].action is SENT
+    assert not [event for event in world.events if isinstance(event, PassedOn)]
 
 
 @trio_test

@@ -268,7 +268,7 @@ class _Delivery:
         Once: what the other one has for the same domain may loop as well.
         """
         environment, request, outcomes = self._environment, self._request, self.outcomes
-        if environment.hand_over is None or self._handed_over or request.protocol is Protocol.LMTP:
+        if environment.hand_over is None or self._handed_over:
             return False
         to = await environment.hand_over(request.nexthop)
         for recipient in outcomes.undecided:

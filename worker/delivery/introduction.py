@@ -353,8 +353,10 @@ def _local_error(endpoint: Endpoint, error: TableError) -> SiteError:
 def _check_loop(session: Session, nexthop: str) -> None:
     """A server that introduces itself with our own name is ourselves (S019).
 
-    Only on the mail port: behind another port the same host may well run another server.
+    Only on the mail port: behind another port the same host may well run another server. And not
+    in LMTP, whose server may well be this host, and relays nothing.
     """
     name = session.capabilities.greeting_name.lower()
-    if session.endpoint.port == SMTP_PORT and name == session.settings.hostname.lower():
+    relays = session.endpoint.port == SMTP_PORT and session.settings.protocol is Protocol.SMTP
+    if relays and name == session.settings.hostname.lower():
         raise SiteError("5.4.6", f"mail for {nexthop} loops back to myself")
