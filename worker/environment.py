@@ -2,7 +2,7 @@
 
 import random
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
@@ -89,16 +89,17 @@ def make_environment(
         wall=wall,
         time_limit=config.seconds("daemon_timeout"),
         debug=DebugPeers.from_config(config, emit),
-        hand_over=_hand_over(config, networks, emit),
+        hand_over=make_hand_over(config, emit),
         recording=RecordingRules.from_config(config),
         security=_all_rules(config, emit),  # last: it opens files
     )
 
 
-def _hand_over(config: Config, networks: Mapping[Protocol, Network], emit: Emit) -> HandOver | None:
+def make_hand_over(config: Config, emit: Emit) -> HandOver | None:
     """Where mail goes that would loop back to us (best_mx_transport).
 
-    Raises ConfigError if that is no destination; a transport that is not there is a warning.
+    Raises ConfigError if no transport is named or the nexthop is no destination; a transport that
+    is not there is a warning.
     """
     text = config.text("best_mx_transport")
     if not text:
@@ -106,10 +107,12 @@ def _hand_over(config: Config, networks: Mapping[Protocol, Network], emit: Emit)
     # Routing knows what `transport:nexthop` means, and which transports need no server.
     router = Router(default_transport=text)
     transport, _, nexthop = (part.strip() for part in text.partition(":"))
+    if not transport:
+        raise ConfigError([problem_of(config, "best_mx_transport", "no transport is named")])
     protocol = TRANSPORTS.get(transport)
     if protocol is not None and nexthop:
         try:
-            check_nexthop(nexthop, networks[protocol].settings.endpoints)
+            check_nexthop(nexthop, NetworkSettings.from_config(config, protocol).endpoints)
         except ResolveError as exc:
             raise ConfigError([problem_of(config, "best_mx_transport", exc.reason)]) from exc
     elif protocol is None and transport not in OTHERS:

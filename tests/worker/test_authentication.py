@@ -722,6 +722,31 @@ async def test_the_beginning_of_a_secret_is_not_seen_either(length: int) -> None
     assert reason.startswith(f"SASL authentication failed; server {PEER} said: 535 {length} [...]")
 
 
+@pytest.mark.parametrize("width", range(12, 28))
+@trio_test
+async def test_the_rest_of_a_secret_is_not_seen_where_a_server_folds_it(width: int) -> None:
+    token = "".join(f"{number:04}" for number in range(60))
+
+    def fold(line: str) -> str:
+        parts = [line[start : start + width] for start in range(0, len(line), width)]
+        return "\r\n".join([*(f"535-5.7.8 {part}" for part in parts), "535 5.7.8 no"])
+
+    _, reason = await refused(Server(fold), client(), password=token)
+    blob = b64(b"\0user\0" + token.encode())
+    said = reason.partition(" said: ")[2].split()
+    assert not [word for word in said if len(word) > 4 and word in blob]
+    _, reason = await refused(Server(lambda _: fold(f"{token} is wrong")), client(), password=token)
+    said = reason.partition(" said: ")[2].split()
+    assert not [word for word in said if len(word) > 4 and word in token]
+
+
+@trio_test
+async def test_what_a_server_says_beside_a_secret_is_seen() -> None:
+    server = Server(f"535-5.7.8 bad {PLAIN}\r\n535-5.7.8 go to {PASSWORD} example\r\n535 5.7.8 bye")
+    _, reason = await refused(server, client())
+    assert reason.endswith("535 5.7.8 bad AUTH PLAIN [...] 5.7.8 go to [...] example 5.7.8 bye")
+
+
 STEPS = [
     ("PLAIN", ["CUT"]),
     ("PLAIN", [NO]),

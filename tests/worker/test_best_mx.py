@@ -13,12 +13,14 @@ from trio.testing import MockClock, trio_test
 
 from protocol.outcome import Action
 from protocol.request import DeliveryRequest, Protocol
+from protocol.transcript import Trouble
 from tests.cancel_everywhere import cancel_everywhere
 from tests.worker.peer import Fault, Late, Peer, Phase, Script
 from tests.worker.test_fallback import a_world, dialled
 from tests.worker.world import REFUSED, Site, World, actions, deliver_one, make_request
 from worker.config.config import Config
 from worker.config.problems import ConfigError
+from worker.delivery.recorder import RecordingRules
 from worker.environment import make_environment
 from worker.status.events import Event, PassedOn, UnexpectedError, Warned
 from worker.status.log import render
@@ -109,11 +111,13 @@ async def test_s026_what_loops_in_the_other_transport_too_is_bounced(
 
 
 @trio_test
-async def test_s026_lmtp_is_never_passed_on(autojump_clock: MockClock) -> None:
-    world = looping(f"lmtp:unix:{STUB}", lmtp())
+async def test_s019_in_lmtp_our_own_address_is_no_loop(autojump_clock: MockClock) -> None:
+    world = looping("error:no", None)
+    world.dialer.sites[OURSELVES] = Peer(lmtp=True, name="client.example")  # our own name
     request = replace(make_request(protocol=LMTP), nexthop=f"inet:[{OURSELVES}]:25")
     result = await deliver_one(world, request)
-    assert (result.outcomes[0].action, result.outcomes[0].dsn) == (BOUNCED, "5.4.6")
+    assert result.outcomes[0].action is SENT
+    assert not [event for event in world.events if isinstance(event, PassedOn)]
 
 
 @trio_test
@@ -152,6 +156,18 @@ async def test_s026_what_is_lost_after_the_dot_is_in_doubt(autojump_clock: MockC
     world = looping(f"lmtp:unix:{STUB}", lmtp({Phase.DOT: Fault.CUT}))
     result = await deliver_one(world)
     assert result.outcomes[0].in_doubt
+
+
+@trio_test
+async def test_s026_what_went_wrong_there_is_told_as_of_any_session(
+    autojump_clock: MockClock,
+) -> None:
+    world = looping(f"lmtp:unix:{STUB}", lmtp({Phase.RCPT: "502 5.5.1 what is RCPT?"}))
+    rules = RecordingRules(troubles=frozenset({Trouble.PROTOCOL}))
+    world.environment = replace(world.environment, recording=rules)
+    (transcript,) = (await deliver_one(world)).transcripts
+    assert transcript.peer == f"localhost[{STUB}]"
+    assert "In:  502 5.5.1 what is RCPT?" in transcript.lines
 
 
 @pytest.mark.parametrize("kept", [True, False])
@@ -193,9 +209,10 @@ async def test_s026_requests_in_a_row_are_all_passed_on(autojump_clock: MockCloc
         "smtp:a:no-such-service",
         "smtp:unix:/x",
         "relay:a, b:c:d",
+        ":[192.0.2.9]",
     ],
 )
-def test_s026_a_nexthop_that_is_no_destination_stops_the_start(value: str) -> None:
+def test_s026_what_names_no_transport_or_no_destination_stops_the_start(value: str) -> None:
     config = Config.from_mapping({"best_mx_transport": value})
     with pytest.raises(ConfigError, match="best_mx_transport = "):
         make_environment(config, lambda _: None, lambda: 0.0, random.Random(1))

@@ -303,6 +303,7 @@ BETRAYING: dict[str, tuple[str, dict[Phase, Script]]] = {
     "refused": ("PLAIN", {Phase.AUTH: f"535 5.7.8 bad: AUTH PLAIN {PLAIN}"}),
     "gone": ("PLAIN", {Phase.AUTH: (f"421-4.3.2 {PLAIN}\n421 {CANARY}", Fault.CUT)}),
     "later": ("PLAIN", {Phase.MAIL: f"250-2.1.0 hello {CANARY[:12]}\n250 2.1.0 {PLAIN[:20]}"}),
+    "folded": ("PLAIN", {Phase.MAIL: f"250-{PLAIN[:20]}\n250 {PLAIN[20:]}"}),
     "broken": ("PLAIN", {Phase.AUTH: f"{PLAIN}\n{CANARY}\n235 ok {CANARY}"}),
 }
 
@@ -328,6 +329,7 @@ async def test_s153_no_secret_of_a_log_in_is_shown(autojump_clock: MockClock, ca
     assert responses
     for secret in (CANARY, PLAIN, encoded("user"), encoded(CANARY), *responses):
         assert secret in {mechanism, "*"} or secret[:10] not in text
+    assert PLAIN[20:] not in text
 
 
 # --- interrupted ----------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ so a limit of ten minutes is asserted to the second and takes a millisecond.
 from dataclasses import replace
 
 import pytest
+import trio
 from trio.testing import MockClock, trio_test
 
 from protocol import phrases
@@ -15,7 +16,11 @@ from protocol.outcome import Action, DeliveryResult, RecipientOutcome
 from protocol.request import Protocol
 from tests.worker.peer import EXTENSIONS, Answer, Fault, Late, Peer, Phase, Script
 from tests.worker.world import RELAYS, World, actions, deliver_one, make_request
+from worker.config.table import Table
+from worker.config.tables import Maps
 from worker.content import InlineContent
+from worker.delivery.content_settings import ContentSettings
+from worker.delivery.generic_maps import GenericMaps
 from worker.delivery.settings import DeliverySettings, Limits
 from worker.status.events import EndpointFailed, SessionOpened, Warned
 
@@ -531,3 +536,65 @@ async def test_s042_quit_travels_behind_the_dot_when_nothing_else_is_to_come(
     assert world.results[0].outcomes[0].action is Action.SENT
     assert not world.results[0].session_kept
     assert [type(event) for event in world.events] == [SessionOpened]
+
+
+# --- waiting for others ---------------------------------------------------------------------------
+
+
+class SlowTable(Table):
+    """Answers, after a while, that it has no such key."""
+
+    async def lookup(self, key: str) -> str | None:
+        """See Table.lookup."""
+        await trio.sleep(1_000.0)
+        return None
+
+
+SLOW = Maps([SlowTable("slow:table")])
+LINES = b"Subject: hello\r\n\r\n" + (b"x" * 900 + b"\r\n") * 30  # more than one piece
+
+
+@pytest.mark.parametrize("whole", [False, True])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        replace(SETTINGS, discard_maps=SLOW),
+        replace(SETTINGS, pix=replace(SETTINGS.pix, maps=SLOW, workarounds=())),
+        replace(SETTINGS, content=ContentSettings(body_checks=SLOW)),
+        replace(SETTINGS, content=ContentSettings(generic=GenericMaps(maps=SLOW))),
+    ],
+    ids=["keywords", "workarounds", "content", "addresses"],
+)
+@trio_test
+async def test_a_table_that_takes_its_time_is_no_failure_of_the_server(
+    autojump_clock: MockClock, settings: DeliverySettings, *, whole: bool
+) -> None:
+    settings = replace(settings, limits=replace(settings.limits, whole_request=whole))
+    peer = Peer({Phase.GREETING: "220 ****"})
+    world = World(peer, settings=settings)
+
+    async def scenario() -> None:
+        await world.deliver(make_request(), InlineContent(LINES))
+
+    await world.play(scenario)
+    (result,) = world.results
+    assert [outcome.action for outcome in result.outcomes] == [Action.SENT]
+    assert world.took[0] >= 1_000.0
+
+
+@trio_test
+async def test_s052_after_a_slow_table_the_limit_of_the_content_holds_again(
+    autojump_clock: MockClock,
+) -> None:
+    settings = replace(SETTINGS, content=ContentSettings(header_checks=SLOW))
+    content = InlineContent(b"Subject: hello\r\n\r\n" + LARGE.data)
+    peer = Peer({Phase.CONTENT: Fault.STOP_READING})
+    peer.window = 4096
+    world = World(peer, settings=settings)
+
+    async def scenario() -> None:
+        await world.deliver(make_request(), content)
+
+    await world.play(scenario)
+    assert world.took == [1_000.0 + 180.0]
+    assert "timed out while sending message body" in world.results[0].outcomes[0].reason

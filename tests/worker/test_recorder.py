@@ -11,7 +11,7 @@ from protocol.outcome import Action
 from protocol.reply import Reply
 from protocol.request import Protocol
 from protocol.transcript import MAX_LINE, MAX_LINES, MAX_TRANSCRIPTS, Transcript, Trouble
-from tests.worker.peer import Answer, Fault, Peer, Phase
+from tests.worker.peer import Answer, Fault, Peer, Phase, Script
 from tests.worker.world import World, deliver_one, make_request
 from worker.config.config import Config
 from worker.content import FileContent
@@ -190,6 +190,30 @@ async def test_s155_a_table_in_trouble_is_data_trouble(autojump_clock: MockClock
     settings = DeliverySettings.from_config(config, Protocol.SMTP)
     result = await deliver_one(recording(World(Peer(), settings=settings)))
     assert [transcript.troubles for transcript in result.transcripts] == [{Trouble.DATA}]
+
+
+@trio_test
+async def test_s098_a_transcript_shows_no_secret_that_is_repeated_after_the_log_in(
+    autojump_clock: MockClock,
+) -> None:
+    settings = {
+        "smtp_sasl_auth_enable": "yes",
+        "smtp_sasl_password_maps": "static:user:canary-secret",
+        "smtp_sasl_security_options": "noanonymous",
+    }
+    sasl = SaslClient.from_config(Config.from_mapping(settings), Protocol.SMTP)
+    script: dict[Phase, Script] = {
+        Phase.MAIL: "250 2.1.0 welcome, canary-secret",
+        Phase.RCPT: "502-5.5.1 bad\n502-5.5.1 AHVzZXIAY2FuYX\n502 5.5.1 J5LXNlY3JldA==",
+    }
+    peer = Peer(script, extensions=("AUTH PLAIN",))
+    result = await deliver_one(recording(World(peer, rules=SecurityRules(sasl=sasl))))
+    (transcript,) = result.transcripts
+    assert [line for line in transcript.lines if line.startswith("In:  ")][3:] == [
+        "In:  235 2.7.0 [...]",
+        "In:  250 [...]",
+        *("In:  502-5.5.1 bad", "In:  502-[...]", "In:  502 [...]"),
+    ]
 
 
 @trio_test

@@ -366,12 +366,14 @@ class _Deliveries:
     async def _serve(self, requests: Sequence[DeliveryRequest]) -> None:
         """Requests to one nexthop, one after another over one session where the peer lets us."""
         unsettled = list(requests)
+        begun = False
         slot = DeliverySlot(lambda: unsettled[1] if len(unsettled) > 1 else None)
         try:
             async with self._limiter:
                 self._slots.add(slot)
                 if self._stopping:
                     slot.stop()
+                begun = True
                 while unsettled:
                     result = await deliver(unsettled[0], self._content, self._environment, slot)
                     outcomes = result.outcomes
@@ -381,8 +383,11 @@ class _Deliveries:
                 await slot.release()
         finally:
             self._slots.discard(slot)
-            for request in unsettled:  # cut off: nobody knows how far it came
-                self._settle(request, [_interrupted(item) for item in request.recipients])
+            for request in unsettled:  # cut off: of the first nobody knows how far it came
+                doubt = begun and request is unsettled[0] and not request.probe
+                self._settle(
+                    request, [_interrupted(item, doubt=doubt) for item in request.recipients]
+                )
 
     def _settle(self, request: DeliveryRequest, outcomes: Iterable[RecipientOutcome]) -> None:
         for outcome in outcomes:
@@ -391,11 +396,12 @@ class _Deliveries:
             self._log.emit(kind(QUEUE_ID, request.protocol.value, outcome))
 
 
-def _interrupted(recipient: Recipient) -> RecipientOutcome:
+def _interrupted(recipient: Recipient, *, doubt: bool) -> RecipientOutcome:
+    """`doubt`: some of the message may have been sent."""
     return RecipientOutcome(
         recipient=recipient,
         action=Action.DEFERRED,
         dsn="4.3.2",
-        reason="delivery was interrupted -- message may be sent more than once",
-        in_doubt=True,
+        reason=f"delivery was interrupted{' -- message may be sent more than once' * doubt}",
+        in_doubt=doubt,
     )

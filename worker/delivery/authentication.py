@@ -9,10 +9,9 @@ that repeat a command they do not like.
 """
 
 import binascii
-from collections.abc import Collection
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from itertools import takewhile
-from math import inf
 from typing import Final
 
 import trio
@@ -24,6 +23,7 @@ from protocol.request import Protocol
 from protocol.sasl.mechanism import ChannelBinding, Login, Mechanism, SaslError
 from protocol.sasl.mechanisms import Merit, Proof, choose, lacking, make, proof_of
 from protocol.sasl.secret import Secret
+from protocol.spoken import BEGINNING, HIDDEN, SHORTEST
 from worker.config.table import TableError
 from worker.delivery.session import Conversation, Session
 from worker.errors import SiteError
@@ -35,10 +35,6 @@ from worker.tls.policy import Trust
 
 ROUNDS: Final = 100  # replies 334 in one exchange
 REFUSED: Final = 535  # RFC 4954 section 6: authentication credentials invalid
-SHORTEST: Final = 4  # characters of a text that is looked for in replies
-# Of a longer text as many from its beginning are: what a server repeats may be cut anywhere.
-BEGINNING: Final = 8
-GONE: Final = "[...]"  # in its place
 BEGINNINGS: Final = 20  # exchanges that are begun in threads at the same time
 
 _LIMITER: Final = trio.lowlevel.RunVar[trio.CapacityLimiter]("beginnings")
@@ -58,14 +54,13 @@ async def authenticate(
     """
     if not session.capabilities.auth:
         return
+    talk.pause()  # for tables, a token, or others who log in
     try:
         name = await _choose(session, sasl, credentials, bindable=binding is not None)
     except TableError as exc:
         raise SiteError(
             "4.3.0", f"local data error while talking to {session.peer}: {exc}"
         ) from exc
-    # Waiting for a token, or for others, is no wait for the peer.
-    talk.scope.deadline = inf
     secret = await _secret(session, sasl, credentials, name)
     login = Login(
         user=credentials.user,
@@ -245,20 +240,34 @@ class _Exchange:
     def _without_secrets(self, reply: Reply) -> Reply:
         """The same reply; there are servers that repeat what they do not understand."""
         for secret in self._hidden:
-            if len(secret.reveal()) >= SHORTEST and secret.reveal()[:BEGINNING] in reply.text:
-                lines = tuple(_without(secret, line) for line in reply.lines)
-                reply = replace(reply, lines=lines)
+            if len(secret.reveal()) >= SHORTEST:
+                reply = replace(reply, lines=tuple(_without(secret, reply.lines)))
         return reply
 
 
-def _without(secret: Secret, line: str) -> str:
-    """The line with GONE for as much of the secret as stands there. Raises nothing."""
-    shown, at = "", 0
-    while (start := line.find(secret.reveal()[:BEGINNING], at)) >= 0:
-        shown += line[at:start] + GONE
-        pairs = zip(line[start:], secret.reveal(), strict=False)
-        at = start + sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
-    return shown + line[at:]
+def _without(secret: Secret, lines: Sequence[str]) -> Iterator[str]:
+    """The lines with HIDDEN for as much of the secret as stands there. Raises nothing.
+
+    A server may fold what it repeats: where a line ends in the middle of it, all others are gone.
+    """
+    folded = False
+    for line, following in zip(lines, (*lines[1:], ""), strict=True):
+        if folded:
+            yield HIDDEN
+            continue
+        shown, at = "", 0
+        while (start := line.find(secret.reveal()[:BEGINNING], at)) >= 0:
+            shown += line[at:start] + HIDDEN
+            pairs = zip(line[start:], secret.reveal(), strict=False)
+            same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+            at = start + same
+            folded = at == len(line) and same < len(secret.reveal())
+        shown += line[at:]
+        for length in range(1, min(BEGINNING, len(secret.reveal()))):
+            goes_on = secret.reveal()[length : length + BEGINNING] in following
+            if goes_on and shown.endswith(secret.reveal()[:length]):
+                shown, folded = shown[:-length] + HIDDEN, True
+        yield shown
 
 
 def _encoded(octets: bytes | None) -> Secret | None:

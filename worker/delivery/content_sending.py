@@ -54,7 +54,9 @@ async def send_content(
     talk.phase(phrases.CONTENT, session.settings.limits.data_xfer)
     transform = make_transform(settings, request, session.capabilities, emit)
     if transform is not None:
-        return await _send_changed(session, talk, encoder, content, transform)
+        rest = await _send_changed(session, talk, encoder, content, transform)
+        talk.phase(phrases.CONTENT, session.settings.limits.data_xfer)  # tables took their time
+        return rest
     if isinstance(content, InlineContent):
         data = content.data
         if settings.line_limit and has_longer_line(data, settings.line_limit):
@@ -74,6 +76,7 @@ async def _send_changed(
     transform: ContentTransform,
 ) -> bytes:
     """As send_content(), of what becomes of the content."""
+    talk.pause()  # for tables
     try:
         if isinstance(content, InlineContent):
             first = await transform.feed(content.data)
@@ -84,6 +87,7 @@ async def _send_changed(
                 expect_silence(session)
                 talk.phase(phrases.CONTENT, session.settings.limits.data_xfer)  # it took its time
                 await talk.send(octets)
+                talk.pause()
         return encoder.feed(await transform.finish()) + encoder.finish()
     except TableError as exc:
         raise undecided(exc) from exc

@@ -17,6 +17,7 @@ from protocol.dialogue import Dialogue, State
 from protocol.reply import Reply
 from protocol.request import DeliveryRequest
 from protocol.sasl.secret import Secret
+from protocol.spoken import response_of, without_secrets
 from worker.config.config import Config
 from worker.config.match_list import HostList
 from worker.config.tables import TableError
@@ -29,8 +30,6 @@ RECEIVED: Final = "<"
 EXPLAINED: Final = "="
 HIDDEN: Final = "[hidden]"
 EXPLAINING: Final = 2  # the level from which on replies are explained
-BEGINNING: Final = 8  # characters of a secret that are looked for: what is repeated may be cut
-SHORTEST: Final = 4  # characters of a secret that is looked for
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,8 +62,6 @@ class DebugPeers:
             watched = False
         if not watched:
             return Dialogue(state)
-        credentials = security.credentials
-        secrets = [credentials.secret] if credentials is not None else []
         protocol = request.protocol.value
         return ShownDialogue(
             state,
@@ -72,7 +69,7 @@ class DebugPeers:
             protocol,
             self.emit,
             explains=self.level >= EXPLAINING,
-            secrets=secrets,
+            secrets=list(security.secrets),
         )
 
     async def _lists(self, request: DeliveryRequest, endpoint: Endpoint) -> bool:
@@ -173,7 +170,7 @@ class ShownDialogue(Dialogue):
 
     def _login(self, command: Auth | AuthResponse) -> str:
         """What may be seen of it. Its response is a secret that replies may repeat."""
-        response = command.initial if isinstance(command, Auth) else command.response
+        response = response_of(command)
         if response is not None:
             self._secrets.append(response)
         if isinstance(command, Auth):
@@ -185,17 +182,9 @@ class ShownDialogue(Dialogue):
         if isinstance(self.oldest, Auth | AuthResponse):
             self._show(RECEIVED, f"{code} {HIDDEN}")
             return
-        *first, last = reply.lines or ("",)
+        *first, last = without_secrets(reply.lines or ("",), self._secrets, HIDDEN)
         for mark, line in (*(("-", line) for line in first), (" ", last)):
-            shown = HIDDEN if self._betrays(line) else line
-            self._show(RECEIVED, f"{code}{mark}{shown}".rstrip())
-
-    def _betrays(self, line: str) -> bool:
-        """There is a secret of ours in it."""
-        return any(
-            len(secret.reveal()) >= SHORTEST and secret.reveal()[:BEGINNING] in line
-            for secret in self._secrets
-        )
+            self._show(RECEIVED, f"{code}{mark}{line}".rstrip())
 
     def _show(self, mark: str, text: str) -> None:
         self._emit(DialogueShown(self._relay, mark, text, self._protocol))

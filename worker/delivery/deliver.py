@@ -268,7 +268,7 @@ class _Delivery:
         Once: what the other one has for the same domain may loop as well.
         """
         environment, request, outcomes = self._environment, self._request, self.outcomes
-        if environment.hand_over is None or self._handed_over or request.protocol is Protocol.LMTP:
+        if environment.hand_over is None or self._handed_over:
             return False
         to = await environment.hand_over(request.nexthop)
         for recipient in outcomes.undecided:
@@ -283,6 +283,7 @@ class _Delivery:
         other = _Delivery(passed_on, self._content, environment, self.slot, None)
         other.outcomes = outcomes  # whatever interrupts it: nobody is lost, and nobody sent twice
         other._started = self._started
+        other._transcripts = self._transcripts
         other._handed_over = True
         if self._policy is None:
             other._policy = None  # nobody would end a session in the slot
@@ -453,7 +454,7 @@ class _Delivery:
     ) -> bool:
         """As _try_endpoint(). True: TLS broke, and so far nothing has come of the connection."""
         emit, undecided = self._environment.emit, len(self.outcomes.undecided)
-        recorder = Recorder() if self._records else None
+        recorder = Recorder(security.secrets) if self._records else None
         try:
             dialogue = await self._dialogue(endpoint, security, State.CONNECTED)
         except BaseException:
@@ -592,7 +593,7 @@ class _Delivery:
         if not self._records:
             session.record(None)
             return
-        recorder = session.recorder or Recorder()
+        recorder = session.recorder or Recorder(session.security.secrets)
         if session.uses:
             recorder.next_message()
         session.record(recorder)  # also if it was there: the dialogue may be another one

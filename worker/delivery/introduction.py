@@ -6,7 +6,6 @@ is used), what the server proved judged, and only then a name and a secret.
 """
 
 from dataclasses import replace
-from math import inf
 from typing import Final
 
 import trio
@@ -131,6 +130,7 @@ class _Introduction:
         greeting = await talk.reply()
         session.dialogue.receive_greeting(greeting)
         _check_greeting(session, greeting, self._emit)
+        talk.pause()  # for tables
         workarounds = await self._workarounds() if is_masked(greeting) else ()
         self._discard = await _unwanted_keywords(session.endpoint, self._settings)
         extended = self._settings.protocol is Protocol.LMTP or (
@@ -246,7 +246,7 @@ class _Introduction:
         engine = self._rules.engine
         assert engine is not None  # who has policies has it
         talk.phase(phrases.TLS, limit)
-        talk.scope.deadline = inf  # the handshake has its own limit, and failure
+        talk.pause()  # the handshake has its own limit, and failure
         why = "Connection timed out"
         try:
             with trio.move_on_after(limit):
@@ -353,8 +353,10 @@ def _local_error(endpoint: Endpoint, error: TableError) -> SiteError:
 def _check_loop(session: Session, nexthop: str) -> None:
     """A server that introduces itself with our own name is ourselves (S019).
 
-    Only on the mail port: behind another port the same host may well run another server.
+    Only on the mail port: behind another port the same host may well run another server. And not
+    in LMTP, whose server may well be this host, and relays nothing.
     """
     name = session.capabilities.greeting_name.lower()
-    if session.endpoint.port == SMTP_PORT and name == session.settings.hostname.lower():
+    relays = session.endpoint.port == SMTP_PORT and session.settings.protocol is Protocol.SMTP
+    if relays and name == session.settings.hostname.lower():
         raise SiteError("5.4.6", f"mail for {nexthop} loops back to myself")

@@ -5,13 +5,14 @@ null sender, and our own notices. Content is not written down, and no secret (`s
 """
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final, Self
 
 from protocol.command import Command, EndOfData, Quit
 from protocol.reply import Reply
-from protocol.spoken import command_text, reply_lines
+from protocol.sasl.secret import Secret
+from protocol.spoken import command_text, reply_lines, response_of
 from protocol.transcript import MAX_LINE, MAX_LINES, Transcript, Trouble
 from worker.config.config import Config
 
@@ -50,7 +51,9 @@ NO_RECORDING: Final = RecordingRules()
 class Recorder:
     """A witness of one session. What went wrong is added to `troubles` by who finds out."""
 
-    def __init__(self) -> None:
+    def __init__(self, secrets: Iterable[Secret] = ()) -> None:
+        """`secrets`: are not shown in replies, and neither is what a log-in says."""
+        self._secrets = list(secrets)
         self.troubles: set[Trouble] = set()
         self._first: list[str] = []
         self._last: deque[str] = deque(maxlen=_LAST_LINES)
@@ -71,6 +74,8 @@ class Recorder:
 
     def said(self, command: Command, wire: bytes) -> None:
         """See Witness."""
+        if (response := response_of(command)) is not None:
+            self._secrets.append(response)
         line = f"Out: {command_text(command, wire)}"
         if self._dot_said and not isinstance(command, Quit):
             if len(self._ahead) < FIRST_LINES:
@@ -81,7 +86,7 @@ class Recorder:
 
     def heard(self, command: Command | None, reply: Reply) -> None:
         """See Witness."""
-        for line in reply_lines(command, reply):
+        for line in reply_lines(command, reply, self._secrets):
             self._write(f"In:  {line}")
 
     def transcript(

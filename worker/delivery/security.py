@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from protocol.request import DeliveryRequest
+from protocol.sasl.secret import Secret
 from worker.config.tables import TableError
 from worker.errors import SiteError
 from worker.network.address import Endpoint
@@ -37,6 +38,11 @@ class Security:
         """Equal for sessions that may take each other's mail, in every process. No secret in it."""
         login = self.credentials.identity if self.credentials is not None else "-"
         return f"{self.policy.fingerprint} {login}{' clear' if self.clear else ''}"
+
+    @property
+    def secrets(self) -> tuple[Secret, ...]:
+        """What must not be seen in anything that the server says."""
+        return (self.credentials.secret,) if self.credentials is not None else ()
 
     def in_the_clear(self) -> "Security":
         """The same without TLS. Such a session serves nobody else: they may fare better."""

@@ -11,6 +11,7 @@ Start at `Conversation`; what is said in a mail transaction is in `transaction.p
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import inf
 from typing import Final
 
 import trio
@@ -285,6 +286,10 @@ class Conversation:
         self.doing = doing
         self._limit = limit
         self._until = trio.current_time() + limit if self._whole else 0.0
+
+    def pause(self) -> None:
+        """What is waited for until the next phase is not the peer: no limit of its holds."""
+        self.scope.deadline = inf
 
     def secured(self, stream: TlsStream) -> None:
         """Go on over `stream`; see Session.secured()."""

@@ -20,7 +20,6 @@ other way out leaves a session to be quit or closed.
 import typing
 from collections.abc import Callable
 from dataclasses import dataclass
-from math import inf
 from typing import Final
 
 import trio
@@ -514,7 +513,7 @@ class _Transaction:
     async def _wait_before_dot(self, talk: Conversation, octets: bytes) -> bytes:
         """Send `octets` but for the final dot, and pause; the dot, to be sent alone (S066)."""
         await talk.send(octets[: -len(END_OF_DATA)])
-        talk.scope.deadline = inf  # we are not waiting for the peer
+        talk.pause()
         await trio.sleep(self._session.settings.pix.pause)
         expect_silence(self._session)
         return END_OF_DATA

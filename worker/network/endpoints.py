@@ -4,7 +4,7 @@ The path of a domain (requirements S001 to S023), in this order:
 1. its MX records; without any, the domain itself is the only exchanger;
 2. the addresses of all exchangers, looked up at once;
 3. if one of the addresses is ours, it and everything not better than it goes: mail must only move
-   to better exchangers, or it circles (RFC 5321 section 5.1);
+   to better exchangers, or it circles (RFC 5321 section 5.1; not in LMTP, which relays nothing);
 4. shuffle inside one preference, put the preferred family first, cut to the limit.
 `[host]` starts at 2, `[address]` at 3, and a UNIX socket is its own and only endpoint.
 
@@ -273,7 +273,7 @@ def _nowhere(failures: Sequence[LookupFailure], settings: EndpointSettings) -> R
 def _better_than_self(
     candidates: Sequence[Endpoint], port: int, settings: EndpointSettings
 ) -> list[Endpoint]:
-    if port != SMTP_PORT:
+    if port != SMTP_PORT or settings.protocol is Protocol.LMTP:
         return list(candidates)
     own = [endpoint.preference for endpoint in candidates if endpoint.address in settings.own]
     if not own:
