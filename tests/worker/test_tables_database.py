@@ -210,11 +210,14 @@ async def test_connections_are_closed_with_the_settings_that_made_them(tmp_path:
     assert driver.closed == [0]
 
 
+KEYS = ("a@b.c", "a@d.e", "b.c", "", "\udcff@b.c", "a\0@b.c")
+
+
 @trio_test
 async def test_keys_that_nobody_is_to_be_asked_for_are_not_found(tmp_path: Path) -> None:
     world = World(tmp_path, settings="domain = b.c")
-    found = [await world.table.lookup(key) for key in ("a@b.c", "a@d.e", "b.c", "", "\udcff@b.c")]
-    assert found == ["one", None, None, None, None]
+    found = [await world.table.lookup(key) for key in KEYS]
+    assert found == ["one", None, None, None, None, None]
     assert len(world.driver.connected) == 1
 
 
