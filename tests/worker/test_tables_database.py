@@ -239,6 +239,7 @@ def opened(tmp_path: Path, kind: str, text: str) -> Table:
     [
         ("canary", 'table.cf:6: no "=" in the line; expected name = value'),
         ("= canary", "table.cf:6: no name in the line"),
+        ("password:canary==", 'table.cf:6: what stands before the "=" is not known'),
         ("pasword = canary", "table.cf:6: pasword is not known; expected one of"),
         ("dbname =", "no dbname"),
         ("query =", "neither query nor select_field"),
@@ -269,6 +270,8 @@ def test_settings_that_cannot_be_used_are_refused(
         ("pgsql", "encoding = LATIN1", "encoding = LATIN1; expected UTF8"),
         ("pgsql", "hosts = postgresql://u:canary@[x", "postgresql:// address that libpq cannot"),
         ("pgsql", "hosts = postgresql://u:canary@h/d?x=y", "postgresql:// address that libpq"),
+        ("pgsql", "hosts = postgresql://u:canary/x@h/d", "postgresql:// address that libpq"),
+        ("pgsql", "hosts = postgresql://u:1/canary@h/d", "postgresql:// address that libpq"),
         ("pgsql", "option_file = /x", "option_file is not known"),
         ("mysql", "charset = latin1", "charset = latin1; expected utf8mb4"),
         ("mysql", "option_group = x", "option_group without option_file"),
