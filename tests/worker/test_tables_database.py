@@ -7,6 +7,7 @@ import gc
 import sys
 import threading
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -273,6 +274,7 @@ def test_settings_that_cannot_be_used_are_refused(
         ("pgsql", "hosts = postgresql://u:canary/x@h/d", "postgresql:// address that libpq"),
         ("pgsql", "hosts = postgresql://u:1/canary@h/d", "postgresql:// address that libpq"),
         ("pgsql", "option_file = /x", "option_file is not known"),
+        ("mysql", "charset = utf8mb5", "charset = utf8mb5; expected utf8mb4"),
         ("mysql", "charset = latin1", "charset = latin1; expected utf8mb4"),
         ("mysql", "option_group = x", "option_group without option_file"),
         ("mysql", "option_file = /no/where", "option_file = /no/where: No such file"),
@@ -327,6 +329,53 @@ def test_s084_a_server_that_says_nothing_is_trouble(
                 await table.lookup("a")
 
     trio.run(main)
+
+
+@pytest.mark.parametrize("kind", ["pgsql", "mysql"])
+@pytest.mark.parametrize(
+    "said",
+    [
+        b"HTTP/1.0 400 Bad Request\r\n\r\n",
+        b"\x01\0\0\0\x0a",  # packets of MySQL that end too soon
+        b"\x0a\0\0\0\x0a5.5.5\0\1\0\0",
+        bytes(range(256)),
+    ],
+)
+def test_s084_a_server_of_another_protocol_is_trouble(
+    tmp_path: Path, kind: str, said: bytes
+) -> None:
+    async def main() -> None:
+        listener = trio.socket.socket()
+        await listener.bind(("127.0.0.1", 0))
+        listener.listen()
+
+        async def serve() -> None:
+            while True:
+                client, _ = await listener.accept()
+                # Whoever has heard enough may close it in the middle.
+                with client, suppress(OSError, trio.BrokenResourceError):
+                    await trio.SocketStream(client).send_all(said)
+                    client.shutdown(trio.socket.SHUT_WR)
+                    while await client.recv(1000):
+                        pass
+
+        with listener:
+            hosts = f"hosts = 127.0.0.1:{listener.getsockname()[1]}\n"
+            table = opened(tmp_path, kind, FILE.replace("hosts = h\n", hosts))
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(serve)
+                with pytest.raises(TableError, match=r"127\.0\.0\.1:"):
+                    await table.lookup("a")
+                nursery.cancel_scope.cancel()
+
+    trio.run(main)
+
+
+@pytest.mark.parametrize("kind", ["pgsql", "mysql"])
+def test_s084_a_host_without_a_name_is_trouble(tmp_path: Path, kind: str) -> None:
+    table = opened(tmp_path, kind, FILE.replace("hosts = h\n", "hosts = a..b\n"))
+    with pytest.raises(TableError, match=r": a\.\.b: (not the name of a host|could not translate)"):
+        trio.run(table.lookup, "a")
 
 
 @pytest.mark.parametrize(
