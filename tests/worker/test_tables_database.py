@@ -115,6 +115,25 @@ async def test_a_connection_is_kept_for_the_next_lookup(tmp_path: Path) -> None:
 
 
 @trio_test
+async def test_connections_that_a_busy_time_has_left_are_closed(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    world.driver.waits = released = threading.Event()
+    try:
+        async with trio.open_nursery() as nursery:
+            for _ in range(3):
+                nursery.start_soon(world.table.lookup, "a")
+                await trio.to_thread.run_sync(world.driver.asking.acquire)
+            released.set()
+    finally:
+        released.set()
+    assert len(world.driver.connected) == 3
+    for world.now in (30.0, 60.0):
+        await world.table.lookup("a")
+    assert len(world.driver.connected) == 3
+    assert len(world.driver.closed) == 2
+
+
+@trio_test
 async def test_a_kept_connection_that_is_dead_costs_a_new_one(tmp_path: Path) -> None:
     world = World(tmp_path)
     await world.table.lookup("a")
