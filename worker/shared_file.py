@@ -12,6 +12,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final, TypeVar
 
+# What the calls of SQLite raise. Its errors quote a damaged file, and what is no text in them makes
+# Python raise the second.
+TROUBLE: Final = (sqlite3.Error, UnicodeDecodeError)
 OPENING: Final = 5.0  # seconds to wait for others while a file is opened: they often start together
 
 T = TypeVar("T")
@@ -20,13 +23,13 @@ T = TypeVar("T")
 def open_or_renew(path: Path, make: Callable[[], T]) -> T:
     """What `make` makes of the file; if that is damaged, of a new one.
 
-    `make` calls claim() before anything else. Raises OSError, sqlite3.Error.
+    `make` calls claim() before anything else. Raises OSError, TROUBLE.
     """
     try:
         return make()
     except sqlite3.OperationalError:
         raise
-    except sqlite3.DatabaseError:
+    except (sqlite3.DatabaseError, UnicodeDecodeError):
         _remove(path)
         return make()
 
@@ -59,7 +62,7 @@ def use_wal(database: sqlite3.Connection) -> None:
         database.execute("PRAGMA journal_mode = WAL")
 
 
-def is_busy(error: sqlite3.Error) -> bool:
+def is_busy(error: Exception) -> bool:
     """Somebody else was at it: the next time it may work."""
     code: int = getattr(error, "sqlite_errorcode", 0) & 0xFF
     return code in {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}

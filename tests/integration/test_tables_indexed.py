@@ -15,6 +15,7 @@ from trio.testing import MockClock
 
 from tests.integration.peers import find_program
 from tests.integration.postmap import TROUBLE, Answer, postmap_make, postmap_query
+from worker.config.index_octets import LONGEST
 from worker.config.table_indexed import FORMATS, LOCK_LIMIT
 from worker.config.tables import Table, TableError, open_table
 
@@ -145,6 +146,29 @@ def test_s084_a_table_that_is_not_whole_is_trouble(text: Path, kind: str, damage
     answers = {ours(table, key) for key in ("a@b.c", "long@b.c")}
     assert TROUBLE in answers
     assert None not in answers
+
+
+@pytest.mark.parametrize("page", [bytes(4096), b"\x0c"])
+def test_s084_a_page_that_is_lost_is_no_empty_one(text: Path, page: bytes) -> None:
+    """As zeros, which a crash may leave, or of a kind that has no place there."""
+    table = opened(postmap_make(text, "btree"))
+    file = file_of(table.spec)
+    octets = bytearray(file.read_bytes())
+    root = 4096  # and leaf: the page behind the first
+    assert octets[root + 25] == 5
+    at = root if len(page) > 1 else root + 25
+    octets[at : at + len(page)] = page
+    file.write_bytes(octets)
+    assert ours(table, "a@b.c") == TROUBLE
+
+
+@pytest.mark.parametrize("kind", ["cdb", "lmdb"])
+def test_s084_a_value_of_any_length_does_not_fill_the_memory(tmp_path: Path, kind: str) -> None:
+    text, longest = tmp_path / "table", "y" * (LONGEST - 1)  # and perhaps a NUL
+    text.write_text(f"long {longest}\nlonger {longest}yy\n")
+    table = opened(postmap_make(text, kind))
+    assert ours(table, "long") == longest
+    assert ours(table, "longer") == TROUBLE
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -13,6 +13,7 @@ import trio
 
 from tests.integration.database_servers import BIND_DN, BIND_PW, SlapdServer
 from tests.integration.peers import find_program
+from tests.integration.pki import Pki
 from tests.integration.postmap import TROUBLE, Answer, age, postmap_query
 from worker.config.tables import Table, TableConfigError, TableError, open_table
 
@@ -210,6 +211,9 @@ def test_s084_ldap_without_the_tls_that_was_asked_for_is_trouble(
         ("chase_referrals = maybe", "chase_referrals = maybe; expected yes or no"),
         ("server_host = http://x", "server_host = http://x; expected ldap://"),
         ("server_host = a:0", '"a:0" names no server'),
+        ("server_host = ldap://127.0.0.1/dc=x??bad", "server_host: an LDAP URL that libldap"),
+        ("tls_ca_cert_file = /no/where", "TLS cannot be set up"),
+        ("tls_cipher_suite = nonsense", "TLS cannot be set up"),
         ("server_port = 0", "server_port = 0; expected a whole number, 1 or more"),
         ("timeout = 1s", "timeout = 1s; expected a whole number"),
         ("query_filter = %x", '"%x" in query_filter'),
@@ -225,6 +229,14 @@ def test_settings_of_ldap_that_cannot_be_used_are_refused(
         opened(f"ldap:{path}")
     assert why in str(caught.value)
     assert str(path) in str(caught.value)
+
+
+def test_s084_a_file_for_tls_that_vanishes_is_trouble(tmp_path: Path) -> None:
+    authorities, settings = Pki(tmp_path).ca_file(), tmp_path / "table.cf"
+    settings.write_text(f"search_base = dc=x\ntls_ca_cert_file = {authorities}\n")
+    table = opened(f"ldap:{settings}")
+    authorities.unlink()
+    assert "TLS cannot be set up" in failure(table, "a")
 
 
 def test_settings_of_ldap_that_do_nothing_are_warned_of(tmp_path: Path) -> None:

@@ -111,6 +111,14 @@ def test_a_loop_is_refused_and_names_its_members() -> None:
         looping.value("d")
 
 
+def test_names_lead_to_names_to_a_bound() -> None:
+    """The same one as Postfix's."""
+    chain = expander({**{f"n{number}": f"$n{number + 1}" for number in range(1000)}, "n1000": "x"})
+    with pytest.raises(BadValueError, match="leads to n101 over too many other names"):
+        chain.value("n0")
+    assert chain.value("n900") == "x"
+
+
 def test_a_loop_through_a_branch_not_taken_does_no_harm() -> None:
     assert expander({"a": "${b?{x}:{$a}}", "b": "y"}).value("a") == "x"
 

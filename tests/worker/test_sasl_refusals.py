@@ -396,6 +396,53 @@ async def test_a_file_that_is_no_database_is_made_anew(host: Host) -> None:
 
 
 @trio_test
+async def test_a_file_whose_damage_is_no_text_is_made_anew(host: Host) -> None:
+    first = host.process()
+    await refuse(first)
+    first.close()
+    octets = host.file.read_bytes()
+    # SQLite's error quotes the name.
+    damaged = octets.replace(b"refusalrefusal", b"\xffefusalrefusal")
+    damaged = damaged.replace(b"CREATE TABLE refusal", b"CREATX TABLE refusal")
+    assert damaged != octets
+    host.file.write_bytes(damaged)
+    second = host.process()
+    assert await known(second) is None
+    await refuse(second)
+    assert await known(host.process()) == NO
+    assert host.events == []
+
+
+@trio_test
+async def test_damage_that_is_no_text_is_told_once_and_memory_goes_on(host: Host) -> None:
+    first = host.process()
+    other = sqlite3.connect(host.file, isolation_level=None)
+    other.execute("PRAGMA writable_schema = ON")
+    other.execute(
+        "UPDATE sqlite_schema SET sql = 'CREATX', name = CAST(X'FF' AS TEXT) WHERE name = 'refusal'"
+    )
+    other.execute("PRAGMA schema_version = 99")
+    other.close()
+    await refuse(first)
+    assert await known(first) == NO
+    assert "refused logins are not shared" in host.warning()
+
+
+@pytest.mark.parametrize(("process", "since"), [(1 << 62, 1e6), (0.5, 1e6), ("x", 1e6), (1, "x")])
+@trio_test
+async def test_a_trial_that_nobody_could_have_written_holds_up_nobody(
+    host: Host, process: object, since: object
+) -> None:
+    first = host.process()
+    key = await first.key(*LOGIN)
+    assert await first.claim(key) is None
+    other = sqlite3.connect(host.file, isolation_level=None)
+    other.execute("UPDATE trial SET process = ?, since = ?", (process, since))
+    other.close()
+    assert await known(host.process()) is None
+
+
+@trio_test
 async def test_who_closes_in_the_middle_of_a_trial_still_tells_its_end(host: Host) -> None:
     """As a reload does: what was begun goes on under the old configuration."""
     first, second = host.process(), host.process()

@@ -7,6 +7,7 @@ import gc
 import sys
 import threading
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -114,6 +115,25 @@ async def test_a_connection_is_kept_for_the_next_lookup(tmp_path: Path) -> None:
 
 
 @trio_test
+async def test_connections_that_a_busy_time_has_left_are_closed(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    world.driver.waits = released = threading.Event()
+    try:
+        async with trio.open_nursery() as nursery:
+            for _ in range(3):
+                nursery.start_soon(world.table.lookup, "a")
+                await trio.to_thread.run_sync(world.driver.asking.acquire)
+            released.set()
+    finally:
+        released.set()
+    assert len(world.driver.connected) == 3
+    for world.now in (30.0, 60.0):
+        await world.table.lookup("a")
+    assert len(world.driver.connected) == 3
+    assert len(world.driver.closed) == 2
+
+
+@trio_test
 async def test_a_kept_connection_that_is_dead_costs_a_new_one(tmp_path: Path) -> None:
     world = World(tmp_path)
     await world.table.lookup("a")
@@ -210,11 +230,14 @@ async def test_connections_are_closed_with_the_settings_that_made_them(tmp_path:
     assert driver.closed == [0]
 
 
+KEYS = ("a@b.c", "a@d.e", "b.c", "", "\udcff@b.c", "a\0@b.c")
+
+
 @trio_test
 async def test_keys_that_nobody_is_to_be_asked_for_are_not_found(tmp_path: Path) -> None:
     world = World(tmp_path, settings="domain = b.c")
-    found = [await world.table.lookup(key) for key in ("a@b.c", "a@d.e", "b.c", "", "\udcff@b.c")]
-    assert found == ["one", None, None, None, None]
+    found = [await world.table.lookup(key) for key in KEYS]
+    assert found == ["one", None, None, None, None, None]
     assert len(world.driver.connected) == 1
 
 
@@ -236,6 +259,7 @@ def opened(tmp_path: Path, kind: str, text: str) -> Table:
     [
         ("canary", 'table.cf:6: no "=" in the line; expected name = value'),
         ("= canary", "table.cf:6: no name in the line"),
+        ("password:canary==", 'table.cf:6: what stands before the "=" is not known'),
         ("pasword = canary", "table.cf:6: pasword is not known; expected one of"),
         ("dbname =", "no dbname"),
         ("query =", "neither query nor select_field"),
@@ -266,7 +290,10 @@ def test_settings_that_cannot_be_used_are_refused(
         ("pgsql", "encoding = LATIN1", "encoding = LATIN1; expected UTF8"),
         ("pgsql", "hosts = postgresql://u:canary@[x", "postgresql:// address that libpq cannot"),
         ("pgsql", "hosts = postgresql://u:canary@h/d?x=y", "postgresql:// address that libpq"),
+        ("pgsql", "hosts = postgresql://u:canary/x@h/d", "postgresql:// address that libpq"),
+        ("pgsql", "hosts = postgresql://u:1/canary@h/d", "postgresql:// address that libpq"),
         ("pgsql", "option_file = /x", "option_file is not known"),
+        ("mysql", "charset = utf8mb5", "charset = utf8mb5; expected utf8mb4"),
         ("mysql", "charset = latin1", "charset = latin1; expected utf8mb4"),
         ("mysql", "option_group = x", "option_group without option_file"),
         ("mysql", "option_file = /no/where", "option_file = /no/where: No such file"),
@@ -321,6 +348,53 @@ def test_s084_a_server_that_says_nothing_is_trouble(
                 await table.lookup("a")
 
     trio.run(main)
+
+
+@pytest.mark.parametrize("kind", ["pgsql", "mysql"])
+@pytest.mark.parametrize(
+    "said",
+    [
+        b"HTTP/1.0 400 Bad Request\r\n\r\n",
+        b"\x01\0\0\0\x0a",  # packets of MySQL that end too soon
+        b"\x0a\0\0\0\x0a5.5.5\0\1\0\0",
+        bytes(range(256)),
+    ],
+)
+def test_s084_a_server_of_another_protocol_is_trouble(
+    tmp_path: Path, kind: str, said: bytes
+) -> None:
+    async def main() -> None:
+        listener = trio.socket.socket()
+        await listener.bind(("127.0.0.1", 0))
+        listener.listen()
+
+        async def serve() -> None:
+            while True:
+                client, _ = await listener.accept()
+                # Whoever has heard enough may close it in the middle.
+                with client, suppress(OSError, trio.BrokenResourceError):
+                    await trio.SocketStream(client).send_all(said)
+                    client.shutdown(trio.socket.SHUT_WR)
+                    while await client.recv(1000):
+                        pass
+
+        with listener:
+            hosts = f"hosts = 127.0.0.1:{listener.getsockname()[1]}\n"
+            table = opened(tmp_path, kind, FILE.replace("hosts = h\n", hosts))
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(serve)
+                with pytest.raises(TableError, match=r"127\.0\.0\.1:"):
+                    await table.lookup("a")
+                nursery.cancel_scope.cancel()
+
+    trio.run(main)
+
+
+@pytest.mark.parametrize("kind", ["pgsql", "mysql"])
+def test_s084_a_host_without_a_name_is_trouble(tmp_path: Path, kind: str) -> None:
+    table = opened(tmp_path, kind, FILE.replace("hosts = h\n", "hosts = a..b\n"))
+    with pytest.raises(TableError, match=r": a\.\.b: (not the name of a host|could not translate)"):
+        trio.run(table.lookup, "a")
 
 
 @pytest.mark.parametrize(

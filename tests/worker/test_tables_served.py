@@ -214,6 +214,27 @@ async def test_an_old_connection_is_not_used_again(autojump_clock: MockClock) ->
 
 
 @trio_test
+async def test_connections_that_a_busy_time_has_left_are_closed(autojump_clock: MockClock) -> None:
+    ended: list[float] = []
+
+    async def slow(stream: trio.SocketStream) -> None:
+        while await stream.receive_some(1_000):
+            await trio.sleep(1)
+            await stream.send_all(netstring(b"OK 1"))
+        ended.append(trio.current_time())
+
+    async with socketmap(slow) as (table, server):
+        async with trio.open_nursery() as nursery:
+            for _ in range(3):
+                nursery.start_soon(table.lookup, "a")
+        for _ in range(2):
+            await trio.sleep(5)
+            await table.lookup("a")
+        assert server.connections == 3
+        assert ended == [12.0, 12.0]
+
+
+@trio_test
 async def test_a_kept_connection_that_its_server_closes_costs_nothing() -> None:
     async def once(stream: trio.SocketStream) -> None:
         await stream.receive_some(1_000)

@@ -1,5 +1,6 @@
 """What a policy needs from files and from OpenSSL, and what is said when it cannot have it."""
 
+import errno
 import os
 import traceback
 from dataclasses import replace
@@ -381,6 +382,21 @@ def test_a_trust_file_that_is_broken_is_not_read_again_before_it_is_changed(
     file.write_text("it was read, and stays as it was")
     contexts.check(replace(policy, ciphers="HIGH"))
     assert len(read) == 4
+
+
+def test_a_trust_file_that_could_not_be_opened_for_a_moment_is_read_again(
+    pki: Pki, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy, contexts = replace(MAY, anchors=Anchors(trust_files=(str(pki.ca_file()),))), Contexts()
+
+    def too_many(*_: object) -> None:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", too_many)
+        with pytest.raises(TlsFilesError, match="Too many open files"):
+            contexts.check(policy)
+    contexts.check(policy)
 
 
 def test_a_trust_file_with_a_broken_key(bad: dict[str, str]) -> None:

@@ -486,6 +486,21 @@ def test_a_file_that_is_no_database_is_made_anew(host: World) -> None:
     assert host.events == []
 
 
+def test_a_file_whose_damage_is_no_text_is_made_anew(host: World) -> None:
+    opened(host).close()
+    octets = host.file.read_bytes()
+    # SQLite's error quotes the name.
+    damaged = octets.replace(b"sessionsession", b"\xffessionsession")
+    damaged = damaged.replace(b"CREATE TABLE session", b"CREATX TABLE session")
+    assert damaged != octets
+    host.file.write_bytes(damaged)
+    store = opened(host)
+    session, _ = host.connect(host.context())
+    store.save("key", session, FACTS)
+    assert host.process().find("key") is not None
+    assert host.events == []
+
+
 def test_a_file_of_another_format_begins_anew(host: World) -> None:
     database = sqlite3.connect(host.file)
     database.execute("CREATE TABLE session (something)")

@@ -325,6 +325,18 @@ def test_a_file_that_root_makes_belongs_to_whom_the_directory_does(host: Host) -
     assert "it belongs to another user" in host.warnings()[0]
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root makes files of others")
+def test_another_file_of_root_is_given_to_nobody(host: Host) -> None:
+    """Whoever owns a directory can move a file of root's in it to the name of the trace."""
+    host.path.write_text("secret\n")
+    host.path.chmod(0o600)
+    os.chown(host.directory, 65_534, 65_534)
+    assert host.open() is None
+    assert "it belongs to another user" in host.warnings()[0]
+    assert host.path.stat().st_uid == 0
+    assert host.path.read_text() == "secret\n"
+
+
 def test_a_path_from_nowhere_is_none(host: Host) -> None:
     file = TraceFile.opened(
         Path("tls_trace"), host.events.append, lambda: 0.0, program="smtp", whole=False

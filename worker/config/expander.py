@@ -15,6 +15,7 @@ from worker.config.main_cf import SPACE, Setting
 from worker.config.parameters import find
 from worker.config.values import BadValueError
 
+_DEEPEST = 100  # names within names, as many as Postfix follows
 _LARGEST = 100_000  # characters of an expanded value; doubling references end here
 
 
@@ -72,6 +73,10 @@ class Expander:
             loop = [*self._under_way[self._under_way.index(name) :], name]
             raise BadValueError(
                 f"refers to itself: {' -> '.join(loop)}", "a value that does not lead back"
+            )
+        if len(self._under_way) > _DEEPEST:
+            raise BadValueError(
+                f"leads to {name} over too many other names", f"at most {_DEEPEST} levels of $name"
             )
         self._under_way.append(name)
         try:

@@ -4,23 +4,29 @@ The file is a row of pages. Each has a header, with the number of its items and 
 places of the items. In the leaves of a tree and in the pages of a hash table keys and values take
 turns; an item that is too long is on overflow pages, each of which names the next one. The pages
 are read one after another, whatever leads to them: so nothing needs to be known of hash functions
-and the order of keys, and a file that is not whole is noticed.
+and the order of keys, and a file that is not whole is noticed. But a hash table has pages that were
+never used and are all zeros: one that was lost in that way cannot be told from these.
 """
 
 import struct
 from collections.abc import Iterator
 from typing import Final
 
-from worker.config.index_octets import CorruptIndexError, Octets
+from worker.config.index_octets import LONGEST, CorruptIndexError, Octets
 
 MAGIC: Final = {0x0006_1561: "hash", 0x0005_3162: "btree"}
-LONGEST: Final = 1_000_000  # octets of a key or value
 
 _META_SIZE: Final = 512  # octets that all kinds of first page have
 _PAGE_HEADER: Final = 26
+_FREE: Final = 0
 _HASH_PAGES: Final = frozenset({2, 13})  # unsorted, sorted
+_BRANCH: Final = 3
 _LEAF: Final = 5
 _OVERFLOW: Final = 7
+_PAGES: Final = {  # that a file may have, behind the first
+    "hash": _HASH_PAGES | {_FREE, _OVERFLOW},
+    "btree": frozenset({_FREE, _BRANCH, _LEAF, _OVERFLOW}),
+}
 _DELETED: Final = 0x80
 _PLAIN: Final = 1
 _LONG: Final = 3
@@ -42,6 +48,7 @@ class Berkeley:
 class _Reader:
     def __init__(self, octets: Octets, kind: str) -> None:
         self._octets = octets
+        self._kind = kind
         meta = octets.read(0, _META_SIZE)
         self._order = next(
             (order for order in "<>" if struct.unpack_from(f"{order}I", meta, 12)[0] in MAGIC), ""
@@ -75,8 +82,10 @@ class _Reader:
         if not 0 < number <= self._last:
             raise CorruptIndexError(f"page {number} is not there")
         page = self._octets.read(number * self._page_size, self._page_size)
-        # A page that was never used is all zeros, and has no number.
-        if page[25] and self._unpack("I", page, 8) != (number,):
+        # In a hash table a page that was never used is all zeros, and has no number.
+        may_be_unused = self._kind == "hash" and page[25] == _FREE
+        is_itself = self._unpack("I", page, 8) == (number,) or may_be_unused
+        if not is_itself or page[25] not in _PAGES[self._kind]:
             raise CorruptIndexError(f"page {number} is not what it should be")
         return page
 

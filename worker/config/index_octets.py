@@ -8,7 +8,9 @@ so, the other takes a missing page for an empty one and answers "not found".
 
 import os
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol
+
+LONGEST: Final = 1_000_000  # octets of a key or value, or of whatever is read in one piece
 
 
 class CorruptIndexError(Exception):
@@ -29,6 +31,8 @@ class Octets:
     def read(self, start: int, count: int) -> bytes:
         """Exactly so many octets. Raises CorruptIndexError, OSError."""
         # Looked at first: a length in a broken file may be any number.
+        if count > LONGEST:
+            raise CorruptIndexError(f"it has an item of {count} octets")
         if start + count > self.size:
             raise CorruptIndexError(f"it ends before octet {start + count}")
         found = bytearray()

@@ -27,7 +27,7 @@ THREADS: Final = 4  # for each table of a process; so many connections to each h
 TIME_LIMIT: Final = 30.0  # seconds for one lookup, all hosts and waiting for a thread included
 ASK_LIMIT: Final = 25.0  # seconds for one lookup, once it has a thread
 STEP_LIMIT: Final = 10.0  # seconds to connect, and for a query
-IDLE_INTERVAL: Final = 60  # seconds; connections that are idle for longer are not used again
+IDLE_INTERVAL: Final = 60  # seconds; the next lookup closes connections that were idle for longer
 RETRY_INTERVAL: Final = 60  # seconds in which a host that did not answer in time is not asked
 # Seconds in which a host that failed otherwise is not asked: a server that starts again should not
 # be missed for a minute, and a wrong password not be tried for each recipient.
@@ -144,15 +144,12 @@ class Hosts(Generic[Connection]):
         join: Callable[[Iterable[str]], str | None],
         end: float,
     ) -> str | None:
-        while (kept := self._pop(host)) is not None:
-            since, connection = kept
-            if self._clock() - since >= self._idle_interval:
-                self._driver.close(connection)
-                continue
+        self._close_old(host)
+        if (kept := self._pop(host)) is not None:
             try:
-                return self._ask(host, connection, key, join, end)
+                return self._ask(host, kept[1], key, join, end)
             except HostError:
-                break  # it may have been closed while it was idle
+                pass  # it may have been closed while it was idle
         connection = self._driver.connect(host.place, min(end, time.monotonic() + STEP_LIMIT))
         return self._ask(host, connection, key, join, end)
 
@@ -172,6 +169,20 @@ class Hosts(Generic[Connection]):
             raise
         host.idle.append((self._clock(), connection))
         return text
+
+    def _close_old(self, host: _Host[Connection]) -> None:
+        """Of many that a busy time has left the latest are used again and again, and the others
+        would be the server's to keep.
+        """
+        while True:
+            try:
+                since, connection = host.idle.popleft()
+            except IndexError:
+                return
+            if self._clock() - since < self._idle_interval:
+                host.idle.appendleft((since, connection))
+                return
+            self._driver.close(connection)
 
     @staticmethod
     def _pop(host: _Host[Connection]) -> tuple[float, Connection] | None:

@@ -144,14 +144,17 @@ class LdapDriver:
         self._options = _options(file)
         port = file.whole("server_port", PORT, 1)
         self.hosts = [_uri(text, port, file) for text in file.words("server_host", "localhost")]
+        for host in range(len(self.hosts)):
+            try:
+                self._prepared(host)
+            except HostError as exc:
+                raise file.wrong(f"{exc}") from exc
 
     def connect(self, host: int, end: float) -> SimpleLDAPObject:
         """See Driver."""
         limit = min(float(self._timeout), seconds_left(end))
+        connection = self._prepared(host)
         try:
-            connection = ldap.initialize(self.hosts[host])
-            for option, value in self._options:
-                connection.set_option(option, value)
             connection.set_option(ldap.OPT_NETWORK_TIMEOUT, limit)
             connection.set_option(ldap.OPT_TIMEOUT, limit)
             if self._start_tls:
@@ -160,6 +163,19 @@ class LdapDriver:
                 connection.simple_bind_s(self._dn, self._password.reveal())
         except ldap.LDAPError as exc:
             raise HostError(_why(exc)) from exc
+        return connection
+
+    def _prepared(self, host: int) -> SimpleLDAPObject:
+        """What nobody has connected yet. Raises HostError for settings that libldap cannot use."""
+        try:
+            connection = ldap.initialize(self.hosts[host])
+        except ldap.LDAPError as exc:
+            raise HostError("server_host: an LDAP URL that libldap cannot use") from exc
+        try:
+            for option, value in self._options:
+                connection.set_option(option, value)
+        except (ldap.LDAPError, ValueError) as exc:  # it says no more than "option error"
+            raise HostError("TLS cannot be set up: files or ciphers of no use") from exc
         return connection
 
     def ask(self, connection: SimpleLDAPObject, key: Parts, end: float) -> Iterable[str]:

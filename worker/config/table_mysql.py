@@ -8,12 +8,14 @@ import configparser
 import functools
 import socket
 import ssl
+import struct
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import pymysql
+from pymysql.charset import charset_by_name
 from pymysql.connections import Connection
 from pymysql.cursors import Cursor
 
@@ -49,6 +51,8 @@ _KNOWN: Final = Known(
 )
 # Errors of the client, numbers of errmsg.h, and of a server that ends: the connection is of no use.
 _LOST: Final = frozenset({0, *range(2000, 3000), 1053, 1077, 1079, 1927, 4031})
+# What PyMySQL raises, too, when a server says what is not of the protocol.
+_GARBLED: Final = (AssertionError, LookupError, TypeError, AttributeError, ValueError, struct.error)
 # So that a query without an end has one. Each row has a value at least.
 _ROW_LIMIT: Final = RESULT_LIMIT
 
@@ -104,7 +108,9 @@ class MysqlDriver:
         if not self._dbname:
             raise file.wrong("no dbname", "dbname = database")
         self._charset = file.text("charset", "utf8mb4")
-        if not self._charset.lower().startswith("utf8"):
+        if not (
+            self._charset.lower().startswith("utf8") and charset_by_name(self._charset) is not None
+        ):
             raise file.wrong(f"charset = {self._charset}", "utf8mb4, whatever the database has")
         self._needs_rows = file.is_yes("require_result_set", default=True)
         self._tls = _tls(file)
@@ -142,9 +148,13 @@ class MysqlDriver:
             connection.connect(_connected(path, limit) if path else None)
         except pymysql.Error as exc:
             raise HostError(_why(exc)) from exc
-        except (configparser.Error, UnicodeError):  # their texts show what is in the file
-            raise HostError(f"{self._options} cannot be read as an option file") from None
-        except (OSError, ValueError, RuntimeError) as exc:
+        except (configparser.Error, UnicodeDecodeError, UnicodeEncodeError) as exc:
+            if self._options:  # their texts show what is in the file
+                raise HostError(f"{self._options} cannot be read as an option file") from None
+            raise HostError("what the server says is no text") from exc
+        except UnicodeError as exc:  # of the codec idna
+            raise HostError("not the name of a host") from exc
+        except (OSError, RuntimeError, *_GARBLED) as exc:
             raise HostError(f"cannot connect: {exc}") from exc
         return connection
 
@@ -159,7 +169,9 @@ class MysqlDriver:
             if exc.args and exc.args[0] in _LOST:
                 raise HostError(_why(exc)) from exc
             raise QueryError(_why(exc)) from exc
-        except OSError as exc:
+        except UnicodeError:
+            raise
+        except (OSError, *_GARBLED) as exc:
             raise HostError(str(exc)) from exc
 
     def close(self, connection: MysqlConnection) -> None:

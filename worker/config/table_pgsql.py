@@ -6,6 +6,7 @@ does a text in single quotes.
 """
 
 import functools
+import re
 import select
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -41,6 +42,8 @@ _KNOWN: Final = Known(
     | FUNCTION_NAMES
     | {"hosts", "user", "password", "dbname", "encoding", "idle_interval", "retry_interval"}
 )
+_PORTS: Final = re.compile(r"[0-9,]*", re.ASCII)  # one for each host of an address
+_ENCODED: Final = "postgresql://user:password@host/database, with %2F for a slash in a password"
 _READ, _WRITE = select.POLLIN, select.POLLOUT
 
 
@@ -182,8 +185,12 @@ def _conninfo(text: str, common: Mapping[str, str], file: TableSettings) -> Secr
     if text.startswith(_URI):
         try:
             settings |= {name: str(value) for name, value in conninfo_to_dict(text).items()}
+            is_right = bool(_PORTS.fullmatch(settings.get("port", "")))
         except psycopg.Error:  # its text shows the URI, which may have a password
-            raise file.wrong("hosts: a postgresql:// address that libpq cannot read") from None
+            is_right = False
+        # The end of user:pass/word@host is the path, and libpq would show the rest as a port.
+        if not is_right or "@" in urlsplit(text).path:
+            raise file.wrong("hosts: a postgresql:// address that libpq cannot read", _ENCODED)
     elif text.startswith("unix:"):
         settings["host"] = _directory(text.removeprefix("unix:"), settings, file)
     else:

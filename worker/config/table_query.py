@@ -114,10 +114,13 @@ def _query_text(file: TableSettings) -> str:
 
 
 def _is_text(key: str) -> bool:
-    """Whether it came from UTF-8: other octets are kept as surrogates.
+    """Whether it came from UTF-8 (other octets are kept as surrogates), without NUL.
 
-    A database holds text, so it has no such key (as in Postfix).
+    A database holds text, so it has no such key (as in Postfix). libpq would ask for what stands
+    before a NUL.
     """
+    if "\0" in key:
+        return False
     try:
         key.encode("utf-8")
     except UnicodeEncodeError:

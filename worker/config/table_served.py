@@ -18,7 +18,7 @@ import trio
 from worker.config.table import Table, TableConfigError, TableError
 
 CONNECTIONS: Final = 20  # to the server of one table, from one process
-IDLE_LIMIT: Final = 10.0  # seconds; older ones are not used again, as in Postfix
+IDLE_LIMIT: Final = 10.0  # seconds, as in Postfix; the next lookup closes older ones
 TIME_LIMIT: Final = 100.0  # seconds for one lookup, waiting for a connection included
 # Seconds in which a server that did not reply is not asked: a message's recipients are looked up
 # one after another, and must not wait TIME_LIMIT each.
@@ -111,9 +111,12 @@ class ServedTable(Table):
 
     def _kept(self) -> trio.SocketStream | None:
         """A connection of an earlier lookup that nothing was heard from since."""
+        # Of many that a busy time has left the latest are used again and again.
+        while self._idle and trio.current_time() - self._idle[0][0] >= IDLE_LIMIT:
+            self._idle.pop(0)[1].close()
         while self._idle:
-            since, sock = self._idle.pop()
-            if trio.current_time() - since < IDLE_LIMIT and _is_silent(sock):
+            _, sock = self._idle.pop()
+            if _is_silent(sock):
                 return trio.SocketStream(trio.socket.from_stdlib_socket(sock))
             sock.close()
         return None

@@ -4,6 +4,7 @@ It may hold a password. So nothing of its values is in what is said about it, un
 be no secret.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
@@ -16,6 +17,7 @@ from worker.config.table_files import Clock
 from worker.config.values import BadValueError, split_list
 
 _WORDS: Final[Mapping[str, bool]] = {"yes": True, "no": False}
+_NAME: Final = re.compile("[A-Za-z_]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,8 +54,10 @@ class TableSettings:
             elif name in known.unsupported:
                 raise TableConfigError(f"{where}: {name} is not supported")
             elif name not in known.names:
+                # It may be no name at all: password:secret==
+                shown = name if _NAME.fullmatch(name) else 'what stands before the "="'
                 raise TableConfigError(
-                    f"{where}: {name} is not known", f"one of: {', '.join(sorted(known.names))}"
+                    f"{where}: {shown} is not known", f"one of: {', '.join(sorted(known.names))}"
                 )
             self._values[name] = setting.value
 

@@ -53,7 +53,7 @@ class Name:
 
 
 class RefusalFile:
-    """An open file, shared with other processes. Calls raise sqlite3.Error."""
+    """An open file, shared with other processes. Calls raise shared_file.TROUBLE."""
 
     def __init__(self, path: Path, lifetime: float, wall: Callable[[], float] = time) -> None:
         """Open or make it. `lifetime`: seconds that a refusal counts. Raises OSError too."""
@@ -75,7 +75,7 @@ class RefusalFile:
 
     @classmethod
     def opened(cls, path: Path, lifetime: float, wall: Callable[[], float] = time) -> "RefusalFile":
-        """The file, made anew if it is damaged. Raises OSError, sqlite3.Error."""
+        """The file, made anew if it is damaged. Raises OSError, shared_file.TROUBLE."""
         return open_or_renew(path, lambda: cls(path, lifetime, wall))
 
     def close(self) -> None:
@@ -116,8 +116,9 @@ class RefusalFile:
             row = database.execute(
                 "SELECT process, since FROM trial WHERE name = ?", (name.trial,)
             ).fetchone()
-            if row is not None and 0 <= now - row[1] < TRIAL and _lives(row[0]):
-                return False
+            match row:
+                case (int(process), float(since)) if 0 <= now - since < TRIAL and _lives(process):
+                    return False
             database.execute(
                 "INSERT OR REPLACE INTO trial VALUES (?, ?, ?, ?)",
                 (name.trial, os.getpid(), self._owner, now),
@@ -239,7 +240,7 @@ def _lives(process: int) -> bool:
     """Whether there is such a process, perhaps another one by now: TRIAL bounds the mistake."""
     try:
         os.kill(process, 0)
-    except ProcessLookupError:
+    except (ProcessLookupError, OverflowError):  # the other: no process has such a number
         return False
     except OSError:
         pass  # somebody else's

@@ -12,7 +12,6 @@ import hashlib
 import hmac
 import re
 import secrets
-import sqlite3
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ from typing import Final, TypeVar
 import trio
 
 from worker.sasl.refusal_file import Name, Refusal, RefusalFile, packed
-from worker.shared_file import in_words, is_busy
+from worker.shared_file import TROUBLE, in_words, is_busy
 from worker.status.events import Emit, Warned
 
 __all__ = ["LIMIT", "Key", "Refusal", "Refusals", "refusal_path"]
@@ -66,7 +65,7 @@ class Refusals:
         self._emit = emit
         try:
             self._file = RefusalFile.opened(path, self._lifetime, wall)
-        except (OSError, sqlite3.Error) as exc:
+        except (OSError, *TROUBLE) as exc:
             self._complain(path, exc)
 
     def close(self) -> None:
@@ -212,8 +211,8 @@ class Refusals:
             return None
         try:
             return await trio.to_thread.run_sync(work, file, limiter=self._threads)
-        except (OSError, sqlite3.Error) as exc:
-            if not (isinstance(exc, sqlite3.Error) and is_busy(exc)):
+        except (OSError, *TROUBLE) as exc:
+            if not is_busy(exc):
                 self._complain(file.path, exc)
                 self._let_go()
             return None

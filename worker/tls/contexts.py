@@ -5,6 +5,7 @@ one share it. Files are read once, by `check()` before rights are given up where
 configuration gets new `Contexts`.
 """
 
+import errno
 import hashlib
 import os
 import re
@@ -45,6 +46,8 @@ SYSTEM_FILES: Final = (
     "/etc/ssl/cert.pem",  # BSD
 )
 SYSTEM_CA: Final = "tls_append_default_CA"  # the parameter that asks for them
+# Failures to read a file that say nothing about it: the next time it may work.
+_PASSING: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.ESTALE})
 NOT_SPOKEN: Final = {
     Version.TLSV1: SSL.OP_NO_TLSv1,
     Version.TLSV1_1: SSL.OP_NO_TLSv1_1,
@@ -212,7 +215,8 @@ class Contexts:
             try:
                 found = self._trust_files[file] = _read_trust_file(file)
             except TlsFilesError as exc:
-                self._broken[file] = state, exc.reason
+                if getattr(exc.__cause__, "errno", None) not in _PASSING:
+                    self._broken[file] = state, exc.reason
                 raise
             self._broken.pop(file, None)
         return found

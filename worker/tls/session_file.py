@@ -19,7 +19,7 @@ from time import time
 from typing import Final, TypeVar
 
 from worker import shared_file
-from worker.shared_file import claim, in_words, is_busy, open_or_renew, use_wal
+from worker.shared_file import TROUBLE, claim, in_words, is_busy, open_or_renew, use_wal
 from worker.status.events import Emit, Noted, Warned
 from worker.tls.policy import TlsFacts, Trust
 from worker.tls.session_der import can_encode
@@ -49,7 +49,7 @@ class SessionFile:
     def __init__(
         self, path: Path, timeout: float, emit: Emit, wall: Callable[[], float] = time
     ) -> None:
-        """Open or make it. Raises OSError, sqlite3.Error. See opened()."""
+        """Open or make it. Raises OSError, shared_file.TROUBLE. See opened()."""
         self._path = path
         self._wall = wall
         self._timeout = timeout  # seconds that a row is good for
@@ -80,7 +80,7 @@ class SessionFile:
             return None
         try:
             return open_or_renew(path, lambda: cls(path, timeout, emit, wall))
-        except (OSError, sqlite3.Error) as exc:
+        except (OSError, *TROUBLE) as exc:
             emit(Warned(f"{path}: {in_words(exc)}: TLS sessions are not shared between processes"))
             return None
 
@@ -156,7 +156,7 @@ class SessionFile:
             return None
         try:
             return work(self._database)
-        except sqlite3.Error as exc:
+        except TROUBLE as exc:
             if not is_busy(exc):
                 self._emit(
                     Warned(

@@ -169,25 +169,31 @@ def _open(path: Path) -> int:
     # Root may look into the matter, too, with `postrio deliver`.
     if folder.st_mode & (stat.S_IWGRP | stat.S_IWOTH) or (us and folder.st_uid not in {0, us}):
         raise PermissionError(f"other users may write to the directory {path.parent}")
-    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-    fd = os.open(path, flags, 0o600)
+    flags = os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     try:
-        _make_private(fd, folder)
+        fd, is_new = os.open(path, flags | os.O_CREAT | os.O_EXCL, 0o600), True
+    except FileExistsError:
+        fd, is_new = os.open(path, flags), False
+    try:
+        if is_new and not us:  # or the processes of that user could not use it
+            os.fchown(fd, folder.st_uid, folder.st_gid)
+        _make_private(fd, us or folder.st_uid)
     except BaseException:
         os.close(fd)
         raise
     return fd
 
 
-def _make_private(fd: int, folder: os.stat_result) -> None:
-    found, us = os.fstat(fd), os.geteuid()
+def _make_private(fd: int, owner: int) -> None:
+    """Root gives away only what it has made: another file of root's may have been put there by the
+    owner of the directory, who must not get it.
+    """
+    found = os.fstat(fd)
     if not stat.S_ISREG(found.st_mode) or found.st_nlink != 1:
         raise PermissionError("not a plain file of its own")
-    if found.st_uid not in {us, folder.st_uid}:
+    if found.st_uid != owner:
         raise PermissionError("it belongs to another user")
     os.fchmod(fd, 0o600)
-    if found.st_uid != folder.st_uid and not us:  # or the processes of that user could not use it
-        os.fchown(fd, folder.st_uid, folder.st_gid)
 
 
 class Trace:
