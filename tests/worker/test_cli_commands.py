@@ -245,6 +245,8 @@ def test_check_says_what_would_be_wrong(shell: Shell, tmp_path: Path) -> None:
         (["relayhost=[a.example]:587", "default_transport=relay:"], ""),
         (["relayhost=unix:/a, b", "default_transport=lmtp"], ""),
         (["relayhost=[a", "default_transport=retry"], ""),
+        (["best_mx_transport=relay:[a"], "best_mx_transport = relay:[a: "),
+        (["best_mx_transport=lmtp:[a.example]:x-y"], "unknown service x-y"),
         (["smtp_tcp_port=65536"], "smtp_tcp_port = 65536: port 65536 is not in the range 1 to"),
         (["lmtp_tcp_port=x-y"], "lmtp_tcp_port = x-y: unknown service x-y"),
         (["smtp_helo_name=two words"], "smtp_helo_name = two words: not of the right form"),
@@ -257,6 +259,24 @@ def test_s002_check_tells_what_is_no_destination_or_port(
     ended = shell.postrio("check", *options)
     assert ended.status == (78 if told else 0)
     assert told in ended.err
+
+
+@pytest.mark.parametrize(
+    ("setting", "told"),
+    [
+        ("default_transport=smpt", "default_transport: there is no transport smpt: such mail will"),
+        ("default_transport=smpt:[a.example]", "there is no transport smpt: such mail will wait"),
+        ("best_mx_transport=smpt", "best_mx_transport: there is no transport smpt: such mail will"),
+        ("defer_transports=relay, smpt", "defer_transports: smpt is none of smtp, relay, lmtp: no"),
+    ],
+)
+def test_check_tells_of_transports_that_are_none(shell: Shell, setting: str, told: str) -> None:
+    ended = shell.postrio("check", "-o", setting)
+    assert (ended.status, ended.out) == (0, "nothing is wrong\n")
+    assert ended.err.count(f"{setting.partition('=')[0]}: ") == 1
+    assert told in ended.err
+    right = setting.replace("smpt", "lmtp")
+    assert setting.partition("=")[0] not in shell.postrio("check", "-o", right).err
 
 
 def test_check_reads_the_files_of_tls_policies_and_tells_what_is_odd(
@@ -311,6 +331,18 @@ def test_check_says_where_refused_logins_cannot_be_shared(shell: Shell) -> None:
     inside = f"smtp_sasl_auth_cache_name=proxy:btree:{shell.queue / 'refused'}"
     assert "auth_cache" not in shell.postrio("check", *login, "-o", inside).err
     assert not (shell.queue / "refused.sqlite").exists()
+
+
+def test_check_says_where_tls_cannot_be_traced(shell: Shell) -> None:
+    nowhere = ["-o", "postrio_tls_trace_file=/nowhere/trace"]
+    ended = shell.postrio("check", *nowhere, "-o", "lmtp_tls_loglevel=3")
+    assert (ended.status, ended.out) == (0, "nothing is wrong\n")
+    told = "postrio_tls_trace_file: /nowhere/trace cannot be written; TLS will not be traced"
+    assert told in ended.err
+    assert "trace_file" not in shell.postrio("check", *nowhere, "-o", "smtp_tls_loglevel=2").err
+    assert "trace_file" not in shell.postrio("check", "-o", "smtp_tls_loglevel=4").err
+    none = ["-o", "postrio_tls_trace_file=", "-o", "smtp_tls_loglevel=4"]
+    assert "trace_file" not in shell.postrio("check", *none).err
 
 
 def test_check_tells_of_passwords_and_keys_that_nobody_uses(shell: Shell) -> None:
