@@ -189,6 +189,26 @@ async def test_mail_stays_queued_while_every_worker_is_in_a_crash_loop(
 
 
 @trio_test
+async def test_what_only_workers_see_of_a_wrong_configuration_stops_the_start_too(
+    tmp_path: Path,
+) -> None:
+    wrong = {"smtp_fallback_relay": "[::1", "postrio_worker_processes": "2"}
+    node = Node(tmp_path, wrong)
+    await node.spawn()
+    assert await node.wait_until_ended() == os.EX_CONFIG
+    assert node.count("no worker can start with this configuration: run 'postrio check'")
+    assert node.count(r"smtp_fallback_relay = \[::1: .*unbalanced brackets") >= 2
+    # Once it was right, mail and its workers wait for better times.
+    node.configure({"smtp_fallback_relay": ""})
+    async with node:
+        await node.wait_for("worker process [01] is ready", 2)
+        node.configure(wrong)
+        os.kill(node.ready_pids()[0], signal.SIGKILL)
+        await node.wait_for("worker process [01] ended with status 78")
+        await node.wait_for("worker process [01] .*a crash loop")
+
+
+@trio_test
 async def test_a_stalled_worker_is_replaced_and_a_stalled_queue_process_ends_with_its_workers(
     tmp_path: Path, flags: Path
 ) -> None:

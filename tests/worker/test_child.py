@@ -65,6 +65,22 @@ async def test_a_process_that_keeps_ending_is_restarted_at_once_then_ever_more_s
     assert "ended with status 78, its end number 3 in 2 s: a crash loop" in world.texts()[2]
 
 
+@pytest.mark.parametrize(
+    ("status", "ready", "refused"), [(78, False, True), (78, True, False), (1, False, False)]
+)
+@trio_test
+async def test_a_first_life_that_ends_because_of_the_configuration_is_known(
+    autojump_clock: MockClock, tmp_path: Path, status: int, ready: bool, refused: bool
+) -> None:
+    processes = FakeProcesses(life=0.5, status=status)
+    processes.ready = ready
+    world = World(tmp_path, processes)
+    async with world.running():
+        assert world.child.fresh is not ready
+        await trio.sleep(10.0)  # several lives
+        assert world.child.refused is refused
+
+
 @trio_test
 async def test_a_process_that_cannot_be_started_is_tried_again_with_the_same_pauses(
     autojump_clock: MockClock, tmp_path: Path

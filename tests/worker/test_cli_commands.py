@@ -98,7 +98,6 @@ def test_the_help_of_a_command_has_examples_or_says_what_it_is(shell: Shell, com
         (["config", "-d", "-n"], "postrio: -d and -n exclude each other"),
         (["send"], "postrio: no recipient was given, and no -t"),
         (["send", "b@@"], "postrio: recipient: "),
-        (["send", "b@y", "-m", "/nonexistent"], "postrio: /nonexistent: No such file"),
         (["queue", "hold"], "postrio: Missing argument"),
         (["queue", "hold", "ALL", "x"], "postrio: ALL stands alone"),
         (["queue", "flush", "x", "--domain", "y"], "postrio: --domain and queue ids exclude"),
@@ -106,7 +105,6 @@ def test_the_help_of_a_command_has_examples_or_says_what_it_is(shell: Shell, com
         (["deliver", "-f", "a@x"], "postrio: --recipient is missing"),
         (["deliver", "-f", "", "-r", "b@y", "--nexthop", "[x"], "postrio: nexthop: "),
         (["deliver", "-f", "", "-r", "b@y", "--resolver", "x:y:z"], "postrio: resolver: "),
-        (["deliver", "-f", "", "-r", "b@y", "/nonexistent"], "postrio: /nonexistent: No such"),
         (["deliver", "--request", "-", "-f", ""], "postrio: --request replaces every other"),
         (["deliver", "--request", "-"], "postrio: no JSON"),
     ],
@@ -161,6 +159,20 @@ def test_installed_packages_may_add_commands(
     assert wrong.status == 64
     assert "'postrio bench engine --help' says" in wrong.err
     assert shell.postrio("gone").status == 64
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["send", "b@y.example", "-m"],
+        ["deliver", "-f", "", "-r", "b@y.example"],
+        ["deliver", "--request"],
+    ],
+)
+def test_a_file_that_is_not_there_is_status_66(shell: Shell, arguments: list[str]) -> None:
+    ended = shell.postrio(*arguments, "/nonexistent")
+    assert ended.status == 66
+    assert ended.err == "postrio: /nonexistent: No such file or directory\n"
 
 
 def test_a_bad_configuration_is_status_78_and_names_every_mistake(shell: Shell) -> None:
@@ -245,6 +257,8 @@ def test_check_says_what_would_be_wrong(shell: Shell, tmp_path: Path) -> None:
         (["relayhost=[a.example]:587", "default_transport=relay:"], ""),
         (["relayhost=unix:/a, b", "default_transport=lmtp"], ""),
         (["relayhost=[a", "default_transport=retry"], ""),
+        (["best_mx_transport=relay:[a"], "best_mx_transport = relay:[a: "),
+        (["best_mx_transport=lmtp:[a.example]:x-y"], "unknown service x-y"),
         (["smtp_tcp_port=65536"], "smtp_tcp_port = 65536: port 65536 is not in the range 1 to"),
         (["lmtp_tcp_port=x-y"], "lmtp_tcp_port = x-y: unknown service x-y"),
         (["smtp_helo_name=two words"], "smtp_helo_name = two words: not of the right form"),
@@ -257,6 +271,24 @@ def test_s002_check_tells_what_is_no_destination_or_port(
     ended = shell.postrio("check", *options)
     assert ended.status == (78 if told else 0)
     assert told in ended.err
+
+
+@pytest.mark.parametrize(
+    ("setting", "told"),
+    [
+        ("default_transport=smpt", "default_transport: there is no transport smpt: such mail will"),
+        ("default_transport=smpt:[a.example]", "there is no transport smpt: such mail will wait"),
+        ("best_mx_transport=smpt", "best_mx_transport: there is no transport smpt: such mail will"),
+        ("defer_transports=relay, smpt", "defer_transports: smpt is none of smtp, relay, lmtp: no"),
+    ],
+)
+def test_check_tells_of_transports_that_are_none(shell: Shell, setting: str, told: str) -> None:
+    ended = shell.postrio("check", "-o", setting)
+    assert (ended.status, ended.out) == (0, "nothing is wrong\n")
+    assert ended.err.count(f"{setting.partition('=')[0]}: ") == 1
+    assert told in ended.err
+    right = setting.replace("smpt", "lmtp")
+    assert setting.partition("=")[0] not in shell.postrio("check", "-o", right).err
 
 
 def test_check_reads_the_files_of_tls_policies_and_tells_what_is_odd(
@@ -311,6 +343,18 @@ def test_check_says_where_refused_logins_cannot_be_shared(shell: Shell) -> None:
     inside = f"smtp_sasl_auth_cache_name=proxy:btree:{shell.queue / 'refused'}"
     assert "auth_cache" not in shell.postrio("check", *login, "-o", inside).err
     assert not (shell.queue / "refused.sqlite").exists()
+
+
+def test_check_says_where_tls_cannot_be_traced(shell: Shell) -> None:
+    nowhere = ["-o", "postrio_tls_trace_file=/nowhere/trace"]
+    ended = shell.postrio("check", *nowhere, "-o", "lmtp_tls_loglevel=3")
+    assert (ended.status, ended.out) == (0, "nothing is wrong\n")
+    told = "postrio_tls_trace_file: /nowhere/trace cannot be written; TLS will not be traced"
+    assert told in ended.err
+    assert "trace_file" not in shell.postrio("check", *nowhere, "-o", "smtp_tls_loglevel=2").err
+    assert "trace_file" not in shell.postrio("check", "-o", "smtp_tls_loglevel=4").err
+    none = ["-o", "postrio_tls_trace_file=", "-o", "smtp_tls_loglevel=4"]
+    assert "trace_file" not in shell.postrio("check", *none).err
 
 
 def test_check_tells_of_passwords_and_keys_that_nobody_uses(shell: Shell) -> None:

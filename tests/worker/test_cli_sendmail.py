@@ -54,6 +54,7 @@ def completed(octets: bytes, sender: str = "a@x.example", name: str = "") -> Mes
         (["-bm", "-v", "-n", "-h", "3", "b@y"], Call(recipients=["b@y"])),
         (["-C", "/etc/x/main.cf", "b@y"], Call(config=Path("/etc/x/main.cf"), recipients=["b@y"])),
         (["--", "b@y"], Call(recipients=["b@y"])),
+        (["--", "b@y", "-c@y"], Call(recipients=["b@y", "-c@y"])),
         (["-bp"], Call(mode="p")),
         (["-q"], Call(mode="q")),
         (["-q30m"], Call(mode="q", flush="30m")),
@@ -69,6 +70,9 @@ def test_the_flags_of_sendmail_are_understood(arguments: list[str], call: Call) 
     [
         (["-bs"], "SMTP on standard input (-bs) is not offered"),
         (["-bd"], "the SMTP server (-bd) is not offered"),
+        (["-bt"], "testing addresses (-bt) is not offered"),
+        (["b@y", "-C", "main.cf"], "-C stands behind a recipient; flags come first"),
+        (["-bv", "b@y", "-fa@x"], "-fa@x stands behind a recipient"),
         (["-bz"], "unknown mode -bz"),
         (["-y"], "unknown flag -y"),
         (["-f"], "-f needs a value"),

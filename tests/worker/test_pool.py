@@ -14,7 +14,7 @@ from trio.testing import trio_test
 
 import worker.pool.node
 from worker.config.config import Config
-from worker.pool.node import Node, run_pool
+from worker.pool.node import Node, NoWorkerError, run_pool
 from worker.queue.scheduler import Scheduler
 from worker.queue.settings import QueueSettings
 from worker.queue.sqlite import SqliteStore
@@ -29,7 +29,7 @@ ENDED: list[str] = []  # what has ended, in order; a new list for each test
 class IdleWorkers:
     """Worker processes that are never asked for a slot."""
 
-    def __init__(self, *_: object, start: object) -> None:
+    def __init__(self, *_: object, start: object, refused: object) -> None:
         self._stopped = trio.Event()
 
     async def run(self) -> None:
@@ -363,5 +363,32 @@ async def test_a_log_that_cannot_be_opened_leaves_the_cache_alone(
         signal.raise_signal(signal.SIGHUP)
         await said.wait_for("configuration not reloaded")
         signal.raise_signal(signal.SIGTERM)
+    assert ENDED == ["workers", "cache stopped", "cache"]
+    assert unread == []
+
+
+class RefusingWorkers(IdleWorkers):
+    """Workers that cannot live with the configuration."""
+
+    def __init__(self, *_: object, start: object, refused: Callable[[], None]) -> None:
+        super().__init__(start=start, refused=refused)
+        self._refused = refused
+
+    async def run(self) -> None:
+        """Say so, and end when asked to."""
+        self._refused()
+        await super().run()
+
+
+@trio_test
+async def test_what_no_worker_can_live_with_ends_the_node_in_good_order(
+    tmp_path: Path, parts: pytest.MonkeyPatch, unread: list[int]
+) -> None:
+    parts.setattr(worker.pool.node, "Workers", RefusingWorkers)
+    said = Said()
+    with trio.fail_after(LIMIT), pytest.raises(NoWorkerError, match="postrio check"):
+        await run_pool(make_node(tmp_path, said), 1)
+    assert "no worker can start with this configuration: run 'postrio check'" in said.texts
+    assert said.texts[-1] == "daemon stopped"
     assert ENDED == ["workers", "cache stopped", "cache"]
     assert unread == []

@@ -3,7 +3,7 @@
 import errno
 import os
 import subprocess
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -27,6 +27,7 @@ class World:
 
     def __init__(self, directory: Path, count: int) -> None:
         self.processes = FakeProcesses()
+        self.refusals: list[bool] = []  # one, if no worker can live with the configuration
         self.occupied: dict[int, float] = {}  # process id -> seconds; see occupancy.py
         self.workers = Workers(
             directory,
@@ -35,6 +36,7 @@ class World:
             lambda _: None,
             start=self.processes,
             occupied=self.occupied.get,
+            refused=lambda: self.refusals.append(True),
         )
         self.slots: list[CountedSlot] = []
 
@@ -330,3 +332,42 @@ async def test_no_slot_has_to_move_where_no_worker_has_time(
         world.occupied.update(dict.fromkeys(pids, 2.0))
         world.workers._workers[0].child.ready = False  # it takes no more: busy or not, it ends
         assert first.misplaced
+
+
+@pytest.mark.parametrize(
+    ("ends", "refusals"),
+    [((78, 78), [True]), ((78, 1), []), ((78, None), []), ((None, None), []), ((1, 1), [])],
+)
+@trio_test
+async def test_a_configuration_is_refused_by_all_workers_or_not_at_all(
+    autojump_clock: MockClock, tmp_path: Path, ends: Sequence[int | None], refusals: list[bool]
+) -> None:
+    """`ends`: with which status each first life ends; None: it is ready."""
+    world = World(tmp_path, len(ends))
+    world.processes.ready = False
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(world.workers.run)
+        await wait_all_tasks_blocked()
+        for number, status in enumerate(ends):
+            if status is None:
+                world.process(number).say(READY)
+            else:
+                world.process(number).end(status)
+        await trio.sleep(10.0)
+        for process in world.processes.started:  # later lives count for nothing
+            process.end(78)
+        await trio.sleep(10.0)
+        assert world.refusals == refusals
+        world.workers.stop()
+
+
+@trio_test
+async def test_workers_that_are_stopped_while_they_start_refuse_nothing(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    world = World(tmp_path, 2)
+    world.processes.ready = False
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(world.workers.run)
+        world.workers.stop()  # none has been started yet
+    assert not world.refusals

@@ -19,7 +19,7 @@ from worker.config.config import Config
 from worker.config.problems import ConfigError
 from worker.config.table import TableError
 from worker.delivery.settings import DeliverySettings
-from worker.environment import make_rules
+from worker.environment import MESSAGES, OTHERS, make_hand_over, make_rules
 from worker.errors import ResolveError
 from worker.network.network import DnsSettings, NetworkSettings, check_nexthop
 from worker.pool.cache_process import own_socket
@@ -37,6 +37,7 @@ from worker.tls.sessions import session_file
 RESOLV_CONF: Final = Path("/etc/resolv.conf")
 SESSIONS: Final = "TLS sessions will not be shared between processes"
 REFUSALS: Final = "refused logins will not be shared between processes"
+TRACE: Final = "TLS will not be traced"
 DESCRIPTORS_PER_SLOT: Final = 2  # the session, and the content of a large message
 EPILOG = """\b
 Examples:
@@ -83,6 +84,7 @@ def findings(config: Config) -> Iterator[Finding]:
     yield from _shared(config)
     yield from _unused(config)
     yield from _entries(config)
+    yield from _transports(config)
     yield from _usual_nexthop(config)
     yield from _resolver(config)
     yield from _descriptors(config)
@@ -96,6 +98,7 @@ def _parts(config: Config) -> Iterator[Finding]:
         partial(QueueSettings.from_config, config),
         partial(Router.from_config, config),
         partial(own_socket, config),
+        partial(make_hand_over, config, odd.append),
     ]
     for protocol in Protocol:
         parts.append(partial(DeliverySettings.from_config, config, protocol))
@@ -167,6 +170,11 @@ def _shared(config: Config) -> Iterator[Finding]:
         if config.boolean(config.mirror("smtp_sasl_auth_enable", protocol)):
             refusals = config.mirror("smtp_sasl_auth_cache_name", protocol)
             yield from _writable(config, refusals, refusal_path(config.text(refusals)), REFUSALS)
+    levels = (config.mirror("smtp_tls_loglevel", protocol) for protocol in Protocol)
+    if any(config.integer(level) >= MESSAGES for level in levels):
+        trace = config.text("postrio_tls_trace_file")
+        path = Path(trace) if trace else None
+        yield from _writable(config, "postrio_tls_trace_file", path, TRACE)
 
 
 def _unused(config: Config) -> Iterator[Finding]:
@@ -209,6 +217,18 @@ def _entries(config: Config) -> Iterator[Finding]:
             said.append(str(exc))
         for text in said:
             yield Finding(f"{text}; its mail will wait", fatal=False)
+
+
+def _transports(config: Config) -> Iterator[Finding]:
+    """Names of transports that are none. (make_hand_over() looks at that of best_mx_transport.)"""
+    usual = config.text("default_transport").partition(":")[0].strip()
+    if usual and usual not in (*TRANSPORTS, *OTHERS):
+        text = f"default_transport: there is no transport {usual}: such mail will wait"
+        yield Finding(text, fatal=False)
+    for word in config.words("defer_transports"):
+        if word not in TRANSPORTS:
+            text = f"defer_transports: {word} is none of {', '.join(TRANSPORTS)}: no mail waits"
+            yield Finding(text, fatal=False)
 
 
 def _usual_nexthop(config: Config) -> Iterator[Finding]:

@@ -122,3 +122,6 @@ def _expected_kinds() -> Iterator[tuple[type[BaseException], int]]:
     yield SubmissionRefused, os.EX_DATAERR
     yield StoreUnusable, os.EX_DATAERR  # before its base: trying again does not help
     yield StoreError, os.EX_TEMPFAIL
+    from worker.pool.node import NoWorkerError  # what it needs is loaded only by `postrio run`
+
+    yield NoWorkerError, os.EX_CONFIG

@@ -101,7 +101,7 @@ def open_message(path: str) -> BinaryIO:
     try:
         return Path(path).open("rb")
     except OSError as exc:
-        raise CommandError(f"{path}: {exc.strerror}", os.EX_USAGE) from exc
+        raise CommandError(f"{path}: {exc.strerror}", os.EX_NOINPUT) from exc
 
 
 def standard_input() -> BinaryIO:

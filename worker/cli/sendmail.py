@@ -79,7 +79,7 @@ _REFUSED_MODES: Final = {
     "d": "the SMTP server (-bd)",
     "D": "the SMTP server (-bD)",
     "l": "the SMTP server (-bl)",
-    "t": "address tests (-bt)",
+    "t": "testing addresses (-bt)",
     "h": "the host status (-bh)",
     "H": "the host status (-bH)",
     "i": "rebuilding aliases (-bi)",
@@ -134,9 +134,11 @@ def parse_arguments(arguments: Sequence[str]) -> Call:
     """What the flags say. Raises OrderError."""
     call = Call()
     words = list(arguments)
+    all_recipients = False
     while words and words[0].startswith("-") and words[0] != "-":
         word = words.pop(0)
         if word == "--":
+            all_recipients = True
             break
         letters = word[1:]
         while letters:
@@ -153,6 +155,8 @@ def parse_arguments(arguments: Sequence[str]) -> Call:
             else:
                 raise OrderError(f"unknown flag -{flag if flag.isprintable() else '?'}")
     for word in words:
+        if len(word) > 1 and word.startswith("-") and not all_recipients:  # -C would be an address
+            raise OrderError(f"{word} stands behind a recipient; flags come first")
         call.recipients += recipients_in(word)
     return call
 
@@ -230,7 +234,8 @@ def _submit(call: Call) -> int:
     if call.from_header:
         recipients += take_recipients(message)
     if not recipients:
-        raise CommandError("no recipient was given, and no -t", os.EX_USAGE)
+        hint = "" if probe else ", and no -t"
+        raise CommandError(f"no recipient was given{hint}", os.EX_USAGE)
     sender = completed(login_name() if call.sender is None else call.sender, config)
     if probe and not sender:
         raise CommandError("-bv mails its answers to the sender, and there is none", os.EX_USAGE)

@@ -9,6 +9,7 @@ nothing, and the second try tells the truth.
 """
 
 import math
+import os
 import socket
 from abc import abstractmethod
 from typing import Final, Protocol
@@ -79,7 +80,7 @@ class ServedTable(Table):
         except trio.BrokenResourceError as exc:
             why = f"lost connection: {exc.__cause__ or exc}"
         except OSError as exc:
-            why = f"cannot connect: {exc.strerror or exc}"
+            why = f"cannot connect: {_reason(exc)}"
         else:
             self._rests_until = trio.current_time() + REST
             why = f"no reply within {TIME_LIMIT:.0f} seconds"
@@ -204,6 +205,17 @@ def _port(text: str) -> int:
     if not 0 < number < 65_536:
         raise TableConfigError(f'there is no port "{text}"', "1 to 65535, or a TCP service's name")
     return number
+
+
+def _reason(error: OSError) -> str:
+    """Why there is no connection. When all attempts fail, trio's own text says only that."""
+    group = error.__cause__
+    attempts = group.exceptions if isinstance(group, ExceptionGroup) else ()
+    # Not their strerror: trio has put the address into it, and the table's name says that already.
+    reasons = [
+        os.strerror(each.errno) for each in attempts if isinstance(each, OSError) and each.errno
+    ]
+    return ", ".join(dict.fromkeys(reasons)) or error.strerror or str(error)
 
 
 def _is_silent(sock: socket.socket) -> bool:

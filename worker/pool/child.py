@@ -66,7 +66,8 @@ def _nothing() -> None:
 class Child:
     """One such process. `ready`: it has said that it takes work, and has not ended since.
 
-    `fresh`: its first life has come neither to that nor to its end.
+    `fresh`: its first life has come neither to that nor to its end. `refused`: that life ended
+    before, because of the configuration.
     """
 
     def __init__(
@@ -84,6 +85,7 @@ class Child:
         self.path = path
         self.ready = False
         self.fresh = True
+        self.refused = False
         self._arguments = arguments
         self._emit = emit
         self._start = start
@@ -151,6 +153,8 @@ class Child:
                     nursery.start_soon(self._listen_to, ours)
                     status = await self._wait(process)
                     nursery.cancel_scope.cancel()
+                if self.fresh:
+                    self.refused = status == os.EX_CONFIG
             finally:
                 self._process = self._lifeline = None
                 self.fresh = False

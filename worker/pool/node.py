@@ -31,6 +31,11 @@ from worker.status.events import Emit, Noted, Warned
 
 # Seconds, besides postrio_shutdown_timeout, in which processes without work end by themselves.
 END_TIMEOUT: Final = 5.0
+NO_WORKER: Final = "no worker can start with this configuration: run 'postrio check'"
+
+
+class NoWorkerError(Exception):
+    """No worker can live with the configuration. Each has said why, on standard error."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,7 +60,8 @@ async def run_pool(
 ) -> None:
     """Run a node with `workers` worker processes until SIGTERM or SIGINT.
 
-    Raises ConfigError, StoreError, OSError if it cannot start; nothing was changed then.
+    Raises ConfigError, StoreError, OSError if it cannot start; nothing was changed then. Raises
+    NoWorkerError where only workers see that the configuration is wrong.
     """
     config = node.load()
     directory = Path(config.text("queue_directory"))
@@ -77,6 +83,7 @@ async def run_pool(
             worker_command(node.arguments),
             node.emit,
             start=node.start_worker or start_process,
+            refused=lambda: pool.give_up(),
         )
         scheduler = Scheduler(
             store,
@@ -88,6 +95,8 @@ async def run_pool(
         )
         pool = _Pool(node, workers, config, store, processes, cache, scheduler)
         await pool.run(directory, task_status)
+        if pool.given_up:
+            raise NoWorkerError(NO_WORKER)
     finally:
         # For those who did not come to run(), which does it otherwise.
         with trio.CancelScope(shield=True):  # pending commits: bounded by the disk, not by peers
@@ -119,6 +128,7 @@ class _Pool:
         self._doors = trio.CancelScope()
         self._stopping = False
         self._aborted = False  # by a second signal
+        self.given_up = False  # no worker can live with the configuration
         self._hangup = trio.Event()  # a reload is wanted that has not begun
 
     async def run(self, directory: Path, task_status: trio.TaskStatus[Scheduler]) -> None:
@@ -220,16 +230,29 @@ class _Pool:
             if number == signal.SIGHUP:
                 self._hangup.set()
             elif not self._stopping:
-                self._stopping = True
                 self._node.emit(Noted(f"stopping on {signal.Signals(number).name}"))
-                self._starting.cancel()
-                self._doors.cancel()
-                self._scheduler.stop()
-                self._processes.stop()
+                self._stop()
             elif not self._aborted:
                 self._aborted = True
                 self._node.emit(Noted("stopped by a second signal"))
                 self._everything.cancel()
+
+    def give_up(self) -> None:
+        """No worker can live with the configuration: whoever has started us should know now.
+
+        Not later: a configuration that was good once, and mail that is queued, are worth waiting.
+        """
+        if not self._stopping:
+            self.given_up = True
+            self._node.emit(Warned(NO_WORKER))
+            self._stop()
+
+    def _stop(self) -> None:
+        self._stopping = True
+        self._starting.cancel()
+        self._doors.cancel()
+        self._scheduler.stop()
+        self._processes.stop()
 
     async def _reload_when_asked(self) -> None:
         """One reload at a time; all that was asked for during one is another one after it."""

@@ -11,7 +11,7 @@ How a process is kept running is in `child.py`.
 import os
 import sys
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -35,6 +35,10 @@ SPREAD: Final = 2  # slots that a worker may have more than another, at least
 SPREAD_SHARE: Final = 4  # and a fourth of what the other one has
 
 
+def _nothing() -> None:
+    """Nobody wants to know."""
+
+
 class Worker:
     """One worker process, how many slots it serves, and how much time it has."""
 
@@ -56,8 +60,13 @@ class Workers:
         *,
         start: Start = start_process,
         occupied: Read = occupied_seconds,
+        refused: Callable[[], None] = _nothing,
     ) -> None:
-        """Make the sockets `worker.0`, `worker.1`, ... in `directory`. Raises OSError."""
+        """Make the sockets `worker.0`, `worker.1`, ... in `directory`. Raises OSError.
+
+        `refused` is called if none of them can live with the configuration from the start.
+        """
+        self._refused = refused
         self._emit = emit
         self._occupancy = Occupancy(occupied)  # of this process
         self._changed = trio.Event()  # a worker came or went, or we stop
@@ -86,11 +95,18 @@ class Workers:
         async with trio.open_nursery() as nursery:
             for worker in self._workers:
                 nursery.start_soon(worker.child.supervise)
+            nursery.start_soon(self._watch_first_lives)
             with trio.move_on_after(FIRST_STARTS):
                 while any(worker.child.fresh for worker in self._workers):
                     await self._changed.wait()
             self._started.set()
         self._emit(Noted("worker processes ended"))
+
+    async def _watch_first_lives(self) -> None:
+        while not self._stopping and any(worker.child.fresh for worker in self._workers):
+            await self._changed.wait()
+        if all(worker.child.refused for worker in self._workers):
+            self._refused()
 
     def stop(self) -> None:
         """Ask all of them to finish."""
