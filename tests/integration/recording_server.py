@@ -6,6 +6,7 @@ Threads and blocking sockets: real Postfix and our own commands talk to it from 
 import re
 import socketserver
 import threading
+from collections.abc import Mapping
 from types import TracebackType
 from typing import Self
 
@@ -22,14 +23,21 @@ class _Server(socketserver.ThreadingTCPServer):
 class RecordingServer:
     """An ESMTP server on a loopback port, from entering the context to leaving it.
 
-    `keywords`: its EHLO keywords. `greeting`: its first line. `contents`: what stood between the
-    354 and the final dot, with stuffed dots, by the local part of the recipient; `mails`: the MAIL
-    lines, by the same.
+    `keywords`: its EHLO keywords. `greeting`: its first line. `refusals`: replies to RCPT that are
+    not "250 ok", by the local part of the recipient. `contents`: what stood between the 354 and the
+    final dot, with stuffed dots, by the local part of the recipient; `mails`: the MAIL lines, by
+    the same.
     """
 
-    def __init__(self, *keywords: str, greeting: str = "220 recorder.example ESMTP") -> None:
+    def __init__(
+        self,
+        *keywords: str,
+        greeting: str = "220 recorder.example ESMTP",
+        refusals: Mapping[str, str] | None = None,
+    ) -> None:
         self.keywords = keywords
         self.greeting = greeting
+        self.refusals = dict(refusals or {})
         self.contents: dict[str, bytes] = {}
         self.mails: dict[str, str] = {}
         self.rcpts: dict[str, list[str]] = {}
@@ -79,6 +87,7 @@ class RecordingServer:
                 mail, rcpts = line, []
             elif verb == b"RCPT":
                 rcpts.append(line)
+                answer = self.refusals.get(_local_part(line), "250 ok").encode()
             elif verb == b"DATA":
                 link.wfile.write(b"354 go on\r\n")
                 content = bytearray()
@@ -93,9 +102,13 @@ class RecordingServer:
             link.wfile.write(answer + b"\r\n")
 
     def _note(self, mail: bytes, rcpts: list[bytes], content: bytes) -> None:
-        path = _PATH.search(rcpts[0])
-        assert path is not None
-        name = path[1].rpartition(b"@")[0].decode()
+        name = _local_part(rcpts[0])
         self.contents[name] = content
         self.mails[name] = mail.decode().strip()
         self.rcpts[name] = [rcpt.decode().strip() for rcpt in rcpts]
+
+
+def _local_part(line: bytes) -> str:
+    path = _PATH.search(line)
+    assert path is not None
+    return path[1].rpartition(b"@")[0].decode()

@@ -123,7 +123,7 @@ def test_s093_the_sender_counts_only_where_there_is_a_log_in() -> None:
 
 def test_no_setting_is_forgotten_here() -> None:
     known = {*SETTINGS, "protocol", "limits", "discard_maps", "by_sender", "fingerprint", "content"}
-    known.add("pix")
+    known |= {"pix", "status_filter"}
     assert {field.name for field in fields(DeliverySettings)} == known
     assert {field.name for field in fields(Limits)} == set(LIMITS)
 

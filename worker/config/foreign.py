@@ -80,7 +80,6 @@ undisclosed_recipients_header verp_delimiter_filter
 # Names of the SMTP and LMTP client, and of routing for them, that are still to come. All by name:
 # a slip in a name of ours, of TLS above all, must not be taken for one of them.
 _CLIENT_NAMES = """
-default_delivery_status_filter
 sender_dependent_default_transport_maps
 sender_dependent_relayhost_maps service_name tls_config_file tls_config_name tls_dane_digests
 tls_dane_digest_agility tls_dane_trust_anchor_digest_enable tls_disable_workarounds
@@ -89,7 +88,7 @@ tls_ffdhe_auto_groups tls_legacy_public_key_fingerprints tls_required_enable tls
 """
 
 _CLIENT_ENDINGS = """
-address_verify_target delivery_status_filter dns_reply_filter dns_resolver_options reply_filter
+address_verify_target dns_reply_filter dns_resolver_options reply_filter
 tls_dane_insecure_mx_policy tls_force_insecure_host_tlsa_lookup
 tlsrpt_enable tlsrpt_skip_reused_handshakes tlsrpt_socket_name
 """

@@ -287,6 +287,21 @@ DIALOGUE: tuple[Parameter, ...] = (
         "no",
         "Report delivery, not relaying, for LMTP servers without DSN support.",
     ),
+    tables(
+        "default_delivery_status_filter",
+        "",
+        "By status and text of an outcome, those that take their place; the default for the"
+        " filters of SMTP and LMTP.",
+        source="Postfix 3.0",
+    ),
+    tables(
+        "smtp_delivery_status_filter",
+        "$default_delivery_status_filter",
+        "By status and text of an outcome, those that take their place, as in 5.1.1 no such user."
+        " Success stays success and failure stays failure, but a 4 may become a 5, and a 5 a 4. A"
+        " table in trouble bounces nobody.",
+        source="Postfix 3.0",
+    ),
 )
 
 CLIENT: tuple[Parameter, ...] = (*DESTINATIONS, *LIMITS, *DIALOGUE)

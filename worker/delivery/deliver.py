@@ -8,7 +8,8 @@ server accepted or refused for good are settled, the others go on to the next en
 left at the end is deferred with the reason that came last. One outcome per recipient, always.
 
 What is said in a session is in `transaction.py`, how it is opened in `introduction.py`, how it
-comes from the cache and goes there in `reuse.py`, the ledger of recipients in `outcomes.py`.
+comes from the cache and goes there in `reuse.py`, the ledger of recipients in `outcomes.py`, what
+tables make of it in `status_filter.py`.
 """
 
 import traceback
@@ -21,8 +22,8 @@ from math import inf
 import trio
 
 from protocol.dialogue import Dialogue, State
-from protocol.outcome import Action, DeliveryResult, SiteFailure
-from protocol.request import DeliveryRequest, Protocol
+from protocol.outcome import Action, DeliveryResult, RecipientOutcome, SiteFailure
+from protocol.request import DeliveryRequest, Protocol, Recipient
 from protocol.transcript import MAX_TRANSCRIPTS, Transcript, Trouble
 from worker.config.tables import TableError
 from worker.content import Content
@@ -40,6 +41,7 @@ from worker.delivery.security import NO_RULES, Security, SecurityRules
 from worker.delivery.session import Session, SessionKey
 from worker.delivery.settings import DeliverySettings
 from worker.delivery.slot import DeliverySlot, Save
+from worker.delivery.status_filter import Filtering, StatusFilter
 from worker.delivery.transaction import (
     Begun,
     RefusedAhead,
@@ -151,8 +153,9 @@ async def deliver(
     elif scope.cancelled_caught and delivery.outcomes.undecided:
         # What is left was not given a fair try: that is nobody's failure but ours.
         delivery.outcomes.postponed(STOPPED, SessionFacts())
-        return replace(delivery.result(STOPPED), stopped=True, site_failure=None)
-    return delivery.result(unexplained)
+        result = replace(delivery.result(STOPPED), stopped=True, site_failure=None)
+        return await delivery.filtered(result)
+    return await delivery.filtered(delivery.result(unexplained))
 
 
 class _Delivery:
@@ -181,6 +184,9 @@ class _Delivery:
         self._sessions_before = 0  # of them, with earlier destinations (smtp_mx_session_limit)
         self._site_failure: SiteFailure | None = None
         self._handed_over = False  # by another transport, whose mail looped
+        self._filter = self._settings.status_filter
+        self._passed_on: frozenset[Recipient] = frozenset()  # to another transport
+        self._filter_there: StatusFilter | None = None  # of that one
         self._served = False  # some session came to the end of a transaction
         self._broke_off = False  # the last one that did not: it was no reply that ended it
         self._refused_ahead: Endpoint | None = None  # where MAIL was, for good, if it was ours
@@ -202,6 +208,37 @@ class _Delivery:
             session_kept=self.slot.holds_session,
             transcripts=tuple(self._transcripts),
         )
+
+    async def filtered(self, result: DeliveryResult) -> DeliveryResult:
+        """The result with the outcomes that status filters make of it (S181); all is decided.
+
+        Lookups end when daemon_timeout has gone by, and when the slot stops. Never raises for what
+        goes wrong; an outer cancellation passes through.
+        """
+        if self._filter is None and self._filter_there is None:
+            return result
+        emit, queue_id = self._environment.emit, self._request.queue_id
+        filtering = Filtering(
+            [(outcome, self._filter_of(outcome, result)) for outcome in result.outcomes],
+            lambda text: emit(Warned(text, queue_id)),
+        )
+        spent = trio.current_time() - self._started
+        scope = self.slot.begin(max(self._environment.time_limit - spent, 0.0))
+        try:
+            with scope:
+                await filtering.look_up()
+        except Exception as exc:  # noqa: BLE001  # a table's bug: nobody is bounced for that
+            trace = "".join(traceback.format_exception(exc))
+            emit(UnexpectedError("filtering delivery status", trace, queue_id))
+        if scope.cancelled_caught and not self.slot.stopping:
+            emit(Warned("delivery status filter: no answer within daemon_timeout", queue_id))
+        return replace(result, outcomes=filtering.result())
+
+    def _filter_of(self, outcome: RecipientOutcome, result: DeliveryResult) -> StatusFilter | None:
+        """What the outcome goes through: the filter of the transport that it comes from."""
+        if result.stopped and outcome.action is Action.DEFERRED:
+            return None  # our own doing: not to be made a bounce
+        return self._filter_there if outcome.recipient in self._passed_on else self._filter
 
     async def run(self, begun: Begun | None) -> None:
         """The way of the request: a session that is there, then endpoint after endpoint."""
@@ -275,12 +312,14 @@ class _Delivery:
             environment.emit(PassedOn(request.queue_id, recipient.address, to.transport))
         if isinstance(to, Settled):
             why = DeliveryError(to.dsn, to.reason)
+            self._passed_on = frozenset(outcomes.undecided)
             outcomes.settled(to.action, why, self._facts(""), trio.current_time())
             return True
         passed_on = replace(
             request, transport=to.transport, protocol=to.protocol, nexthop=to.nexthop
         )
         other = _Delivery(passed_on, self._content, environment, self.slot, None)
+        self._passed_on, self._filter_there = frozenset(outcomes.undecided), other._filter
         other.outcomes = outcomes  # whatever interrupts it: nobody is lost, and nobody sent twice
         other._started = self._started
         other._transcripts = self._transcripts

@@ -10,6 +10,7 @@ from worker.config.parameters import PARAMETERS
 from worker.config.tables import Maps
 from worker.delivery.content_settings import AS_IT_IS, ContentSettings
 from worker.delivery.pix import AS_USUAL, PixSettings
+from worker.delivery.status_filter import StatusFilter
 
 # One object for all: tables are equal only if they are the same, and settings are compared.
 NO_TABLES: Final = Maps()
@@ -55,6 +56,7 @@ class DeliverySettings:
     log_tls: bool = True  # smtp_log_tls_feature_status: `tls=` in the log
     content: ContentSettings = AS_IT_IS
     pix: PixSettings = AS_USUAL
+    status_filter: StatusFilter | None = None  # smtp_delivery_status_filter; None: empty
     reuse_time_limit: float = 300.0  # smtp_connection_reuse_time_limit, seconds
     reuse_count_limit: int = 0  # smtp_connection_reuse_count_limit; 0: no limit
     fingerprint: str = ""  # of all parameters that shape a session: equal in processes that agree
@@ -106,6 +108,7 @@ class DeliverySettings:
             log_tls=config.boolean(name("smtp_log_tls_feature_status")),
             content=ContentSettings.from_config(config, protocol),
             pix=PixSettings.from_config(config, protocol),
+            status_filter=StatusFilter.from_config(config, protocol),
             reuse_time_limit=seconds("smtp_connection_reuse_time_limit"),
             reuse_count_limit=config.integer(name("smtp_connection_reuse_count_limit")),
             fingerprint=_fingerprint(config, protocol),

@@ -83,6 +83,7 @@ async def run_steadily(
         or not isinstance(session.stream, EagerStream)
         or key.settings is not environment.settings[key.settings.protocol]
         or limits.whole_request
+        or key.settings.status_filter is not None  # nothing is looked up here
         or environment.recording.troubles  # nobody here writes down what is said
         or environment.time_limit < limits.rset + limits.data_done
     ):
