@@ -240,6 +240,44 @@ async def by_us(port: int, directory: Path) -> None:
         await node.wait_for(": removed$", 3)  # the message, its bounce, and the transcript
 
 
+def probed(where: str, target: str) -> dict[str, str]:
+    """What a probe by `postrio deliver` finds out about each recipient."""
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "worker", "deliver", "--probe", "--nexthop", where),
+            *("-o", f"smtp_address_verify_target={target}", "--sender", "a@x.example"),
+            *("-r", "late@there.example"),
+        ],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        check=False,
+        timeout=LIMIT,
+        env={**os.environ, "MAIL_CONFIG": os.devnull},
+    )
+    return dict(line.split(": ", 1) for line in done.stdout.decode().splitlines())
+
+
+@pytest.mark.peer("root", "postfix", "master", "smtpd")
+@pytest.mark.parametrize(
+    ("restriction", "found", "lost"),
+    [
+        ("reject", "undeliverable (host 127.0.0.1[127.0.0.1] said: 554 5.7.1 ", 0),
+        ("permit", "deliverable (354 End data with <CR><LF>.<CR><LF>)", 1),
+    ],
+)
+def test_s163_postfix_is_asked_up_to_data_and_gets_no_message(
+    restriction: str, found: str, lost: int
+) -> None:
+    with PostfixInstance(main_cf={"smtpd_data_restrictions": restriction}) as postfix:
+        where = f"[{postfix.host}]:{postfix.port}"
+        assert probed(where, "rcpt")["late@there.example"].startswith("deliverable (250 2.1.5 ")
+        assert probed(where, "data")["late@there.example"].startswith(found)
+        postfix._wait(lambda: postfix.log().count("disconnect from") == 2, LIMIT, "still there")
+        assert postfix.log().count("lost connection after DATA") == lost, postfix.log()
+        assert not postfix.received()
+        assert not postfix.queued()
+
+
 @pytest.mark.peer("root", "postfix", "master", "smtpd")
 @trio_test
 async def test_s155_a_transcript_says_what_postfixs_says(tmp_path: Path) -> None:

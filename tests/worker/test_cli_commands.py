@@ -14,6 +14,7 @@ import pytest
 import worker.cli
 from worker.cli import COMMANDS, commands, sendmail
 from worker.cli.exits import DEBUG_VARIABLE, Entry, run_command
+from worker.network.ports import ServicePorts
 
 MESSAGE = b"Subject: hello\nTo: Bob <b@y.example>\nBcc: c@y.example\n\n.dot\nHello.\n"
 
@@ -271,6 +272,31 @@ def test_s002_check_tells_what_is_no_destination_or_port(
     ended = shell.postrio("check", *options)
     assert ended.status == (78 if told else 0)
     assert told in ended.err
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        (["lmtp_tcp_port=25"], "lmtp_tcp_port"),
+        (["lmtp_tcp_port=smtp", "default_transport=lmtp:[a.example]"], "lmtp_tcp_port, default_tr"),
+        (["default_transport=lmtp:inet:a.example:25"], "default_transport"),
+        (["default_transport=lmtp", "relayhost=[a.example]:smtp"], "relayhost"),
+        (["lmtp_fallback_relay=[a.example]:26, [b.example]:25"], "lmtp_fallback_relay"),
+        (["best_mx_transport = lmtp : [a.example]:25"], "best_mx_transport"),
+        (["default_transport=lmtp:unix:/run/25", "relayhost=[a.example]:25"], ""),
+        (["default_transport=smtp:[a.example]:25", "best_mx_transport=smtp:[a.example]"], ""),
+        (["default_transport=lmtp", "lmtp_tcp_port=24", "best_mx_transport=lmtp"], ""),
+    ],
+)
+def test_s193_check_warns_of_lmtp_at_the_port_of_smtp(
+    shell: Shell, settings: list[str], told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ServicePorts, "of_system", lambda ports, service: None)
+    ended = shell.postrio("check", *(word for each in settings for word in ("-o", each)))
+    assert (ended.status, ended.out) == (0, "nothing is wrong\n")
+    assert ended.err.count("must not be used at port 25") == bool(told)
+    if told:
+        assert f"warning: {told}" in ended.err
 
 
 @pytest.mark.parametrize(

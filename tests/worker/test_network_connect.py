@@ -8,6 +8,7 @@ import errno
 import math
 import socket
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,10 +17,13 @@ import trio
 import trio.abc
 from trio.testing import MockClock, trio_test
 
+from protocol.request import Protocol
 from tests.cancel_everywhere import cancel_everywhere
 from worker.errors import ConnectError
 from worker.network.address import Endpoint
 from worker.network.connect import SocketDialer, connect, connect_any
+from worker.network.endpoints import EndpointSettings
+from worker.network.network import NetworkSettings, make_dialer
 from worker.network.socket_stream import QuickStream
 from worker.status.events import Event, Warned
 
@@ -288,6 +292,22 @@ async def test_s033_an_unusable_source_address_can_be_a_failure() -> None:
         "connect to mx.example[127.0.0.1]:9: cannot bind to source address 203.0.113.9: "
         "Cannot assign requested address"
     )
+
+
+@pytest.mark.parametrize("protocol", Protocol)
+@trio_test
+async def test_s193_of_lmtp_at_the_port_of_smtp_one_warning_is_given(protocol: Protocol) -> None:
+    events: list[Event] = []
+    settings = NetworkSettings(endpoints=EndpointSettings(protocol=protocol))
+    dialer = make_dialer(settings, events.append)
+    for port in (26, 25, 25):  # whether or not something listens there: the dialling goes on
+        with suppress(OSError):
+            await trio.aclose_forcefully(await dialer.dial(endpoint("127.0.0.1", port)))
+    text = (
+        "LMTP to mx.example[127.0.0.1]:25: LMTP must not be used at port 25, which is that of SMTP"
+        " (RFC 2033 section 5)"
+    )
+    assert events == ([Warned(text)] if protocol is Protocol.LMTP else [])
 
 
 @trio_test

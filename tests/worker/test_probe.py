@@ -1,6 +1,7 @@
-"""Probes (S163): addresses are tried up to RCPT, nothing is sent, and the sender gets a report."""
+"""Probes (S163): addresses are tried up to RCPT or DATA, nothing is sent, a report is mailed."""
 
 import os
+from collections.abc import Mapping
 from dataclasses import replace
 
 import pytest
@@ -9,7 +10,7 @@ from trio.testing import MockClock, trio_test
 
 from protocol.outcome import Action, DeliveryResult
 from protocol.request import DeliveryRequest, Notify, Protocol, Recipient, RequestFlags
-from tests.worker.peer import EXTENSIONS, Answer, Fault, Peer, Phase
+from tests.worker.peer import EXTENSIONS, Answer, Fault, Peer, Phase, Script
 from tests.worker.scripted_slots import BOUNCED, DEFERRED, SENT
 from tests.worker.scripted_slots import Answer as Scripted
 from tests.worker.test_scheduler import Node, wall
@@ -17,6 +18,9 @@ from tests.worker.world import World, actions, deliver_one, make_request
 from worker.cli.exits import CommandError
 from worker.cli.order import OrderError, parse_order
 from worker.cli.sendmail import Call, invoke, parse_arguments
+from worker.config.config import Config
+from worker.config.problems import ConfigError
+from worker.delivery.settings import DeliverySettings
 from worker.queue.records import Submission
 from worker.queue.settings import QueueSettings
 from worker.queue.submission import decode_envelope, encode_envelope
@@ -129,6 +133,154 @@ async def test_s163_probes_and_mail_share_a_session_and_rset_is_between_them(
     assert len(peer.accepted) == 4
     words = " ".join(peer.verbs)
     assert "MAIL RCPT RSET MAIL RCPT RSET MAIL RCPT DATA" in words
+
+
+# --- smtp_address_verify_target = data -----------------------------------------------------------
+
+ASKS_DATA = DeliverySettings(hostname="client.example", helo_name="helo.example", probe_data=True)
+RCPTS: Mapping[str, Answer] = {
+    "no@example.com": "550 5.1.1 nobody",
+    "yes@example.com": "250 2.1.5 fine",
+}
+EITHER = pytest.mark.parametrize("protocol", [Protocol.SMTP, Protocol.LMTP])
+BOTH_WAYS = pytest.mark.parametrize("extensions", [EXTENSIONS, LOCK_STEP])
+
+
+DATA_PROBE = {
+    protocol: probe("yes@example.com", "no@example.com", "ok@example.com", protocol=protocol)
+    for protocol in Protocol
+}
+
+
+@EITHER
+@BOTH_WAYS
+@trio_test
+async def test_s163_a_probe_up_to_data_ends_the_session_and_sends_no_message(
+    extensions: tuple[str, ...], protocol: Protocol, autojump_clock: MockClock
+) -> None:
+    peer = Peer({Phase.RCPT: RCPTS}, lmtp=protocol is Protocol.LMTP, extensions=extensions)
+    world = World(peer, settings=ASKS_DATA)
+    result = await deliver_one(world, DATA_PROBE[protocol])
+    refused = result.outcomes[1].reason
+    assert "said: 550 5.1.1 nobody" in refused
+    assert [(each.action, each.dsn, each.reason) for each in result.outcomes] == [
+        (Action.SENT, "2.0.0", "354 go"),
+        (Action.BOUNCED, "5.1.1", refused),
+        (Action.SENT, "2.0.0", "354 go"),
+    ]
+    assert peer.verbs[1:] == ["MAIL", "RCPT", "RCPT", "RCPT", "DATA"]
+    (link,) = peer.links
+    assert b"".join(link.segments).endswith(b"DATA\r\n")  # no dot, no QUIT, nothing
+    assert link.ended
+    assert not world.open_streams
+    assert not result.session_kept
+
+
+@EITHER
+@BOTH_WAYS
+@pytest.mark.parametrize(
+    ("answer", "action", "dsn"),
+    [
+        ("550 5.7.1 not for her", Action.BOUNCED, "5.7.1"),
+        ("450 4.7.1 not now", Action.DEFERRED, "4.7.1"),
+        ("250 2.0.0 what?", Action.DEFERRED, "4.5.0"),
+        ("421 4.3.2 going", Action.DEFERRED, "4.3.2"),
+        (Fault.CUT, Action.DEFERRED, "4.4.2"),
+        (Fault.SILENCE, Action.DEFERRED, "4.4.2"),
+    ],
+)
+@trio_test
+async def test_s163_what_a_server_says_to_data_is_for_those_it_had_accepted(
+    answer: Answer,
+    action: Action,
+    dsn: str,
+    extensions: tuple[str, ...],
+    protocol: Protocol,
+    autojump_clock: MockClock,
+) -> None:
+    script: dict[Phase, Script] = {Phase.RCPT: RCPTS, Phase.DATA: answer}
+    peer = Peer(script, lmtp=protocol is Protocol.LMTP, extensions=extensions)
+    world = World(peer, settings=ASKS_DATA)
+    result = await deliver_one(world, DATA_PROBE[protocol])
+    assert [(each.action, each.dsn) for each in result.outcomes] == [
+        (action, dsn),
+        (Action.BOUNCED, "5.1.1"),
+        (action, dsn),
+    ]
+    assert not any(each.in_doubt for each in result.outcomes)
+    assert not peer.accepted
+    assert not world.open_streams
+
+
+@EITHER
+@BOTH_WAYS
+@pytest.mark.parametrize("phase", [Phase.MAIL, Phase.RCPT])
+@trio_test
+async def test_s163_a_probe_that_nobody_was_accepted_for_gives_no_content_either(
+    phase: Phase, extensions: tuple[str, ...], protocol: Protocol, autojump_clock: MockClock
+) -> None:
+    script = {phase: "550 5.1.1 nobody", Phase.DATA: "354 go"}
+    peer = Peer(script, lmtp=protocol is Protocol.LMTP, extensions=extensions)
+    result = await deliver_one(World(peer, settings=ASKS_DATA), DATA_PROBE[protocol])
+    assert {each.dsn for each in result.outcomes} == {"5.1.1"}
+    assert set(actions(result).values()) == {Action.BOUNCED}
+    # It travels with the RCPTs; in lock-step it is not asked.
+    asked = b"DATA" in peer.links[0].segments[-1]
+    assert asked is (extensions is EXTENSIONS)
+    assert not any(link.dots for link in peer.links)
+    assert "QUIT" in peer.verbs or asked
+
+
+@BOTH_WAYS
+@trio_test
+async def test_s163_who_was_not_accepted_for_now_is_asked_for_elsewhere(
+    extensions: tuple[str, ...], autojump_clock: MockClock
+) -> None:
+    first = Peer({Phase.RCPT: {"b@example.com": "450 4.2.0 later"}}, extensions=extensions)
+    second = Peer({Phase.DATA: "554 5.7.1 not her"}, extensions=extensions)
+    world = World(first, second, settings=ASKS_DATA)
+    result = await deliver_one(world, probe("a@example.com", "b@example.com"))
+    assert actions(result) == {"a@example.com": Action.SENT, "b@example.com": Action.BOUNCED}
+    assert second.offered == ["b@example.com"]
+
+
+@EITHER
+@trio_test
+async def test_s163_a_probe_up_to_data_costs_the_session_that_mail_would_have_used(
+    protocol: Protocol, autojump_clock: MockClock
+) -> None:
+    mail = make_request(protocol=protocol)
+    requests = [
+        replace(request, queue_id=f"Q{number}")
+        for number, request in enumerate([mail, mail, probe(protocol=protocol), mail, mail])
+    ]
+    peer = Peer(lmtp=protocol is Protocol.LMTP)
+    world = World(peer, settings=ASKS_DATA)
+    results: list[DeliveryResult] = []
+
+    async def scenario() -> None:
+        results.extend(await world.deliver_in_a_row(requests))
+
+    await world.play(scenario)
+    assert [set(actions(result).values()) for result in results] == [{Action.SENT}] * 5
+    assert [len(link.contents) for link in peer.links] == [2, 2]
+    assert len(peer.accepted) == 4
+
+
+@EITHER
+@trio_test
+async def test_s163_the_target_holds_for_its_protocol_and_for_probes_only(
+    protocol: Protocol, autojump_clock: MockClock
+) -> None:
+    name = f"{protocol.value}_address_verify_target"
+    config = Config.from_mapping({name: "data"})
+    for each in Protocol:
+        assert DeliverySettings.from_config(config, each).probe_data is (each is protocol)
+    with pytest.raises(ConfigError, match="expected rcpt, data"):
+        Config.from_mapping({name: "dot"})
+    peer = Peer(lmtp=protocol is Protocol.LMTP)
+    await deliver_one(World(peer, settings=ASKS_DATA), make_request(protocol=protocol))
+    assert len(peer.accepted) == 1
 
 
 # --- the queue -----------------------------------------------------------------------------------

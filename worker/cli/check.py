@@ -5,6 +5,7 @@ import resource
 import shutil
 import stat
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,6 +22,8 @@ from worker.config.table import TableError
 from worker.delivery.settings import DeliverySettings
 from worker.environment import MESSAGES, OTHERS, make_hand_over, make_rules
 from worker.errors import ResolveError
+from worker.network.connect import WRONG_PORT
+from worker.network.endpoints import SMTP_PORT
 from worker.network.network import DnsSettings, NetworkSettings, check_nexthop
 from worker.pool.cache_process import own_socket
 from worker.queue.routing import Router
@@ -86,6 +89,7 @@ def findings(config: Config) -> Iterator[Finding]:
     yield from _entries(config)
     yield from _transports(config)
     yield from _usual_nexthop(config)
+    yield from _lmtp_ports(config)
     yield from _resolver(config)
     yield from _descriptors(config)
 
@@ -233,12 +237,7 @@ def _transports(config: Config) -> Iterator[Finding]:
 
 def _usual_nexthop(config: Config) -> Iterator[Finding]:
     """Where all mail goes that transport_maps leaves alone, if that is written down."""
-    transport, _, nexthop = (
-        part.strip() for part in config.text("default_transport").partition(":")
-    )
-    parameter = "default_transport" if nexthop else "relayhost"
-    nexthop = nexthop or config.text("relayhost")
-    protocol = TRANSPORTS.get(transport or "smtp")
+    parameter, protocol, nexthop = _usual(config)
     if protocol is None or not nexthop:
         return
     try:
@@ -248,6 +247,36 @@ def _usual_nexthop(config: Config) -> Iterator[Finding]:
     except ResolveError as exc:
         why = exc.reason.removeprefix("mail system configuration error: ")
         yield Finding(f"{parameter}: {why}", fatal=True)
+
+
+def _usual(config: Config) -> tuple[str, Protocol | None, str]:
+    """The parameter that names this nexthop, its protocol, if it has one, and the nexthop."""
+    transport, _, nexthop = (
+        part.strip() for part in config.text("default_transport").partition(":")
+    )
+    parameter = "default_transport" if nexthop else "relayhost"
+    return parameter, TRANSPORTS.get(transport or "smtp"), nexthop or config.text("relayhost")
+
+
+def _lmtp_ports(config: Config) -> Iterator[Finding]:
+    """LMTP at the port of SMTP, where that is written down; of others the log tells."""
+    places = [("lmtp_fallback_relay", word) for word in config.words("lmtp_fallback_relay")]
+    if config.is_set("lmtp_tcp_port"):
+        places.append(("lmtp_tcp_port", "localhost"))  # whoever names no port
+    parameter, protocol, nexthop = _usual(config)
+    if protocol is Protocol.LMTP and nexthop:
+        places.append((parameter, nexthop))
+    transport, _, nexthop = config.text("best_mx_transport").partition(":")
+    if TRANSPORTS.get(transport.strip()) is Protocol.LMTP and nexthop.strip():
+        places.append(("best_mx_transport", nexthop.strip()))
+    found = []
+    for parameter, nexthop in places:
+        with suppress(ConfigError, ResolveError):  # told elsewhere
+            endpoints = NetworkSettings.from_config(config, Protocol.LMTP).endpoints
+            if SMTP_PORT in check_nexthop(nexthop, endpoints):
+                found.append(parameter)
+    if found:
+        yield Finding(f"{', '.join(dict.fromkeys(found))}: {WRONG_PORT}", fatal=False)
 
 
 def _resolver(config: Config) -> Iterator[Finding]:

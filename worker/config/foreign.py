@@ -88,7 +88,7 @@ tls_ffdhe_auto_groups tls_legacy_public_key_fingerprints tls_required_enable tls
 """
 
 _CLIENT_ENDINGS = """
-address_verify_target dns_reply_filter dns_resolver_options reply_filter
+dns_reply_filter dns_resolver_options reply_filter
 tls_dane_insecure_mx_policy tls_force_insecure_host_tlsa_lookup
 tlsrpt_enable tlsrpt_skip_reused_handshakes tlsrpt_socket_name
 """

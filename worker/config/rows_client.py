@@ -282,6 +282,15 @@ DIALOGUE: tuple[Parameter, ...] = (
         "no",
         "Tell a server that offers XFORWARD which client the message came from.",
     ),
+    choice(
+        "smtp_address_verify_target",
+        "rcpt",
+        "What a probe of addresses ends behind: rcpt, or data, for servers that refuse recipients"
+        " in their reply to DATA. Without a refusal there the connection is closed, and no message"
+        " is sent.",
+        choices=("rcpt", "data"),
+        source="Postfix 3.0",
+    ),
     boolean(
         "lmtp_assume_final",
         "no",

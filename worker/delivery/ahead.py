@@ -28,7 +28,7 @@ def next_envelope(
         upcoming is None
         or not announced.pipelining
         or settings.send_xforward
-        or upcoming.probe  # without DATA nothing can be proved
+        or upcoming.probe  # most have no DATA, without which nothing can be proved
         or settings.content.generic is not None  # its lookups may have to wait
         or not key.serves(upcoming)
         or (key.smtputf8 and not announced.smtputf8)

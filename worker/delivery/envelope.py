@@ -1,6 +1,6 @@
 """The envelope of one message in one session: MAIL, the RCPTs and DATA, and how far they were said.
 
-That of a probe (S163) has no DATA.
+That of a probe (S163) has no DATA, unless smtp_address_verify_target says so.
 
 Answers for what can be asked of this server at all, and for what may travel in one segment
 (RFC 2920); how the answers are judged is in `transaction.py`.
@@ -45,12 +45,14 @@ class Envelope:
         quote: bool,
         size: int | None = None,
         outside: Mapping[str, str] = _AS_THEY_ARE,
+        data: bool = True,
     ) -> None:
         """Write the commands for `recipients` and a server that `announced` its extensions.
 
         `quote`: smtp_quote_rfc821_envelope. `size`: see mail_parameters(). `outside`: addresses
-        that are called something else there (smtp_generic_maps). Who has an address that cannot
-        be sent is left out, see `unsendable`. Raises MessageRefused if that is so of the sender.
+        that are called something else there (smtp_generic_maps). `data`: DATA follows. Who has an
+        address that cannot be sent is left out, see `unsendable`. Raises MessageRefused if that is
+        so of the sender.
         """
         self.request = request
         self.recipients: list[Recipient] = []  # whose RCPT is not answered yet
@@ -59,6 +61,8 @@ class Envelope:
         self._announced = announced
         self._waiting: list[tuple[Command, bytes]] = []  # not said yet, with their octets
         self._write(recipients, quote, size, outside)
+        if data:
+            self._waiting.append(_DATA)
 
     def _write(
         self,
@@ -88,8 +92,6 @@ class Envelope:
                 self.unsendable.append((recipient, error))
                 continue
             self.recipients.append(recipient)
-        if not request.probe:
-            waiting.append(_DATA)
 
     def reset_first(self) -> None:
         """RSET goes in front of MAIL."""

@@ -46,12 +46,13 @@ class Outcomes:
         return any(outcome.action is Action.SENT for outcome in self._decided.values())
 
     def sent(self, recipient: Recipient, reply: Reply, facts: SessionFacts, now: float) -> None:
-        """The server took responsibility (2xx after the final dot)."""
+        """The server took responsibility (2xx after the final dot), or would (a probe)."""
         self._decide(
             RecipientOutcome(
                 recipient=recipient,
                 action=Action.SENT,
-                dsn=reply.dsn,
+                # The 354 that a probe may end with has no class in RFC 3463.
+                dsn="2.0.0" if reply.intermediate else reply.dsn,
                 reason=reply.text,
                 reply=reply.text,
                 relay=facts.relay,

@@ -48,6 +48,7 @@ class DeliverySettings:
     skip_quit_response: bool = True  # smtp_skip_quit_response
     quote_envelope: bool = True  # smtp_quote_rfc821_envelope
     defer_rcpt_552: bool = False  # postrio_defer_rcpt_552
+    probe_data: bool = False  # smtp_address_verify_target is data: probes ask DATA, too
     mx_session_limit: int = 2  # smtp_mx_session_limit; 0: no limit
     discard_keywords: tuple[str, ...] = ()  # smtp_discard_ehlo_keywords, lower case
     discard_maps: Maps = NO_TABLES  # smtp_discard_ehlo_keyword_address_maps, by server address
@@ -96,6 +97,7 @@ class DeliverySettings:
             skip_quit_response=config.boolean(name("smtp_skip_quit_response")),
             quote_envelope=config.boolean(name("smtp_quote_rfc821_envelope")),
             defer_rcpt_552=config.boolean("postrio_defer_rcpt_552"),
+            probe_data=config.choice(name("smtp_address_verify_target")) == "data",
             mx_session_limit=config.integer(name("smtp_mx_session_limit")),
             discard_keywords=tuple(
                 word.lower() for word in config.words(name("smtp_discard_ehlo_keywords"))

@@ -10,7 +10,9 @@ concluded from the replies to an envelope that travelled ahead until the reply t
 where it must: that proves the pairing of all of them. Without that proof the session is closed and
 the message, of which no octet was sent, is offered anew.
 
-A probe (S163) ends behind the RCPTs: an accepted recipient counts as sent there.
+A probe (S163) ends behind the RCPTs: an accepted recipient counts as sent there. With
+smtp_address_verify_target = data it asks DATA, too; a 354 says yes to those who were accepted, and
+ends the session, since the server takes whatever comes then for a message.
 
 `transfer()` returns what may be parked for reuse: a `CleanSession`, every reply was read and the
 session is sound, or a `PledgedSession`, in which the next message's envelope is under way; any
@@ -189,6 +191,7 @@ class _Transaction:
         self._following = following
         self._limits = session.settings.limits
         self._lmtp = session.settings.protocol is Protocol.LMTP
+        self._without_data = request.probe and not session.settings.probe_data
         self._unproven = False  # the envelope travelled ahead, and DATA is not answered yet
         self._held: list[tuple[Recipient, DeliveryError]] = []  # refusals that wait for that
         self._mail_refused = False
@@ -265,6 +268,7 @@ class _Transaction:
                 quote=session.settings.quote_envelope,
                 size=0 if settings.content.converts_for(request, announced) else None,
                 outside=await self._outside() if settings.content.generic else NOT_REWRITTEN,
+                data=not self._without_data,
             )
         except MessageRefused as exc:
             self._refuse(outcomes.undecided, exc)
@@ -337,7 +341,7 @@ class _Transaction:
 
     def _pointless(self, envelope: Envelope) -> bool:
         """What is left to send (DATA at least) has nobody to go to."""
-        if self._mail_refused or self._request.probe:
+        if self._mail_refused or self._without_data:
             return self._mail_refused
         # In order: once DATA is all that is left, every RCPT was sent; are they answered, too?
         return envelope.waiting == 1 and self._session.dialogue.in_step and not self._accepted
@@ -381,7 +385,7 @@ class _Transaction:
             if self._unproven and reply.positive:
                 raise self._out_of_step(command, reply)
             return  # this is a 503 that says nothing about the recipient
-        if reply.positive and self._request.probe:
+        if reply.positive and self._without_data:
             self._outcomes.sent(recipient, reply, self._facts, trio.current_time())
         elif reply.positive:
             self._accepted.append(recipient)
@@ -396,10 +400,24 @@ class _Transaction:
             self._prove(command, reply)
         if reply.code == 354:
             self._garbled = False  # nothing else says 354: what came before was paired rightly
-            return True
+            if not self._request.probe:
+                return True
+            self._end_probe(reply)
+            return False
         if self._accepted:
             self._refuse(self._accepted, self._refused(reply, command))
         return False
+
+    def _end_probe(self, reply: Reply) -> None:
+        """The server waits for content and gets none: those it accepted are deliverable.
+
+        Nothing may be said any more: a dot would end an empty message, QUIT be its first line. RFC
+        5321 section 4.1.1.10 wants no such end, but has the server give the transaction up then.
+        """
+        self._session.broken = True
+        now = trio.current_time()
+        for recipient in self._accepted:
+            self._outcomes.sent(recipient, reply, self._facts, now)
 
     def _prove(self, command: Command, reply: Reply) -> None:
         """The reply to DATA stands where it must: what was held is concluded. Else SessionError.

@@ -14,12 +14,13 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Final, Protocol
 
 import trio
 
 from worker.errors import ConnectError
 from worker.network.address import Endpoint
+from worker.network.endpoints import SMTP_PORT
 from worker.network.socket_stream import QuickStream
 from worker.status.events import Emit, Warned
 
@@ -35,11 +36,14 @@ class Dialer(Protocol):
         ...  # pragma: no cover
 
 
+WRONG_PORT: Final = "LMTP must not be used at port 25, which is that of SMTP (RFC 2033 section 5)"
+
+
 class SourceAddressError(OSError):
     """The configured source address cannot be used, and must be (smtp_bind_address_enforce)."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True, eq=False)
 class SocketDialer:
     """Dials TCP and UNIX stream sockets. They are close-on-exec, and TCP does not delay."""
 
@@ -50,9 +54,14 @@ class SocketDialer:
     # Where relative paths of UNIX sockets start (queue_directory).
     socket_directory: Path = Path("/")
     emit: Emit = lambda event: None
+    lmtp: bool = False  # what will be spoken
+    _warned: bool = field(default=False, init=False)  # of its port
 
     async def dial(self, endpoint: Endpoint) -> trio.abc.Stream:
         """Return a connected stream; see `Dialer.dial`."""
+        if self.lmtp and endpoint.port == SMTP_PORT and not self._warned:
+            self._warned = True
+            self.emit(Warned(f"LMTP to {endpoint.relay}: {WRONG_PORT}"))
         sock = trio.socket.socket(endpoint.family, socket.SOCK_STREAM)
         try:
             await self._bind(sock, endpoint)

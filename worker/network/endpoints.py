@@ -37,7 +37,7 @@ from worker.network.resolver import (
     Resolver,
 )
 
-SMTP_PORT = 25  # the only port at which our own addresses would mean a loop
+SMTP_PORT = 25  # the only one where our own addresses would mean a loop, and none for LMTP
 DEFAULT_KNOWN_PORTS = {"lmtp": 24, "smtp": 25, "smtps": 465, "submissions": 465, "submission": 587}
 
 

@@ -197,18 +197,20 @@ def destinations(nexthop: str, fallback: Sequence[str] = ()) -> tuple[str, ...]:
         raise _unusable(exc) from exc
 
 
-def check_nexthop(nexthop: str, settings: EndpointSettings) -> None:
-    """Raises ResolveError for what no search could begin with: bad syntax, an unknown port.
+def check_nexthop(nexthop: str, settings: EndpointSettings) -> set[int]:
+    """Return the ports it leads to; ResolveError for bad syntax or a port that nobody knows.
 
     `nexthop` may be a list. Nobody is asked: for who wants to know before there is mail.
     """
+    ports = set()
     for text in destinations(nexthop):
         try:
             destination = parse_destination(text, settings.protocol)
         except DestinationError as exc:
             raise _unusable(exc) from exc
         if destination.kind is not DestinationKind.UNIX:
-            port_of(destination, settings)
+            ports.add(port_of(destination, settings))
+    return ports
 
 
 def destination_of(nexthop: str, endpoint: Endpoint, fallback: Sequence[str] = ()) -> str:
@@ -247,6 +249,7 @@ def make_dialer(settings: NetworkSettings, emit: Emit) -> SocketDialer:
         enforce_source=settings.enforce_source,
         socket_directory=settings.socket_directory,
         emit=emit,
+        lmtp=settings.endpoints.protocol is Protocol.LMTP,
     )
 
 
