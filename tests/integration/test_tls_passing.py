@@ -692,6 +692,7 @@ async def test_a_large_message_to_a_server_that_stops_reading_fills_no_memory(
     async with scene(tmp_path, server) as (fleet, (maker, user), port):
         await maker.deliver(port)
         await fleet.kept(1)
+        await user.serving()  # what it needs for itself it has by then
         before = maker.peak(), user.peak()
         content = big_content(tmp_path / "big", size)
         outcomes: list[RecipientOutcome] = []
@@ -708,5 +709,5 @@ async def test_a_large_message_to_a_server_that_stops_reading_fills_no_memory(
         assert [brief(outcome) for outcome in outcomes] == [(SENT, 2)]
         assert server.contents[1] > size - 1_000
         # A message held back would show as its size.
-        assert maker.peak() - before[0] < size / 5
-        assert user.peak() - before[1] < size / 5
+        assert maker.peak() - before[0] < size / 3
+        assert user.peak() - before[1] < size / 3

@@ -15,6 +15,7 @@ SETTINGS: dict[str, tuple[str, str | None, str, object]] = {
     "always_send_ehlo": ("smtp_always_send_ehlo", None, "no", False),
     "never_send_ehlo": ("smtp_never_send_ehlo", None, "yes", True),
     "skip_5xx_greeting": ("smtp_skip_5xx_greeting", "lmtp_skip_5xx_greeting", "no", False),
+    "probe_data": ("smtp_address_verify_target", "lmtp_address_verify_target", "data", True),
     "skip_quit_response": ("smtp_skip_quit_response", None, "no", False),
     "quote_envelope": ("smtp_quote_rfc821_envelope", "lmtp_quote_rfc821_envelope", "no", False),
     "mx_session_limit": ("smtp_mx_session_limit", "lmtp_mx_session_limit", "7", 7),
