@@ -314,7 +314,7 @@ class PostfixInstance:
 
     def wait_until_drained(self, limit: float) -> None:
         """Return when no message is queued. Raises PostfixError after `limit` seconds."""
-        self._wait(lambda: self.queued() == 0, limit, "the queue is not empty")
+        self.wait(lambda: self.queued() == 0, limit, "the queue is not empty")
 
     def received(self) -> list[bytes]:
         """The messages in the maildir, oldest first, as virtual(8) wrote them (LF line ends)."""
@@ -326,7 +326,7 @@ class PostfixInstance:
 
     def wait_until_received(self, count: int, limit: float) -> list[bytes]:
         """`received()` as soon as it holds `count` messages. Raises PostfixError."""
-        self._wait(lambda: len(self.received()) >= count, limit, f"{count} messages did not arrive")
+        self.wait(lambda: len(self.received()) >= count, limit, f"{count} messages did not arrive")
         return self.received()
 
     @property
@@ -339,9 +339,10 @@ class PostfixInstance:
                 raise PostfixError(f"master ended{self._log_tail()}")
             return self._last_socket.exists()
 
-        self._wait(ready, START_LIMIT, "master does not answer")
+        self.wait(ready, START_LIMIT, "master does not answer")
 
-    def _wait(self, condition: Callable[[], bool], limit: float, complaint: str) -> None:
+    def wait(self, condition: Callable[[], bool], limit: float, complaint: str) -> None:
+        """Wait until `condition` holds. Raises PostfixError with `complaint` after `limit` s."""
         deadline = time.monotonic() + limit
         while not condition():
             if time.monotonic() > deadline:

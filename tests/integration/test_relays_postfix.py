@@ -5,7 +5,6 @@ workarounds) and S153 (debug_peer_list). Compared are outcomes, what the server 
 """
 
 import re
-import smtplib
 import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,13 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from bench.postfix_instance import PostfixInstance
 from tests.integration.recording_server import RecordingServer
+from tests.integration.smtp_agent import Transport, ending, log_of_postfix
 from worker.cli import invoke
 
 pytestmark = pytest.mark.peer("root", "postfix", "master", "smtpd")
 
-LIMIT = 60.0  # seconds for Postfix to try what it took
 OURSELVES = "[127.0.0.1]:25"
 MASKED = "220 ***2**0***"
 
@@ -124,41 +122,17 @@ def servers() -> Iterator[Servers]:
 
 
 @pytest.fixture(scope="module")
-def log_of_postfix(servers: Servers) -> str:
-    """What it says of one message for each case, each by a transport of its own."""
-    routes = [
-        f"{{ {name}.example = {name}:{servers.named(case.nexthop)} }}"
-        for name, case in CASES.items()
-    ]
-    master_cf = []
-    for name, case in CASES.items():
-        options = [
-            f"-o {{ {parameter} = {servers.named(value)} }}"
-            for parameter, value in {"syslog_name": f"postfix/{name}", **case.main_cf}.items()
-        ]
-        master_cf.append(f"{name} unix - - n - - smtp {' '.join(options)}")
-    main_cf = {
-        "transport_maps": f"inline:{{ {' '.join(routes)} }}",
-        "relay_domains": "static:all",
-        "virtual_mailbox_domains": "",
-        "smtpd_relay_restrictions": "permit_mynetworks, reject",
-    }
-    with PostfixInstance(main_cf=main_cf, master_cf=master_cf) as postfix:
-        with smtplib.SMTP(postfix.host, postfix.port, timeout=20) as client:
-            for name in CASES:
-                client.sendmail("", [f"{name}@{name}.example"], "Subject: x\r\n\r\nhello\r\n")
-        postfix._wait(
-            lambda: all(delivery(name, postfix.log()) for name in CASES),
-            LIMIT,
-            "not all were tried",
-        )
-        return postfix.log()
-
-
-def delivery(name: str, log: str) -> str:
-    """How the message of a case ended; empty: it did not yet."""
-    line = re.search(rf" to=<{name}@.*dsn=([\d.]+), status=(\w+) (\(.*\))$", log, re.MULTILINE)
-    return f"{line[1]} {line[2]} {line[3]}" if line else ""
+def said_by_postfix(servers: Servers) -> str:
+    """What it says of one message for each case."""
+    return log_of_postfix(
+        {
+            name: Transport(
+                servers.named(case.nexthop),
+                {key: servers.named(value) for key, value in case.main_cf.items()},
+            )
+            for name, case in CASES.items()
+        }
+    )
 
 
 def said(log: str, expected: tuple[str, ...]) -> list[str]:
@@ -173,13 +147,13 @@ def said(log: str, expected: tuple[str, ...]) -> list[str]:
 
 @pytest.mark.parametrize("name", CASES)
 def test_postfix_does_and_says_what_is_expected(
-    log_of_postfix: str, servers: Servers, name: str
+    said_by_postfix: str, servers: Servers, name: str
 ) -> None:
     case = CASES[name]
     expected = tuple(servers.named(text) for text in case.said)
-    about = [line for line in log_of_postfix.splitlines() if f"postfix/{name}/" in line]
+    about = [line for line in said_by_postfix.splitlines() if f"postfix/{name}/" in line]
     assert said("\n".join(about), expected) == list(expected)
-    assert delivery(name, log_of_postfix) == case.outcome
+    assert ending(name, said_by_postfix) == case.outcome
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -197,7 +171,7 @@ def test_so_do_we(
     log = capfd.readouterr().err
     expected = tuple(servers.named(text) for text in case.said)
     assert said(log, expected) == list(expected)
-    assert delivery(name, log) == case.outcome
+    assert ending(name, log) == case.outcome
     server = {"fallback": servers.up, "masked": servers.masked}.get(name)
     if server is not None:
         assert server.contents[name].endswith(b"\r\n\r\nhello\r\n")

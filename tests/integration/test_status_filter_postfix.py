@@ -5,7 +5,6 @@ sent. Where we differ is in the cases: a table in trouble.
 """
 
 import re
-import smtplib
 import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,13 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from bench.postfix_instance import PostfixInstance
 from tests.integration.recording_server import RecordingServer
+from tests.integration.smtp_agent import Transport, ending, log_of_postfix
 from worker.cli import invoke
 
 pytestmark = pytest.mark.peer("root", "postfix", "master", "smtpd")
 
-LIMIT = 60.0  # seconds for Postfix to try what it took
 HARD, SOFT = "550 5.1.1 no such user", "450 4.2.0 later"
 SAID = "host @PEER@ said: {} (in reply to RCPT TO command)"
 SAID_HARD, SAID_SOFT = SAID.format(HARD), SAID.format(SOFT)
@@ -117,36 +115,20 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
 
 
 @pytest.fixture(scope="module")
-def log_of_postfix(place: Place) -> str:
-    """What it says of one message for each case, each by a transport of its own."""
-    routes, master_cf = [], []
-    for name, case in CASES.items():
-        routes.append(f"{{ {name}.example = {name}:{place.nexthop(case)} }}")
-        options = f"-o {{ smtp_delivery_status_filter = {place.filter(name)} }}"
-        options += " -o soft_bounce=yes" * case.soft_bounce
-        master_cf.append(f"{name} unix - - n - - smtp -o syslog_name=postfix/{name} {options}")
-    main_cf = {
-        "transport_maps": f"inline:{{ {' '.join(routes)} }}",
-        "relay_domains": "static:all",
-        "virtual_mailbox_domains": "",
-        "smtpd_relay_restrictions": "permit_mynetworks, reject",
-    }
-    with PostfixInstance(main_cf=main_cf, master_cf=master_cf) as postfix:
-        with smtplib.SMTP(postfix.host, postfix.port, timeout=20) as client:
-            for name in CASES:
-                client.sendmail("", [f"{name}@{name}.example"], "Subject: x\r\n\r\nhello\r\n")
-        postfix._wait(
-            lambda: all(delivery(name, postfix.log()) for name in CASES),
-            LIMIT,
-            "not all were tried",
-        )
-        return postfix.log()
-
-
-def delivery(name: str, log: str) -> str:
-    """How the message of a case ended; empty: it did not yet."""
-    line = re.search(rf" to=<{name}@.*dsn=([\d.]+), status=(\w+) (\(.*\))$", log, re.MULTILINE)
-    return f"{line[1]} {line[2]} {line[3]}" if line else ""
+def said_by_postfix(place: Place) -> str:
+    """What it says of one message for each case."""
+    return log_of_postfix(
+        {
+            name: Transport(
+                place.nexthop(case),
+                {
+                    "smtp_delivery_status_filter": place.filter(name),
+                    "soft_bounce": "yes" if case.soft_bounce else "no",
+                },
+            )
+            for name, case in CASES.items()
+        }
+    )
 
 
 def warnings(log: str) -> list[str]:
@@ -156,11 +138,11 @@ def warnings(log: str) -> list[str]:
 
 @pytest.mark.parametrize("name", CASES)
 def test_postfix_does_and_says_what_is_expected(
-    log_of_postfix: str, place: Place, name: str
+    said_by_postfix: str, place: Place, name: str
 ) -> None:
     case = CASES[name]
-    about = [line for line in log_of_postfix.splitlines() if f"postfix/{name}/" in line]
-    assert delivery(name, "\n".join(about)) == place.named(case.outcome)
+    about = [line for line in said_by_postfix.splitlines() if f"postfix/{name}/" in line]
+    assert ending(name, "\n".join(about)) == place.named(case.outcome)
     assert warnings("\n".join(about)) == [case.warning] * bool(case.warning)
 
 
@@ -179,6 +161,6 @@ def test_s181_so_do_we_but_for_a_bounce_that_no_table_answers_for(
     status = invoke([*arguments, "--nexthop", place.nexthop(case)])
     log = capfd.readouterr().err
     expected = place.named(case.ours or case.outcome).replace("SOFTBOUNCE", "deferred")
-    assert delivery(name, log) == expected
+    assert ending(name, log) == expected
     assert status == {"sent": 0, "bounced": 69, "deferred": 75}[expected.split()[1]]
     assert warnings(log) == [case.warning] * bool(case.warning)

@@ -272,7 +272,7 @@ def test_s163_postfix_is_asked_up_to_data_and_gets_no_message(
         where = f"[{postfix.host}]:{postfix.port}"
         assert probed(where, "rcpt")["late@there.example"].startswith("deliverable (250 2.1.5 ")
         assert probed(where, "data")["late@there.example"].startswith(found)
-        postfix._wait(lambda: postfix.log().count("disconnect from") == 2, LIMIT, "still there")
+        postfix.wait(lambda: postfix.log().count("disconnect from") == 2, LIMIT, "still there")
         assert postfix.log().count("lost connection after DATA") == lost, postfix.log()
         assert not postfix.received()
         assert not postfix.queued()
