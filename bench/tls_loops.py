@@ -43,7 +43,8 @@ from bench.load import message
 from protocol.outcome import Action
 from protocol.request import RequestFlags
 from worker.content import InlineContent
-from worker.delivery.deliver import Environment, deliver
+from worker.delivery.deliver import deliver
+from worker.delivery.environment import Environment
 from worker.delivery.slot import DeliverySlot
 from worker.environment import make_environment
 from worker.tls.holder import Holder

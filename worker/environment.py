@@ -12,7 +12,7 @@ from worker.cache.client import CacheClient
 from worker.config.config import Config
 from worker.config.problems import ConfigError, Problem
 from worker.delivery.debug_peers import DebugPeers
-from worker.delivery.deliver import Environment
+from worker.delivery.environment import Environment
 from worker.delivery.handover import HandOver, Handover, Settled
 from worker.delivery.recorder import RecordingRules
 from worker.delivery.reuse import CachedSessions, ReusePolicy

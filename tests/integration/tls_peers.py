@@ -34,7 +34,8 @@ from tests.integration.pki import Leaf
 from tests.worker.peer import Peer
 from worker.config.config import Config
 from worker.content import InlineContent
-from worker.delivery.deliver import Environment, deliver
+from worker.delivery.deliver import deliver
+from worker.delivery.environment import Environment
 from worker.delivery.slot import DeliverySlot
 from worker.environment import make_environment
 from worker.network.socket_stream import QuickStream

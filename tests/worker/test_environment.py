@@ -18,7 +18,7 @@ from worker.cli.options import ConfigChoice
 from worker.cli.worker import _Process
 from worker.config.config import Config
 from worker.config.problems import ConfigError
-from worker.delivery.deliver import Environment
+from worker.delivery.environment import Environment
 from worker.environment import make_environment
 from worker.pool.worker import Worker
 from worker.status.events import Event, Noted

@@ -19,7 +19,8 @@ from tests.worker.memory_line import MemoryStream, memory_stream_pair
 from tests.worker.peer import Peer
 from worker.cache.client import SessionCache
 from worker.content import Content, InlineContent
-from worker.delivery.deliver import Environment, deliver
+from worker.delivery.deliver import deliver
+from worker.delivery.environment import Environment
 from worker.delivery.reuse import CachedSessions, ReusePolicy
 from worker.delivery.security import NO_RULES, SecurityRules
 from worker.delivery.serve import serve

@@ -37,7 +37,8 @@ from worker.cli.order import (
 )
 from worker.config.config import Config
 from worker.content import Content
-from worker.delivery.deliver import Environment, deliver
+from worker.delivery.deliver import deliver
+from worker.delivery.environment import Environment
 from worker.delivery.slot import DeliverySlot
 from worker.environment import make_environment
 from worker.network.network import parse_dns_server

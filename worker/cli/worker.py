@@ -23,7 +23,7 @@ from worker.cli.rights import (
 )
 from worker.config.config import Config
 from worker.config.table_files import keep_out_of_sight
-from worker.delivery.deliver import Environment
+from worker.delivery.environment import Environment
 from worker.environment import make_environment
 from worker.pool.cache_command import cache_socket
 from worker.pool.privacy import keep_memory_private

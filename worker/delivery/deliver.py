@@ -9,37 +9,30 @@ left at the end is deferred with the reason that came last. One outcome per reci
 
 What is said in a session is in `transaction.py`, how it is opened in `introduction.py`, how it
 comes from the cache and goes there in `reuse.py`, the ledger of recipients in `outcomes.py`, what
-tables make of it in `status_filter.py`.
+tables make of it in `status_filter.py`; what a delivery needs from outside is an `Environment`.
 """
 
 import traceback
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from itertools import groupby
-from math import inf
 
 import trio
 
 from protocol.dialogue import Dialogue, State
 from protocol.outcome import Action, DeliveryResult, RecipientOutcome, SiteFailure
-from protocol.request import DeliveryRequest, Protocol, Recipient
-from protocol.transcript import MAX_TRANSCRIPTS, Transcript, Trouble
-from worker.config.tables import TableError
+from protocol.request import DeliveryRequest, Recipient
 from worker.content import Content
 from worker.delivery.ahead import next_envelope
 from worker.delivery.content_sending import ContentUnreadable
-from worker.delivery.debug_peers import DebugPeers
 from worker.delivery.envelope import Envelope
-from worker.delivery.handover import HandOver, Settled
+from worker.delivery.environment import Environment
+from worker.delivery.handover import Settled
 from worker.delivery.introduction import introduce
 from worker.delivery.outcomes import Outcomes, SessionFacts
-from worker.delivery.plain_peers import PlainPeers
-from worker.delivery.recorder import NO_RECORDING, Recorder, RecordingRules
-from worker.delivery.reuse import NO_REUSE, CachedSessions, ReusePolicy, Wishes
-from worker.delivery.security import NO_RULES, Security, SecurityRules
+from worker.delivery.reuse import NO_REUSE
+from worker.delivery.security import Security
 from worker.delivery.session import Session, SessionKey
-from worker.delivery.settings import DeliverySettings
 from worker.delivery.slot import DeliverySlot, Save
 from worker.delivery.status_filter import Filtering, StatusFilter
 from worker.delivery.transaction import (
@@ -48,6 +41,7 @@ from worker.delivery.transaction import (
     StaleSession,
     transfer,
 )
+from worker.delivery.transcripts import Transcripts
 from worker.errors import (
     ConnectError,
     DeliveryError,
@@ -58,10 +52,9 @@ from worker.errors import (
     TlsFailed,
 )
 from worker.network.address import Endpoint
-from worker.network.network import Choice, Network
+from worker.network.network import Choice
 from worker.status.events import (
     ConnectFailed,
-    Emit,
     EndpointFailed,
     PassedOn,
     SessionOpened,
@@ -74,49 +67,6 @@ from worker.tls.policy import Level
 NOT_TRIED = DeliveryError("4.3.0", "no server could be tried")
 STOPPED = DeliveryError("4.3.2", "the delivery agent is shutting down")
 OVERDUE = DeliveryError("4.3.0", "the delivery took longer than daemon_timeout")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Environment:
-    """What a delivery needs from outside; one for all deliveries under one configuration."""
-
-    settings: Mapping[Protocol, DeliverySettings]
-    networks: Mapping[Protocol, Network]
-    emit: Emit
-    wall: Callable[[], float]  # seconds since the epoch, for the `delays` in the log
-    reuse: Mapping[Protocol, ReusePolicy]
-    cached: CachedSessions | None = None  # None: there is no connection cache
-    plain: PlainPeers = field(default_factory=PlainPeers)
-    security: Mapping[Protocol, SecurityRules] = field(
-        default_factory=lambda: dict.fromkeys(Protocol, NO_RULES)
-    )
-    # minimal_backoff_time (300s): how long a message must have waited before it may go in the
-    # clear to a server whose TLS is broken
-    downgrade_after: float = 300.0
-    hand_over: HandOver | None = None  # best_mx_transport (); None: such mail is bounced
-    debug: DebugPeers | None = None  # debug_peer_list (); None: nobody is watched
-    recording: RecordingRules = NO_RECORDING
-    time_limit: float = inf  # daemon_timeout (18000s): seconds that one request may take
-
-    def close(self) -> None:
-        """Another one has taken its place: give back what it holds open.
-
-        Deliveries that are under way go on, without the cache and without TLS sessions to resume.
-        """
-        if self.cached is not None:
-            self.cached.close()
-        for rules in self.security.values():
-            rules.close()
-
-    def saving(self, key: SessionKey, wishes: Wishes, *, first: bool) -> Save | None:
-        """How a session is given to the cache, if it may be.
-
-        `first`: it was the first that served its request.
-        """
-        if self.cached is None or not wishes.save:
-            return None
-        limit = self.reuse[key.settings.protocol].time_limit
-        return partial(self.cached.save, key, limit=limit, for_destination=first)
 
 
 async def deliver(
@@ -192,8 +142,7 @@ class _Delivery:
         self._refused_ahead: Endpoint | None = None  # where MAIL was, for good, if it was ours
         self._asked: set[tuple[str, int]] = set()  # who has had its say on a reused session
         self._passed_over: list[str] = []  # reasons to log once another endpoint is tried
-        self._records = environment.recording.wants(request.sender)
-        self._transcripts: list[Transcript] = []
+        self._transcripts = Transcripts(request, environment.recording)
         self.slot = slot or DeliverySlot()
         handed_off = begun.handed_off if begun else environment.wall()
         self.outcomes = Outcomes(request, handed_off, self._started)
@@ -206,7 +155,7 @@ class _Delivery:
             outcomes=outcomes,
             site_failure=self._site_failure if deferred and not self._served else None,
             session_kept=self.slot.holds_session,
-            transcripts=tuple(self._transcripts),
+            transcripts=tuple(self._transcripts.kept),
         )
 
     async def filtered(self, result: DeliveryResult) -> DeliveryResult:
@@ -322,7 +271,7 @@ class _Delivery:
         self._passed_on, self._filter_there = frozenset(outcomes.undecided), other._filter
         other.outcomes = outcomes  # whatever interrupts it: nobody is lost, and nobody sent twice
         other._started = self._started
-        other._transcripts = self._transcripts
+        other._transcripts.kept = self._transcripts.kept
         other._handed_over = True
         if self._policy is None:
             other._policy = None  # nobody would end a session in the slot
@@ -493,7 +442,7 @@ class _Delivery:
     ) -> bool:
         """As _try_endpoint(). True: TLS broke, and so far nothing has come of the connection."""
         emit, undecided = self._environment.emit, len(self.outcomes.undecided)
-        recorder = Recorder(security.secrets) if self._records else None
+        recorder = self._transcripts.recorder(security)
         try:
             dialogue = await self._dialogue(endpoint, security, State.CONNECTED)
         except BaseException:
@@ -506,7 +455,7 @@ class _Delivery:
                 recorder,
             )
         except BaseException as exc:
-            self._keep_transcript(recorder, endpoint, exc)
+            self._transcripts.keep(recorder, endpoint, exc)
             if not isinstance(exc, (SiteError, SessionError)):
                 raise
             self._endpoint_failed(endpoint, exc, security)
@@ -579,7 +528,7 @@ class _Delivery:
         ahead = session.ahead is not None and session.ahead.behind_dot
         if begun is not None and begun.sending:
             ahead = begun.travelled_ahead
-        self._record(session)
+        self._transcripts.record(session)
         # In the clear because TLS is broken: others may not have waited long enough for that.
         keep = self._wishes.keep and not session.security.clear
         # Whoever comes next is to try his own destination first: a session with a fallback relay
@@ -611,9 +560,9 @@ class _Delivery:
                 if session.ahead is not None:
                     self._distrust(session.endpoint, doubt=False)
                 await session.quit()
-            self._keep_transcript(session.recorder, session.endpoint)
+            self._transcripts.keep(session.recorder, session.endpoint)
         except BaseException as exc:
-            self._keep_transcript(session.recorder, session.endpoint, exc)
+            self._transcripts.keep(session.recorder, session.endpoint, exc)
             await session.aclose()
             if isinstance(exc, RefusedAhead):
                 self._refused_ahead = session.endpoint if exc.hard else None
@@ -626,30 +575,6 @@ class _Delivery:
         self._served = True
         self._sessions += 1
         return True
-
-    def _record(self, session: Session) -> None:
-        """Have written down what is said about this message, if that is wanted; no other's."""
-        if not self._records:
-            session.record(None)
-            return
-        recorder = session.recorder or Recorder(session.security.secrets)
-        if session.uses:
-            recorder.next_message()
-        session.record(recorder)  # also if it was there: the dialogue may be another one
-
-    def _keep_transcript(
-        self, recorder: Recorder | None, endpoint: Endpoint, error: BaseException | None = None
-    ) -> None:
-        """The session, which `error` has ended, has done its part: is the postmaster to see it?"""
-        if recorder is None or len(self._transcripts) >= MAX_TRANSCRIPTS:
-            return
-        if (trouble := _trouble_of(error)) is not None:
-            recorder.troubles.add(trouble)
-        wanted = self._environment.recording.troubles
-        lmtp = self._request.protocol is Protocol.LMTP
-        transcript = recorder.transcript(endpoint.relay, wanted, lmtp=lmtp)
-        if transcript is not None:
-            self._transcripts.append(transcript)
 
     def _concludes(self, error: BaseException, facts: SessionFacts) -> bool:
         """Note what the end of a session means for its recipients; False: nothing, for now."""
@@ -710,14 +635,3 @@ class _Delivery:
         for reason in self._passed_over:
             self._environment.emit(EndpointFailed(request.queue_id, reason, request.protocol.value))
         self._passed_over.clear()
-
-
-def _trouble_of(error: BaseException | None) -> Trouble | None:
-    """What of our own has ended a session; None: nothing of ours."""
-    if isinstance(error, DeliveryError) and isinstance(error.__cause__, TableError):
-        return Trouble.DATA
-    if isinstance(error, ContentUnreadable):
-        return Trouble.RESOURCE
-    if isinstance(error, Exception) and not isinstance(error, DeliveryError):
-        return Trouble.SOFTWARE
-    return None

@@ -3,7 +3,8 @@
 from collections.abc import Callable
 from functools import partial
 
-from worker.delivery.deliver import Environment, deliver
+from worker.delivery.deliver import deliver
+from worker.delivery.environment import Environment
 from worker.delivery.slot import DeliverySlot
 from worker.delivery.steady import Requests, run_steadily
 

@@ -26,8 +26,8 @@ from protocol.reply import Reply
 from protocol.request import DeliveryRequest, Protocol
 from worker.content import Content, InlineContent
 from worker.delivery.ahead import next_envelope
-from worker.delivery.deliver import Environment
 from worker.delivery.envelope import Envelope
+from worker.delivery.environment import Environment
 from worker.delivery.session import RECEIVE_SIZE, Session, SessionKey
 from worker.delivery.slot import DeliverySlot, Save
 from worker.delivery.transaction import Begun, CleanSession, PledgedSession

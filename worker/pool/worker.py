@@ -24,7 +24,7 @@ from typing import Final
 import trio
 
 from protocol.errors import RemoteProtocolError
-from worker.delivery.deliver import Environment
+from worker.delivery.environment import Environment
 from worker.delivery.serve import serve
 from worker.delivery.slot import DeliverySlot
 from worker.pool.child import READY, STOPPING
