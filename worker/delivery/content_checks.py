@@ -70,7 +70,7 @@ class ContentChecks:
         return "header_checks", self.settings.header_checks
 
     async def _check(self, name: str, maps: Maps, where: Where, text: bytes) -> Checked:
-        if not maps:
+        if not maps or not text:  # an empty line fits no pattern, as in Postfix
             return Checked(text)
         shown = text.decode("utf-8", "surrogateescape")
         found = await maps.find(shown)
