@@ -128,6 +128,19 @@ async def test_s080_a_table_in_trouble_defers_and_nothing_is_taken(
     assert not other.links
 
 
+@pytest.mark.parametrize("parameter", ["smtp_header_checks", "smtp_body_checks"])
+@trio_test
+async def test_s080_a_rule_whose_text_is_empty_defers_and_nothing_is_taken(
+    store: Store, parameter: str
+) -> None:
+    peer = Peer()
+    world = World(peer, settings=configured({parameter: "regexp:{{/secret/ }}"}))
+    result = await deliver(world, store(b"Subject: secret\r\n\r\nsecret\r\n"))
+    assert [(one.action, one.dsn) for one in result.outcomes] == [(Action.DEFERRED, "4.3.0")]
+    assert f"{parameter.removeprefix('smtp_')}: the text for " in result.outcomes[0].reason
+    assert peer.accepted == []
+
+
 GENERIC = {"smtp_generic_maps": "inline:{s@x.ex=out@o.ex, a@example.com=b@o.ex}"}
 
 

@@ -101,9 +101,10 @@ async def test_s019_a_server_with_our_own_name_is_a_loop_on_the_mail_port(
         assert peer.verbs == ["EHLO", "QUIT"]
     else:
         assert outcome.action is SENT
-    assert Warned(
-        "host mx1.example.com[192.0.2.1] greeted me with my own hostname Client.Example"
-    ) in (world.events)
+    warnings = [event.text for event in world.events if isinstance(event, Warned)]
+    warning = "host mx1.example.com[192.0.2.1] greeted me with my own hostname Client.Example"
+    # Behind another port may be a content filter of this host: each of its sessions would warn.
+    assert warnings == ([warning] if port == 25 else [])
 
 
 @pytest.mark.parametrize("port", [465, 587])

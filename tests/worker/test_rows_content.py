@@ -334,3 +334,13 @@ async def test_s083_body_checks_see_line_by_line(protocol: Protocol) -> None:
     body = b"drop this\r\nold text\r\nnot old text\r\n"
     peer, _ = await delivered(b"drop: 1\r\n\r\n" + body, protocol, {"body_checks": rules})
     assert peer.accepted[0].content == b"drop: 1\r\n\r\nnew text\r\nnot old text\r\n"
+
+
+@EITHER
+@trio_test
+async def test_s083_body_checks_see_no_empty_line(protocol: Protocol) -> None:
+    # Whatever the patterns are: Postfix asks no table for an empty key.
+    rules = "regexp:{{!/text/ IGNORE}}"
+    body = b"a text\r\n\r\ndrop this\r\n\r\ntext b\r\n"
+    peer, _ = await delivered(b"A: 1\r\n\r\n" + body, protocol, {"body_checks": rules})
+    assert peer.accepted[0].content == b"A: 1\r\n\r\na text\r\n\r\n\r\ntext b\r\n"

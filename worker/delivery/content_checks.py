@@ -11,13 +11,14 @@ from typing import Final
 
 from protocol.header_field import FIELD_NAME, is_mime
 from protocol.mime import Header, Place
-from worker.config.tables import Maps
+from worker.config.tables import Maps, TableError
 from worker.delivery.content_settings import ContentSettings
 
 # (action, "header" or "body", what was checked, the text behind the action)
 Log = Callable[[str, str, str, str], None]
 Warn = Callable[[str], None]
 
+SHOWN: Final = 60  # characters of what was checked in an error
 PIECE: Final = 2048  # octets of a line that a body check sees at a time: line_length_limit
 
 
@@ -70,13 +71,15 @@ class ContentChecks:
         return "header_checks", self.settings.header_checks
 
     async def _check(self, name: str, maps: Maps, where: Where, text: bytes) -> Checked:
-        if not maps:
+        if not maps or not text:  # an empty line fits no pattern, as in Postfix
             return Checked(text)
         shown = text.decode("utf-8", "surrogateescape")
         found = await maps.find(shown)
         if found is None:
             return Checked(text)
-        word, *rest = found.split(None, 1)[:2] if found.strip() else ("",)
+        if not found.strip():  # a slip in the table: nobody knows what was meant
+            raise TableError(f"{name}: the text for {shown[:SHOWN]!r} is empty")
+        word, *rest = found.split(None, 1)
         argument = rest[0].rstrip() if rest else ""
         return self._act(word.upper(), argument, name, where, text, shown)
 

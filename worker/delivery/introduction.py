@@ -307,7 +307,8 @@ def _binding(session: Session) -> ChannelBinding | None:
 def _check_greeting(session: Session, greeting: Reply, emit: Emit) -> None:
     if greeting.positive:
         name = greeting.lines[0].split(maxsplit=1)[:1]
-        if [word.lower() for word in name] == [session.settings.hostname.lower()]:
+        ours = [word.lower() for word in name] == [session.settings.hostname.lower()]
+        if ours and _may_be_ourselves(session):
             emit(Warned(f"host {session.peer} greeted me with my own hostname {name[0]}"))
         return
     # A 5xx greeting says that this host takes no mail, not that nobody does (S040). A 4xx one
@@ -351,12 +352,16 @@ def _local_error(endpoint: Endpoint, error: TableError) -> SiteError:
 
 
 def _check_loop(session: Session, nexthop: str) -> None:
-    """A server that introduces itself with our own name is ourselves (S019).
+    """A server that introduces itself with our own name is ourselves (S019)."""
+    name = session.capabilities.greeting_name.lower()
+    if _may_be_ourselves(session) and name == session.settings.hostname.lower():
+        raise SiteError("5.4.6", f"mail for {nexthop} loops back to myself")
+
+
+def _may_be_ourselves(session: Session) -> bool:
+    """Our own name means that the server is ourselves.
 
     Only on the mail port: behind another port the same host may well run another server. And not
     in LMTP, whose server may well be this host, and relays nothing.
     """
-    name = session.capabilities.greeting_name.lower()
-    relays = session.endpoint.port == SMTP_PORT and session.settings.protocol is Protocol.SMTP
-    if relays and name == session.settings.hostname.lower():
-        raise SiteError("5.4.6", f"mail for {nexthop} loops back to myself")
+    return session.endpoint.port == SMTP_PORT and session.settings.protocol is Protocol.SMTP
