@@ -57,6 +57,8 @@ MESSAGES = {
     "base64": LEAF.replace(b"8bit", b"base64"),
     "unknown": LEAF.replace(b"8bit", b"x-own"),
     "comment": LEAF.replace(b"8bit", b"(c (c)) 8BIT (d)"),
+    "encoding-dot": LEAF.replace(b"8bit", b"8bit."),
+    "encoding-slash": LEAF.replace(b"8bit", b"8bit/x"),
     "unlabelled": b"Subject: \xc3\xa4\r\n\r\nb\xc3\xb6dy\r\n",
     "twice": (
         b"Content-Transfer-Encoding: 8bit\r\nContent-Transfer-Encoding: 7bit\r\n\r\n\xc3\xb6\r\n"

@@ -131,6 +131,22 @@ async def test_s071_an_eight_bit_leaf_becomes_quoted_printable_and_says_so() -> 
 
 
 @pytest.mark.parametrize(
+    ("encoding", "converted"),
+    [
+        *((b"8bit", True), (b"8BIT.", True), (b"(c) binary ; x", True), (b"8bit, 7bit", True)),
+        *((b"8bit/x", False), (b"=8bit", False), (b'"8bit"', False), (b"8bit?", False)),
+    ],
+)
+@trio_test
+async def test_s195_an_encoding_is_the_first_word_whatever_follows(
+    encoding: bytes, converted: bool
+) -> None:
+    out = await convert(LEAF.replace(b"8bit", encoding) + b"\xc3\xa4\r\n")
+    assert out.endswith(b"=C3=A4\r\n") == converted
+    assert (b": quoted-printable\r\n" in out) == converted
+
+
+@pytest.mark.parametrize(
     "kind", [b"multipart/signed", b"message/partial", b"message/external-body"]
 )
 @trio_test
