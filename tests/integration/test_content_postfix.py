@@ -75,6 +75,7 @@ MESSAGES = {
         b"Content-Type: message/global\r\nContent-Transfer-Encoding: 8bit\r\n\r\n"
         b"Subject: h\xc3\xa4\r\n" + LEAF
     ),
+    "global-unlabelled": b"Content-Type: message/global\r\n\r\nSubject: h\xc3\xa4\r\n" + LEAF,
     "forwarded-mixed": multipart(
         b"mixed",
         b"Content-Type: message/rfc822\r\n\r\nSubject: x\r\n"
@@ -123,6 +124,7 @@ CHECKED = {
         b"mixed",
         b"X-1: value 1\r\n" + LEAF,
         b"Content-Type: message/rfc822\r\n\r\nX-1: value 1\r\n" + LEAF,
+        b"Content-Type: message/global\r\n\r\nX-1: value 1\r\n" + LEAF,
     ),
     "body": b"\r\ndrop me\r\nold text\r\nmark\r\nwarn\r\nX-1: value 1\r\nlast\r\n",
     "long-body": b"\r\n" + b"drop" * 600 + b"\r\n" + b"a" * 2048 + b"old text\r\nx\r\n",

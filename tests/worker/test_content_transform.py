@@ -146,6 +146,32 @@ async def test_s195_an_encoding_is_the_first_word_whatever_follows(
     assert (b": quoted-printable\r\n" in out) == converted
 
 
+GLOBAL = b"Content-Type: message/global\r\n%s\r\nSubject: \xc3\xa4\r\n" + LEAF + b"\xc3\xa4\r\n"
+
+
+@pytest.mark.parametrize("label", [b"", b"Content-Transfer-Encoding: 8bit\r\n"])
+@trio_test
+async def test_s082_the_header_of_an_international_message_inside_is_checked(label: bytes) -> None:
+    of = settings({"smtp_nested_header_checks": "regexp:{{/^Subject/ REPLACE X: 1}}"})
+    out, _ = await transform([GLOBAL % label], of)
+    assert out == (GLOBAL % label).replace(b"Subject: \xc3\xa4", b"X: 1")
+
+
+@trio_test
+async def test_s071_an_international_message_inside_is_encoded_where_it_is_labelled() -> None:
+    # Its header may be 8-bit: then all of it is encoded (RFC 6532 section 3.7). Else its parts are.
+    label = b"Content-Transfer-Encoding: 8bit\r\n"
+    whole = await convert(GLOBAL % label)
+    assert whole.isascii()
+    assert whole.startswith(
+        b"Content-Type: message/global\r\n"
+        b"Content-Transfer-Encoding: quoted-printable\r\n\r\nSubject: =C3=A4\r\n"
+    )
+    assert (await convert(GLOBAL % b"")).endswith(
+        b"Content-Transfer-Encoding: quoted-printable\r\n\r\n=C3=A4\r\n"
+    )
+
+
 @pytest.mark.parametrize(
     "kind", [b"multipart/signed", b"message/partial", b"message/external-body"]
 )
