@@ -90,6 +90,8 @@ def content_type(value: bytes) -> ContentType:
     """What Content-Type tells; the parameters are read for multipart alone."""
     items = _items(value.decode("latin-1"))
     first = next(items, [])
+    if not first:
+        return ContentType("text", "plain")  # what a body is that nothing is said of
     main = first[0][1].lower() if first and first[0][0] is _Kind.WORD else ""
     sub = ""
     if len(first) == 3 and first[1] == (_Kind.SPECIAL, "/") and first[2][0] is _Kind.WORD:

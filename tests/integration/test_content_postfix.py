@@ -76,6 +76,7 @@ MESSAGES = {
         b"Subject: h\xc3\xa4\r\n" + LEAF
     ),
     "global-unlabelled": b"Content-Type: message/global\r\n\r\nSubject: h\xc3\xa4\r\n" + LEAF,
+    "digest-empty-type": multipart(b"digest", b"Content-Type:\r\n\r\nSubject: x\r\n" + LEAF),
     "forwarded-mixed": multipart(
         b"mixed",
         b"Content-Type: message/rfc822\r\n\r\nSubject: x\r\n"

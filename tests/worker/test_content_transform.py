@@ -172,6 +172,18 @@ async def test_s071_an_international_message_inside_is_encoded_where_it_is_label
     )
 
 
+@trio_test
+async def test_s196_an_empty_content_type_in_a_digest_is_text() -> None:
+    of = settings({"smtp_nested_header_checks": "static:IGNORE"})
+    for field, checked in ((b"", True), (b"Content-Type:\r\n", False)):
+        message = (
+            b"Content-Type: multipart/digest; boundary=B\r\n\r\n--B\r\n%s\r\n" % field
+            + b"X-Inside: 1\r\n\r\nx\r\n--B--\r\n"
+        )
+        out, _ = await transform([message], of)
+        assert (b"X-Inside" not in out) == checked
+
+
 @pytest.mark.parametrize(
     "kind", [b"multipart/signed", b"message/partial", b"message/external-body"]
 )
