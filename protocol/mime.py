@@ -6,7 +6,7 @@ and for the empty line that a primary header must have before a body. With `conv
 announce 8-bit or binary bodies are replaced on the way, and those bodies are marked.
 
 What a message is taken for is what Postfix's mime_state(3) takes it for. Where we differ, a message
-would have been spoilt: see `_end_of_header`. Nothing here grows with the message: a line is kept
+would have been spoilt: see `_end_header`. Nothing here grows with the message: a line is kept
 only where it may be a field or a boundary, both of limited length.
 """
 

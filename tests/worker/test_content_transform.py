@@ -146,6 +146,30 @@ async def test_s195_an_encoding_is_the_first_word_whatever_follows(
     assert (b": quoted-printable\r\n" in out) == converted
 
 
+@trio_test
+async def test_s081_the_encoding_that_a_conversion_writes_is_a_mime_field() -> None:
+    message = LEAF + b"\xc3\xa4\r\n"
+    encoding = b"Content-Transfer-Encoding: quoted-printable\r\n"
+    for others in ("smtp_header_checks", "smtp_nested_header_checks"):
+        assert encoding in await convert(message, {others: "static:IGNORE"})
+    assert encoding not in await convert(message, {"smtp_mime_header_checks": "static:IGNORE"})
+
+
+@trio_test
+async def test_s083_a_text_before_a_piece_of_a_long_line_is_a_line() -> None:
+    of = settings({"smtp_body_checks": "regexp:{{/^x/ PREPEND y}}", "smtp_line_length_limit": "0"})
+    out, _ = await transform([b"\r\n" + b"x" * 2050 + b"\r\n"], of)
+    assert out == b"\r\ny\r\n" + b"x" * 2048 + b"\r\ny\r\nxx\r\n"
+
+
+@pytest.mark.parametrize("kind", [b"message/delivery-status", b"message/news"])
+@trio_test
+async def test_s196_an_encoded_message_of_another_type_says_so(kind: bytes) -> None:
+    out = await convert(LEAF.replace(b"text/plain", kind) + b"\xc3\xa4\r\n")
+    assert b"\r\nContent-Transfer-Encoding: quoted-printable\r\n" in out
+    assert out.endswith(b"=C3=A4\r\n")
+
+
 GLOBAL = b"Content-Type: message/global\r\n%s\r\nSubject: \xc3\xa4\r\n" + LEAF + b"\xc3\xa4\r\n"
 
 
