@@ -20,7 +20,6 @@ _PAIR: Final = re.compile(r"\\(.)", re.DOTALL)
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f]")
 _BESIDE: Final = " \t\r\n<>(),;:"  # what ends a word
 _WORDS: Final = ("word", "literal")
-_JOINTS: Final = (".", "@")  # what stands between the words of one address
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,21 +112,30 @@ def _of_words(tokens: list[_Token]) -> Iterator[FieldAddress]:
 
 
 def _address(run: list[_Token]) -> Iterator[FieldAddress]:
-    """One address, if it is one."""
-    words, joints = run[::2], [token.kind for token in run[1::2]]
+    """One address, if it is one.
+
+    Dots in a local part may stand anywhere: "a.@x" and "a..b@x" are illegal, but in use, and would
+    leave as they are. A text without a domain is more often a name than such an address.
+    """
+    kinds = [token.kind for token in run]
     text = "".join(token.text for token in run)
-    if (
-        text  # not an empty quoted string
-        and not _CONTROL.search(text)
-        and len(run) % 2
-        and all(joint in _JOINTS for joint in joints)
-        and joints.count("@") <= 1
-        # Internal form cannot tell a quoted @ without a domain from the one before a domain.
-        and ("@" in joints or "@" not in text)
-    ):
-        local = joints.index("@") + 1 if "@" in joints else len(words)
-        if all(word.kind == "word" for word in words[:local]) and _is_domain(words[local:]):
-            yield FieldAddress(text, run[0].start, run[-1].end)
+    if not text or _CONTROL.search(text) or kinds.count("@") > 1:
+        return
+    if "@" in kinds:
+        at = kinds.index("@")
+        if not at or any(kind not in ("word", ".") for kind in kinds[:at]):
+            return
+        if not _is_dotted(kinds[at + 1 :]) or not _is_domain(run[at + 1 :: 2]):
+            return
+    # Internal form cannot tell a quoted @ without a domain from the one before a domain.
+    elif "@" in text or "literal" in kinds or not _is_dotted(kinds):
+        return
+    yield FieldAddress(text, run[0].start, run[-1].end)
+
+
+def _is_dotted(kinds: list[str]) -> bool:
+    """Words, or a literal, with a dot between each two."""
+    return len(kinds) % 2 == 1 and all(kind == "." for kind in kinds[1::2])
 
 
 def _is_domain(words: list[_Token]) -> bool:

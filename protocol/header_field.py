@@ -35,6 +35,9 @@ _SKIPPED: Final = re.compile(r"[ \t\r\n]+")
 _QUOTED: Final = re.compile(r'"((?:[^"\\]|\\.)*)(?:"|\\?\Z)', re.DOTALL)
 # Neither white space nor control nor tspecials (RFC 2045 section 5.1).
 _WORD: Final = re.compile(r'[^\x00- \x7f()<>@,;:\\"/\[\]?=]+')
+# Nor specials (RFC 822 section 3.3), by which Postfix reads the encoding: "8bit." is one, and
+# "8bit/x" is none.
+_ATOM: Final = re.compile(r'[^\x00- \x7f()<>@,;:\\".\[\]]+')
 _IN_COMMENT: Final = re.compile(r"[()]|\\.", re.DOTALL)
 _FOLD: Final = re.compile(r"[ \t\r\n]*\n")
 
@@ -66,7 +69,7 @@ _DOMAINS: Final = {
 
 def transfer_domain(value: bytes) -> Domain | None:
     """The domain that Content-Transfer-Encoding tells; None: it says nothing that is known."""
-    for kind, text in _tokens(value.decode("latin-1")):
+    for kind, text in _tokens(value.decode("latin-1"), _ATOM):
         return _DOMAINS.get(text.lower()) if kind is _Kind.WORD else None
     return None
 
@@ -87,6 +90,8 @@ def content_type(value: bytes) -> ContentType:
     """What Content-Type tells; the parameters are read for multipart alone."""
     items = _items(value.decode("latin-1"))
     first = next(items, [])
+    if not first:
+        return ContentType("text", "plain")  # what a body is that nothing is said of
     main = first[0][1].lower() if first and first[0][0] is _Kind.WORD else ""
     sub = ""
     if len(first) == 3 and first[1] == (_Kind.SPECIAL, "/") and first[2][0] is _Kind.WORD:
@@ -128,13 +133,13 @@ def _items(value: str) -> Iterator[list[_Token]]:
     yield item
 
 
-def _tokens(value: str) -> Iterator[_Token]:
+def _tokens(value: str, word: re.Pattern[str] = _WORD) -> Iterator[_Token]:
     """The tokens of a structured field, without comments and white space."""
     at = 0
     while at < len(value):
         if match := _SKIPPED.match(value, at):
             pass
-        elif match := _WORD.match(value, at):
+        elif match := word.match(value, at):
             yield _Kind.WORD, match[0]
         elif match := _QUOTED.match(value, at):
             # A fold goes with the white space before it; what follows belongs to the value.

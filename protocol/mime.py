@@ -6,7 +6,7 @@ and for the empty line that a primary header must have before a body. With `conv
 announce 8-bit or binary bodies are replaced on the way, and those bodies are marked.
 
 What a message is taken for is what Postfix's mime_state(3) takes it for. Where we differ, a message
-would have been spoilt: see `_end_of_header`. Nothing here grows with the message: a line is kept
+would have been spoilt: see `_end_header`. Nothing here grows with the message: a line is kept
 only where it may be a field or a boundary, both of limited length.
 """
 
@@ -73,6 +73,7 @@ class _Content(Enum):
     MULTIPART = "multipart"
     SIGNED = "signed"  # multipart/signed: not to be altered (RFC 1847 section 2.1)
     MESSAGE = "message"  # message/rfc822: a header follows
+    GLOBAL = "global"  # message/global: the same, but it may be encoded (RFC 6532 section 3.7)
     FIXED = "fixed"  # message/partial, message/external-body: never encoded (RFC 2046 section 5.2)
 
 
@@ -257,6 +258,8 @@ class MimeParser:
                 self._open(boundary, default)
         elif found.main == "message" and found.sub == "rfc822":
             self._content = _Content.MESSAGE
+        elif found.main == "message" and found.sub == "global":
+            self._content = _Content.GLOBAL
         elif found.main == "message" and found.sub in ("partial", "external-body"):
             self._content = _Content.FIXED
         elif found.main:
@@ -282,6 +285,9 @@ class MimeParser:
         message/partial or no message that we know. Neither can be read afterwards.
         """
         converting = self._converting
+        if self._content is _Content.GLOBAL:
+            encoded = converting and self._domain is not Domain.SEVEN_BIT
+            self._content = _Content.LEAF if encoded else _Content.MESSAGE
         if converting and self._domain is not Domain.SEVEN_BIT:
             if self._content in (_Content.SIGNED, _Content.FIXED):
                 text = self._announced

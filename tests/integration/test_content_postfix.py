@@ -57,6 +57,8 @@ MESSAGES = {
     "base64": LEAF.replace(b"8bit", b"base64"),
     "unknown": LEAF.replace(b"8bit", b"x-own"),
     "comment": LEAF.replace(b"8bit", b"(c (c)) 8BIT (d)"),
+    "encoding-dot": LEAF.replace(b"8bit", b"8bit."),
+    "encoding-slash": LEAF.replace(b"8bit", b"8bit/x"),
     "unlabelled": b"Subject: \xc3\xa4\r\n\r\nb\xc3\xb6dy\r\n",
     "twice": (
         b"Content-Transfer-Encoding: 8bit\r\nContent-Transfer-Encoding: 7bit\r\n\r\n\xc3\xb6\r\n"
@@ -73,6 +75,8 @@ MESSAGES = {
         b"Content-Type: message/global\r\nContent-Transfer-Encoding: 8bit\r\n\r\n"
         b"Subject: h\xc3\xa4\r\n" + LEAF
     ),
+    "global-unlabelled": b"Content-Type: message/global\r\n\r\nSubject: h\xc3\xa4\r\n" + LEAF,
+    "digest-empty-type": multipart(b"digest", b"Content-Type:\r\n\r\nSubject: x\r\n" + LEAF),
     "forwarded-mixed": multipart(
         b"mixed",
         b"Content-Type: message/rfc822\r\n\r\nSubject: x\r\n"
@@ -121,6 +125,7 @@ CHECKED = {
         b"mixed",
         b"X-1: value 1\r\n" + LEAF,
         b"Content-Type: message/rfc822\r\n\r\nX-1: value 1\r\n" + LEAF,
+        b"Content-Type: message/global\r\n\r\nX-1: value 1\r\n" + LEAF,
     ),
     "body": b"\r\ndrop me\r\nold text\r\nmark\r\nwarn\r\nX-1: value 1\r\nlast\r\n",
     "long-body": b"\r\n" + b"drop" * 600 + b"\r\n" + b"a" * 2048 + b"old text\r\nx\r\n",

@@ -27,7 +27,9 @@ CRUMBS = st.sampled_from(
         (" <>", []),
         (" local", ["local"]),
         (" a@[192.0.2.1]", ["a@[192.0.2.1]"]),
-        (" a@@x, .b@x, c@x", ["c@x"]),
+        (" a@@x, @x, a@.x, a@x., c@x", ["c@x"]),
+        (" a.@x, N. <b..c.@x>, .d@x, e.(c)@x", ["a.@x", "b..c.@x", ".d@x", "e.@x"]),
+        (" a., .a, a..b, c.d", ["c.d"]),
         (" (a@x) b@x (c@x", ["b@x"]),
         (" [192.0.2.1]@x, a@b.[192.0.2.1], [1], c@x", ["c@x"]),
         (' a@"x", a@x\\<, c@x', ["c@x"]),
@@ -39,6 +41,7 @@ def test_s189_addresses_are_found(text: str, addresses: list[str]) -> None:
 
 
 def test_s189_what_is_replaced_is_the_address_alone() -> None:
+    assert replace_addresses(" N. <a.@x>, b.", {"a.@x": "c.@y"}) == ' N. <"c."@y>, b.'
     text = ' "A, B" <a@x>,\n\tfriends: b@x (Bob) ,\n (c) "d d"@x;, e (e) @x'
     new = {"a@x": "1@y", "b@x": "2 2@y", "d d@x": "3@y", "e@x": "4@y"}
     assert replace_addresses(text, new) == (

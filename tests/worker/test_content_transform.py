@@ -131,6 +131,84 @@ async def test_s071_an_eight_bit_leaf_becomes_quoted_printable_and_says_so() -> 
 
 
 @pytest.mark.parametrize(
+    ("encoding", "converted"),
+    [
+        *((b"8bit", True), (b"8BIT.", True), (b"(c) binary ; x", True), (b"8bit, 7bit", True)),
+        *((b"8bit/x", False), (b"=8bit", False), (b'"8bit"', False), (b"8bit?", False)),
+    ],
+)
+@trio_test
+async def test_s195_an_encoding_is_the_first_word_whatever_follows(
+    encoding: bytes, converted: bool
+) -> None:
+    out = await convert(LEAF.replace(b"8bit", encoding) + b"\xc3\xa4\r\n")
+    assert out.endswith(b"=C3=A4\r\n") == converted
+    assert (b": quoted-printable\r\n" in out) == converted
+
+
+@trio_test
+async def test_s081_the_encoding_that_a_conversion_writes_is_a_mime_field() -> None:
+    message = LEAF + b"\xc3\xa4\r\n"
+    encoding = b"Content-Transfer-Encoding: quoted-printable\r\n"
+    for others in ("smtp_header_checks", "smtp_nested_header_checks"):
+        assert encoding in await convert(message, {others: "static:IGNORE"})
+    assert encoding not in await convert(message, {"smtp_mime_header_checks": "static:IGNORE"})
+
+
+@trio_test
+async def test_s083_a_text_before_a_piece_of_a_long_line_is_a_line() -> None:
+    of = settings({"smtp_body_checks": "regexp:{{/^x/ PREPEND y}}", "smtp_line_length_limit": "0"})
+    out, _ = await transform([b"\r\n" + b"x" * 2050 + b"\r\n"], of)
+    assert out == b"\r\ny\r\n" + b"x" * 2048 + b"\r\ny\r\nxx\r\n"
+
+
+@pytest.mark.parametrize("kind", [b"message/delivery-status", b"message/news"])
+@trio_test
+async def test_s196_an_encoded_message_of_another_type_says_so(kind: bytes) -> None:
+    out = await convert(LEAF.replace(b"text/plain", kind) + b"\xc3\xa4\r\n")
+    assert b"\r\nContent-Transfer-Encoding: quoted-printable\r\n" in out
+    assert out.endswith(b"=C3=A4\r\n")
+
+
+GLOBAL = b"Content-Type: message/global\r\n%s\r\nSubject: \xc3\xa4\r\n" + LEAF + b"\xc3\xa4\r\n"
+
+
+@pytest.mark.parametrize("label", [b"", b"Content-Transfer-Encoding: 8bit\r\n"])
+@trio_test
+async def test_s082_the_header_of_an_international_message_inside_is_checked(label: bytes) -> None:
+    of = settings({"smtp_nested_header_checks": "regexp:{{/^Subject/ REPLACE X: 1}}"})
+    out, _ = await transform([GLOBAL % label], of)
+    assert out == (GLOBAL % label).replace(b"Subject: \xc3\xa4", b"X: 1")
+
+
+@trio_test
+async def test_s071_an_international_message_inside_is_encoded_where_it_is_labelled() -> None:
+    # Its header may be 8-bit: then all of it is encoded (RFC 6532 section 3.7). Else its parts are.
+    label = b"Content-Transfer-Encoding: 8bit\r\n"
+    whole = await convert(GLOBAL % label)
+    assert whole.isascii()
+    assert whole.startswith(
+        b"Content-Type: message/global\r\n"
+        b"Content-Transfer-Encoding: quoted-printable\r\n\r\nSubject: =C3=A4\r\n"
+    )
+    assert (await convert(GLOBAL % b"")).endswith(
+        b"Content-Transfer-Encoding: quoted-printable\r\n\r\n=C3=A4\r\n"
+    )
+
+
+@trio_test
+async def test_s196_an_empty_content_type_in_a_digest_is_text() -> None:
+    of = settings({"smtp_nested_header_checks": "static:IGNORE"})
+    for field, checked in ((b"", True), (b"Content-Type:\r\n", False)):
+        message = (
+            b"Content-Type: multipart/digest; boundary=B\r\n\r\n--B\r\n%s\r\n" % field
+            + b"X-Inside: 1\r\n\r\nx\r\n--B--\r\n"
+        )
+        out, _ = await transform([message], of)
+        assert (b"X-Inside" not in out) == checked
+
+
+@pytest.mark.parametrize(
     "kind", [b"multipart/signed", b"message/partial", b"message/external-body"]
 )
 @trio_test
