@@ -1,5 +1,6 @@
 """A message as commands get it: header fields, recipients in them, canonical content."""
 
+import errno
 import io
 import os
 
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 
 from protocol.data import scan
 from protocol.request import SendOptions
+from worker.cli.exits import CommandError
 from worker.cli.message import (
     HEADER_LIMIT,
     HeaderError,
@@ -22,6 +24,23 @@ from worker.content import FileContent, InlineContent
 
 def recipients(header: bytes) -> list[str]:
     return header_recipients(read_message(io.BytesIO(header + b"\nbody\n")))
+
+
+class Unreadable(io.BytesIO):
+    """A file that ends in a fault."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """What is there; instead of an end an error."""
+        if octets := super().read(size):
+            return octets
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+
+@pytest.mark.parametrize("octets", [b"", b"Subject: a\n\nbody\n"])
+def test_a_message_that_cannot_be_read_is_said_to_be(octets: bytes) -> None:
+    with pytest.raises(CommandError, match="cannot be read: Input/output error") as caught:
+        list(read_message(Unreadable(octets)).blocks())
+    assert caught.value.status == os.EX_IOERR
 
 
 def test_fields_are_taken_apart_and_given_back_as_they_were() -> None:

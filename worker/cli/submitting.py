@@ -74,9 +74,9 @@ def recipients_of(
 def submit_message(config: Config, submission: Submission, message: Message) -> str:
     """Queue a message and return its queue id: it is on disk then.
 
-    Fills in what the header says. Raises SubmissionRefused, StoreError, OSError (reading it), and
-    CommandError for a queue that cannot be used: that is the queue's trouble, not the message's,
-    and a caller that took it for a refusal would drop the mail.
+    Fills in what the header says. Raises SubmissionRefused, StoreError, and
+    CommandError for a message that cannot be read, and for a queue that cannot be used: that is the
+    queue's trouble, not the message's, and a caller that took it for a refusal would drop the mail.
     """
     requested = None if config.boolean("smtputf8_enable") else False
     submission = replace(
