@@ -184,7 +184,9 @@ def check_order(order: Order) -> None:
     """Refuse what could only fail later, and would then look like the peer's fault: OrderError."""
     if order.nexthop:
         try:
-            for nexthop in split_nexthops(order.nexthop):
+            # A path may hold spaces and commas: it is one nexthop, here as for who delivers.
+            path = order.nexthop.startswith("unix:")
+            for nexthop in (order.nexthop,) if path else split_nexthops(order.nexthop):
                 parse_destination(nexthop, order.protocol)
         except DestinationError as exc:
             raise OrderError(f"nexthop: {exc}") from exc
