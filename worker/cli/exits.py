@@ -174,11 +174,17 @@ def _expected(error: BaseException) -> int | None:
 
 def _expected_kinds() -> Iterator[tuple[type[BaseException], int]]:
     from worker.config.problems import ConfigError
-    from worker.queue.store import StoreError, StoreUnusable, SubmissionRefused
+    from worker.queue.store import (
+        StoreError,
+        StoreNotMade,
+        StoreUnusable,
+        SubmissionRefused,
+    )
 
     yield ConfigError, os.EX_CONFIG
     yield SubmissionRefused, os.EX_DATAERR
     yield StoreUnusable, os.EX_DATAERR  # before its base: trying again does not help
+    yield StoreNotMade, os.EX_CANTCREAT
     yield StoreError, os.EX_TEMPFAIL
     from worker.pool.node import NoWorkerError  # what it needs is loaded only by `postrio run`
 
