@@ -245,6 +245,13 @@ def test_check_says_what_would_be_wrong(shell: Shell, tmp_path: Path) -> None:
     assert "2 problems found" in ended.err
 
 
+def test_check_refuses_a_queue_of_postfix(shell: Shell) -> None:
+    (shell.queue / "maildrop").mkdir(parents=True)
+    ended = shell.postrio("check")
+    assert ended.status == 78
+    assert f"queue_directory {shell.queue} is a queue of Postfix" in ended.err
+
+
 @pytest.mark.parametrize(
     ("settings", "told"),
     [
