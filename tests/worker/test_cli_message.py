@@ -3,6 +3,8 @@
 import errno
 import io
 import os
+import tempfile
+from typing import Never
 
 import pytest
 from hypothesis import given
@@ -158,3 +160,15 @@ def test_a_large_content_goes_to_a_file() -> None:
     assert os.pread(content.fd, 10**6, 0) == scan(b"".join(blocks))[0]
     content.close()
     assert facts.octets == 72 * 3_000
+
+
+def test_a_large_content_that_cannot_be_kept_can_be_tried_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def full() -> Never:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", full)
+    with pytest.raises(CommandError, match=r"TMPDIR.*: No space left on device") as caught:
+        spool([b"x\n"])
+    assert caught.value.status == os.EX_TEMPFAIL

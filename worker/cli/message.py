@@ -180,8 +180,19 @@ def send_options(
 def spool(blocks: Iterable[bytes]) -> tuple[Content, ContentFacts]:
     """A content in canonical form, in memory if it is small; the caller closes it.
 
-    A large one goes to a file without a name in the directory for temporary files. Raises OSError.
+    A large one goes to a file without a name in the directory for temporary files. Raises
+    CommandError where it cannot be kept there.
     """
+    try:
+        return _spool(blocks)
+    except OSError as exc:
+        where = "in the directory for temporary files (TMPDIR)"
+        raise CommandError(
+            f"the message cannot be kept {where}: {exc.strerror}", os.EX_TEMPFAIL
+        ) from exc
+
+
+def _spool(blocks: Iterable[bytes]) -> tuple[Content, ContentFacts]:
     scanner = ContentScanner()
     held = bytearray()
     with tempfile.TemporaryFile() as file:
