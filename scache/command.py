@@ -103,7 +103,13 @@ def scache(path: Path | None, *, status: bool, as_json: bool, **options: Any) ->
         if path is None:
             raise click.UsageError("--status needs --socket")
         report = ask_report(path)
-        click.echo(report if as_json else report_table(report))
+        try:
+            click.echo(report if as_json else report_table(report))
+        except BrokenPipeError:
+            raise
+        except OSError as exc:
+            text = f"standard output cannot be written: {exc.strerror}"
+            raise StartError(text, os.EX_IOERR) from exc
         return
     _serve(path, **options)
 

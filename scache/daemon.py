@@ -5,7 +5,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
@@ -32,6 +32,8 @@ class DaemonSettings:
 async def run_daemon(listener: socket.socket, settings: DaemonSettings) -> None:
     """Serve until SIGTERM, SIGINT or the end of the lifeline; what is held gets a QUIT then.
 
+    With a lifeline SIGINT is ignored: it comes from a terminal to the whole group, and the parent
+    decides when its workers need no cache any more.
     SIGHUP logs the statistics, and with them begins a new log file where the old one was renamed.
     """
     daemon = _Daemon(Server(settings.server))
@@ -40,7 +42,10 @@ async def run_daemon(listener: socket.socket, settings: DaemonSettings) -> None:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(daemon.server.serve, listener)
                 nursery.start_soon(daemon.log_regularly, settings.status_update_time)
-                nursery.start_soon(daemon.obey, signals, nursery.cancel_scope)
+                ended_by = (
+                    {signal.SIGTERM} if settings.lifeline else {signal.SIGTERM, signal.SIGINT}
+                )
+                nursery.start_soon(daemon.obey, signals, ended_by, nursery.cancel_scope)
                 if settings.lifeline:
                     nursery.start_soon(_hold_lifeline, nursery.cancel_scope)
                 log.info("connection cache started")
@@ -57,13 +62,16 @@ class _Daemon:
         self.server = server
         self._begin = time.time()
 
-    async def obey(self, signals: AsyncIterator[int], everything: trio.CancelScope) -> None:
+    async def obey(
+        self, signals: AsyncIterator[int], ended_by: Collection[int], everything: trio.CancelScope
+    ) -> None:
         async for number in signals:
-            if number != signal.SIGHUP:
+            if number in ended_by:
                 everything.cancel()
                 return
-            self.log_statistics()
-            log.info("log reopened")  # the record that makes it so
+            if number == signal.SIGHUP:
+                self.log_statistics()
+                log.info("log reopened")  # the record that makes it so
 
     async def log_regularly(self, interval: float) -> None:
         while True:

@@ -2,12 +2,13 @@
 
 import json
 import os
+import shlex
 import signal
 import sys
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from subprocess import DEVNULL, PIPE, CompletedProcess
+from subprocess import DEVNULL, PIPE, CompletedProcess, run
 
 import pytest
 import trio
@@ -74,6 +75,23 @@ async def postrio(
 def environment() -> Mapping[str, str]:
     """Ours, without a main.cf of this machine."""
     return {**os.environ, "MAIL_CONFIG": os.devnull}
+
+
+def redirected(
+    *arguments: str, to: str, module: str = "worker", **variables: str
+) -> CompletedProcess[str]:
+    """Run a command whose streams a shell has redirected, as ">&-" says."""
+    # Of the shell's own words nothing reaches the command.
+    command = shlex.join([sys.executable, "-m", module, *arguments])
+    return run(
+        ["sh", "-c", f"{command} {to}"],
+        stdin=DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=LIMIT,
+        check=False,
+        env={**environment(), **variables},
+    )
 
 
 def envelope(*recipients: str) -> list[str]:
@@ -342,3 +360,56 @@ async def test_a_second_node_on_the_same_queue_is_refused(tmp_path: Path) -> Non
         done = await postrio("run", "-c", str(node.main_cf))
         assert done.returncode == 75
         assert b"is in use by process" in done.stderr
+
+
+# --- the streams of a command --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("arguments", [["config", "myhostname"], ["--help"], ["config", "--help"]])
+def test_a_standard_output_that_is_full_is_said_to_be(arguments: list[str]) -> None:
+    ended = redirected(*arguments, to=">/dev/full")
+    expected = "postrio: standard output cannot be written: No space left on device\n"
+    assert (ended.returncode, ended.stderr) == (os.EX_IOERR, expected)
+
+
+def test_who_cannot_be_told_the_queue_id_is_told_that_the_message_is_queued(
+    tmp_path: Path,
+) -> None:
+    queue = f"queue_directory={tmp_path}/queue"
+    ended = redirected("send", "-o", queue, "b@y.example", to=">/dev/full")
+    listed = redirected("queue", "list", "-o", queue, "--json", to="")
+    queue_id = json.loads(listed.stdout)["queue_id"]
+    assert ended.returncode == os.EX_IOERR
+    assert ended.stderr.endswith(f"; the message is queued as {queue_id}\n")
+
+
+@pytest.mark.parametrize("to", [">&-", "2>&-", ">&- 2>&-", "<&-", "2>/dev/full"])
+@pytest.mark.parametrize(
+    ("arguments", "status"),
+    [(["config", "myhostname"], os.EX_OK), (["config", "nosuch"], os.EX_USAGE)],
+)
+def test_a_stream_that_is_closed_changes_no_status(
+    arguments: list[str], status: int, to: str
+) -> None:
+    ended = redirected(*arguments, to=to)
+    assert ended.returncode == status
+    assert "Traceback" not in ended.stderr
+
+
+def test_what_a_locale_has_no_letter_for_is_shown_escaped() -> None:
+    setting = "syslog_name=\u044b"
+    ended = redirected("config", "-o", setting, "syslog_name", to="", PYTHONIOENCODING="latin-1")
+    assert (ended.returncode, ended.stdout) == (os.EX_OK, "syslog_name = \\u044b\n")
+
+
+def test_no_file_takes_the_number_of_a_stream_that_is_closed() -> None:
+    code = (
+        "import os; from worker.cli.exits import run_command;"
+        "run_command('x', lambda _: os.open('/', os.O_RDONLY) < 3, [])"
+    )
+    ended = run(
+        ["sh", "-c", f"{shlex.quote(sys.executable)} -c {shlex.quote(code)} <&- >&- 2>&-"],
+        timeout=LIMIT,
+        check=False,
+    )
+    assert ended.returncode == 0

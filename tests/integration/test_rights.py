@@ -64,10 +64,12 @@ def version_of(python: str) -> tuple[int, int]:
     return int(major), int(minor)
 
 
-def run(python: str, *options: str, user: str | None = None) -> "subprocess.CompletedProcess[str]":
-    """`postrio run OPTIONS`, which is to end by itself."""
+def run(
+    python: str, *options: str, user: str | None = None, command: str = "run"
+) -> "subprocess.CompletedProcess[str]":
+    """`postrio COMMAND OPTIONS`, which is to end by itself."""
     return subprocess.run(
-        [python, "-m", "worker", "run", *options],
+        [python, "-m", "worker", command, *options],
         capture_output=True,
         text=True,
         timeout=LIMIT,
@@ -387,6 +389,35 @@ def test_nonsense_is_refused_with_a_line_that_says_what_is_wrong(
     assert done.returncode == status, done.stderr
     assert complaint in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.peer("root")
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        (["-c", "ROOTS/main.cf"], "ROOTS/main.cf: cannot be read: Permission denied"),
+        (["-c", "ROOTS"], "ROOTS/main.cf: cannot be read: Permission denied"),
+        (["-c", "ROOTS/below/main.cf"], "ROOTS/below/main.cf: cannot be read: Permission denied"),
+        (["-o", "maillog_file=ROOTS/log"], "maillog_file: ROOTS is not a writable directory"),
+        (["-o", "smtp_tls_CApath=ROOTS/CA"], "ROOTS/CA: cannot be read: Permission denied"),
+        (
+            ["-o", "smtp_tls_session_cache_database=btree:ROOTS/tls"],
+            "smtp_tls_session_cache_database: ROOTS/tls.sqlite cannot be written",
+        ),
+    ],
+)
+def test_what_lies_behind_a_closed_door_is_no_bug(
+    python: str, place: Path, options: list[str], complaint: str
+) -> None:
+    roots = place / "roots"
+    (roots / "below").mkdir(mode=0o700, parents=True)
+    roots.chmod(0o700)
+    (roots / "main.cf").touch()
+    words = [word.replace("ROOTS", str(roots)) for word in options]
+    queue = f"queue_directory={place}/queue"
+    done = run(python, "-o", queue, *words, command="check", user=NOBODY)
+    assert done.returncode == os.EX_CONFIG, done.stderr
+    assert complaint.replace("ROOTS", str(roots)) in done.stderr
 
 
 def test_who_is_not_root_cannot_become_somebody_else(python: str) -> None:

@@ -91,6 +91,20 @@ def test_a_signal_ends_it_politely(number: int, directory: Path) -> None:
     assert f" postfix/scache[{daemon.pid}]: {STARTED}\n" in said
 
 
+def test_with_a_lifeline_an_interrupt_is_its_parent_s_business(directory: Path) -> None:
+    """SIGINT of a terminal goes to all processes of a node, and workers may still finish mail."""
+    path = directory / "p" / "s"
+    connection, peer = socket.socketpair()
+    with CacheProcess("--socket", str(path), "--lifeline") as daemon, connection, peer:
+        assert daemon.process is not None
+        with BlockingClient(path) as client:
+            assert client.save("a", connection) == SAVED
+            daemon.process.send_signal(signal.SIGINT)
+            daemon.process.send_signal(signal.SIGHUP)
+            daemon.wait_for("statistics: max simultaneous")  # it has seen both
+            assert client.save("b", connection) == SAVED
+
+
 def test_the_lifeline_ends_it(directory: Path) -> None:
     with CacheProcess("--socket", str(directory / "p" / "s"), "--lifeline") as daemon:
         assert daemon.process is not None

@@ -245,6 +245,13 @@ def test_check_says_what_would_be_wrong(shell: Shell, tmp_path: Path) -> None:
     assert "2 problems found" in ended.err
 
 
+def test_check_refuses_a_queue_of_postfix(shell: Shell) -> None:
+    (shell.queue / "maildrop").mkdir(parents=True)
+    ended = shell.postrio("check")
+    assert ended.status == 78
+    assert f"queue_directory {shell.queue} is a queue of Postfix" in ended.err
+
+
 @pytest.mark.parametrize(
     ("settings", "told"),
     [
@@ -535,6 +542,29 @@ def test_an_empty_queue_says_so_and_a_missing_one_is_not_made(shell: Shell) -> N
     assert shell.postrio("queue", "list").out == "Mail queue is empty\n"
 
 
+def test_a_directory_that_was_made_for_a_queue_is_left_as_it_is(shell: Shell) -> None:
+    shell.queue.mkdir()
+    ended = shell.postrio("queue", "list")
+    assert (ended.status, ended.err) == (66, f"postrio: there is no queue in {shell.queue}\n")
+    assert not list(shell.queue.iterdir())  # else they would belong to whoever looked
+
+
+@pytest.mark.parametrize(("command", "status"), [("run", 73), ("send", 75)])
+def test_a_queue_directory_that_cannot_be_made_is_said_to_be(
+    shell: Shell, command: str, status: int
+) -> None:
+    shell.queue.write_text("")
+    words = ["b@y.example"] if command == "send" else []
+    ended = shell.postrio(command, *words, stdin=MESSAGE)
+    expected = f"postrio: cannot open the queue {shell.queue}: Not a directory\n"
+    assert (ended.status, ended.err) == (status, expected)
+
+
+def test_a_queue_directory_without_a_name_is_a_bad_configuration(shell: Shell) -> None:
+    ended = shell.postrio("check", "-o", "queue_directory=")
+    assert (ended.status, "expected a directory" in ended.err) == (78, True)
+
+
 def test_the_list_has_the_shape_of_mailq(shell: Shell) -> None:
     sent = shell.postrio("send", "--hold", "-f", "", "b@y.example", "c@y.example", stdin=MESSAGE)
     lines = shell.postrio("queue", "list").out.splitlines()
@@ -561,10 +591,11 @@ def test_messages_go_on_hold_and_off_again(shell: Shell) -> None:
 
 def test_an_unknown_queue_id_is_named(shell: Shell) -> None:
     shell.postrio("send", "b@y.example", stdin=MESSAGE)
-    for command in ("hold", "delete", "show"):
+    for command in ("hold", "delete", "show", "list"):
         ended = shell.postrio("queue", command, "nosuch")
         assert ended.status == 66
         assert ended.err == "postrio: nosuch: no such message in the queue\n"
+        assert "queue is empty" not in ended.out  # it is not
 
 
 # --- sendmail ----------------------------------------------------------------------------------

@@ -1,7 +1,10 @@
 """A message as commands get it: header fields, recipients in them, canonical content."""
 
+import errno
 import io
 import os
+import tempfile
+from typing import Never
 
 import pytest
 from hypothesis import given
@@ -9,6 +12,7 @@ from hypothesis import strategies as st
 
 from protocol.data import scan
 from protocol.request import SendOptions
+from worker.cli.exits import CommandError
 from worker.cli.message import (
     HEADER_LIMIT,
     HeaderError,
@@ -22,6 +26,23 @@ from worker.content import FileContent, InlineContent
 
 def recipients(header: bytes) -> list[str]:
     return header_recipients(read_message(io.BytesIO(header + b"\nbody\n")))
+
+
+class Unreadable(io.BytesIO):
+    """A file that ends in a fault."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """What is there; instead of an end an error."""
+        if octets := super().read(size):
+            return octets
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+
+@pytest.mark.parametrize("octets", [b"", b"Subject: a\n\nbody\n"])
+def test_a_message_that_cannot_be_read_is_said_to_be(octets: bytes) -> None:
+    with pytest.raises(CommandError, match="cannot be read: Input/output error") as caught:
+        list(read_message(Unreadable(octets)).blocks())
+    assert caught.value.status == os.EX_IOERR
 
 
 def test_fields_are_taken_apart_and_given_back_as_they_were() -> None:
@@ -139,3 +160,15 @@ def test_a_large_content_goes_to_a_file() -> None:
     assert os.pread(content.fd, 10**6, 0) == scan(b"".join(blocks))[0]
     content.close()
     assert facts.octets == 72 * 3_000
+
+
+def test_a_large_content_that_cannot_be_kept_can_be_tried_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def full() -> Never:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", full)
+    with pytest.raises(CommandError, match=r"TMPDIR.*: No space left on device") as caught:
+        spool([b"x\n"])
+    assert caught.value.status == os.EX_TEMPFAIL

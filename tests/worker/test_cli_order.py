@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from protocol.request import ClientFacts, Notify, Protocol, Recipient, Ret
+from worker.cli.deliver import check_order
 from worker.cli.order import REQUEST_LIMIT, Order, OrderError, parse_order
 
 
@@ -159,3 +160,9 @@ def test_whatever_the_request_is_it_is_taken_or_refused(found: dict[str, object]
 def test_whatever_the_octets_are_they_are_taken_or_refused(octets: bytes) -> None:
     with pytest.raises(OrderError):
         parse_order(octets)
+
+
+def test_s008_a_path_with_commas_and_brackets_is_one_nexthop() -> None:
+    check_order(order(nexthop="unix:/run/a, [b", protocol="lmtp"))
+    with pytest.raises(OrderError, match="unbalanced brackets"):
+        check_order(order(nexthop="a, [b", protocol="lmtp"))

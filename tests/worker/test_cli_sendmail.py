@@ -76,6 +76,8 @@ def test_the_flags_of_sendmail_are_understood(arguments: list[str], call: Call) 
         (["-bz"], "unknown mode -bz"),
         (["-y"], "unknown flag -y"),
         (["-f"], "-f needs a value"),
+        (["-qR"], "-qR needs a value"),  # it is not all mail
+        (["-qI"], "-qI needs a value"),
         (["-Nsucess", "b@y"], "-N: unknown word 'sucess'"),
         (["-Bbinary", "b@y"], "-B: expected 7BIT or 8BITMIME"),
         (["b@@"], "recipient: "),

@@ -3,6 +3,7 @@
 The store works without threads and time is virtual, so nothing depends on how fast anything is.
 """
 
+import errno
 import os
 import socket
 import stat
@@ -701,6 +702,19 @@ async def test_flushing_may_be_narrowed_down(directory: Path, commands_of: Comma
         assert await commands.flush(queue_ids[:1], domain="example.org") == queue_ids[:1]
         assert await commands.flush(None) == queue_ids[1:]
         assert await queue.store.next_due() == NOW
+
+
+@trio_test
+async def test_a_reader_of_a_content_who_has_gone_is_no_trouble_of_the_content(
+    directory: Path, commands_of: CommandsOf
+) -> None:
+    def write(_: bytes) -> None:
+        raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
+
+    async with running(directory) as queue, commands_of(queue) as commands:
+        queue_id = await submit(directory, SUBMISSION, blocks(b"Subject: x\r\n\r\n"))
+        with pytest.raises(BrokenPipeError):
+            await commands.write_content(queue_id, write)
 
 
 @trio_test

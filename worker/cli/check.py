@@ -41,6 +41,7 @@ RESOLV_CONF: Final = Path("/etc/resolv.conf")
 SESSIONS: Final = "TLS sessions will not be shared between processes"
 REFUSALS: Final = "refused logins will not be shared between processes"
 TRACE: Final = "TLS will not be traced"
+POSTFIX_QUEUE: Final = "maildrop"  # a folder that every queue of Postfix has, and no other
 DESCRIPTORS_PER_SLOT: Final = 2  # the session, and the content of a large message
 EPILOG = """\b
 Examples:
@@ -141,6 +142,11 @@ def _queue(directory: Path, config: Config) -> Iterator[Finding]:
     if not os.access(directory, os.R_OK | os.W_OK | os.X_OK):
         yield Finding(f"{where} is not readable and writable for this user", fatal=True)
         return
+    if (directory / POSTFIX_QUEUE).is_dir():
+        yield Finding(
+            f"{where} is a queue of Postfix; both would use public/ and private/", fatal=True
+        )
+        return
     if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         yield Finding(f"{where} is writable for other users", fatal=False)
     try:
@@ -159,7 +165,8 @@ def _log(config: Config) -> Iterator[Finding]:
     if not name or name.startswith("/dev/"):
         return
     path = Path(name)
-    probe, what = (path, "writable") if path.exists() else (path.parent, "a writable directory")
+    there = os.access(path, os.F_OK)
+    probe, what = (path, "writable") if there else (path.parent, "a writable directory")
     if not os.access(probe, os.W_OK) or path.is_dir():
         yield Finding(f"maillog_file: {probe} is not {what}", fatal=True)
 
@@ -194,7 +201,7 @@ def _unused(config: Config) -> Iterator[Finding]:
 def _writable(config: Config, name: str, path: Path | None, then: str) -> Iterator[Finding]:
     if path is None or path.parent == Path(config.text("queue_directory")):
         return  # of the queue directory everything is said already
-    if not os.access(path if path.exists() else path.parent, os.W_OK):
+    if not os.access(path if os.access(path, os.F_OK) else path.parent, os.W_OK):
         yield Finding(f"{name}: {path} cannot be written; {then}", fatal=False)
 
 

@@ -25,6 +25,7 @@ from protocol.address import split_address
 from protocol.destination import DestinationError, parse_destination, split_nexthops
 from protocol.outcome import Action, RecipientOutcome
 from protocol.request import DeliveryRequest, Protocol, Recipient, RequestFlags
+from worker.cli.exits import CommandError
 from worker.cli.message import STANDARD_INPUT, open_message, read_message, send_options, spool
 from worker.cli.options import config_choice, configured
 from worker.cli.order import (
@@ -138,7 +139,11 @@ def command(  # click gives every option its argument
 def order_of_request(path: str) -> Order:
     """The order in a JSON file, or on standard input. Raises OrderError, CommandError."""
     with open_message(path) as file:
-        order = parse_order(file.read(REQUEST_LIMIT + 1))
+        try:
+            octets = file.read(REQUEST_LIMIT + 1)
+        except OSError as exc:
+            raise CommandError(f"{path}: {exc.strerror}", os.EX_IOERR) from exc
+    order = parse_order(octets)
     if path == STANDARD_INPUT and order.message == STANDARD_INPUT and not order.probe:
         raise OrderError("message: missing (standard input is the request)")
     return order
@@ -179,7 +184,9 @@ def check_order(order: Order) -> None:
     """Refuse what could only fail later, and would then look like the peer's fault: OrderError."""
     if order.nexthop:
         try:
-            for nexthop in split_nexthops(order.nexthop):
+            # A path may hold spaces and commas: it is one nexthop, here as for who delivers.
+            path = order.nexthop.startswith("unix:")
+            for nexthop in (order.nexthop,) if path else split_nexthops(order.nexthop):
                 parse_destination(nexthop, order.protocol)
         except DestinationError as exc:
             raise OrderError(f"nexthop: {exc}") from exc

@@ -1,7 +1,8 @@
 """How commands end: sysexits.h statuses, one line for people, never a traceback unasked.
 
 `run_command` stands around every entry point. Expected failures are exceptions of ours, each with
-its status; what nobody expected is one line too, with the traceback behind --debug.
+its status; what nobody expected is one line too, with the traceback behind --debug. An output that
+cannot be written is told as such, and a standard error that cannot be written changes no status.
 """
 
 import os
@@ -9,9 +10,14 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from typing import Final, NoReturn
+from contextlib import suppress
+from io import BufferedWriter, FileIO, TextIOWrapper
+from typing import TYPE_CHECKING, Final, NoReturn
 
 import click
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
 
 DEBUG_VARIABLE: Final = "POSTRIO_DEBUG"
 INTERRUPTED: Final = 128 + signal.SIGINT
@@ -28,11 +34,19 @@ class CommandError(Exception):
         self.status = status
 
 
+class OutputError(CommandError):
+    """Standard output takes no more: why, in the system's words."""
+
+    def __init__(self, why: str) -> None:
+        super().__init__(f"standard output cannot be written: {why}", os.EX_IOERR)
+
+
 def run_command(name: str, entry: Entry, arguments: Sequence[str] | None = None) -> NoReturn:
     """Run `entry` with the arguments (default: the process's) and end the process.
 
     `name` begins every line of complaint.
     """
+    prepare_streams()
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
         status = entry(arguments) or 0
@@ -40,11 +54,53 @@ def run_command(name: str, entry: Entry, arguments: Sequence[str] | None = None)
     except BaseException as exc:  # noqa: BLE001  # the last frame of the process: it ends with one
         status = report(name, exc)
     # Not through the interpreter's own flush: a closed pipe would make it complain and exit 120.
-    try:
-        sys.stdout.flush()
-    except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, OutputError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
     sys.exit(status)
+
+
+class _Output(FileIO):
+    """Standard output, whose failures are told from those of all other files."""
+
+    def write(self, octets: "ReadableBuffer", /) -> int:
+        """As of any file. Raises OutputError, and BrokenPipeError where whoever read has gone."""
+        try:
+            return super().write(octets)
+        except BrokenPipeError:
+            raise
+        except OSError as exc:
+            raise OutputError(str(exc.strerror)) from exc
+
+
+def prepare_streams() -> None:
+    """Make standard input, output and error what every command may rely on.
+
+    A descriptor of these that the caller has closed is /dev/null, as for Postfix's commands: else
+    the next file that is opened would have its number, and get what is meant for a screen. (For
+    reading it stays closed: an empty message is not what was meant.) What the locale has no
+    character for is written escaped.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            taken = os.open(os.devnull, os.O_RDWR)  # the lowest that is free: this one
+            os.set_inheritable(taken, True)  # noqa: FBT003  # positional only
+    if sys.stderr is None:
+        sys.stderr = TextIOWrapper(FileIO(os.devnull, "w"), encoding="utf-8")
+    if sys.stdout is None:
+        sys.stdout = TextIOWrapper(FileIO(os.devnull, "w"), encoding="utf-8")
+    elif sys.stdout is sys.__stdout__ and isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.flush()
+        sys.stdout = TextIOWrapper(
+            BufferedWriter(_Output(sys.stdout.fileno(), "w", closefd=False)),
+            encoding=sys.stdout.encoding,
+            errors="backslashreplace" if sys.stdout.errors == "strict" else sys.stdout.errors,
+            line_buffering=sys.stdout.line_buffering,
+        )
 
 
 def report(name: str, error: BaseException) -> int:
@@ -81,9 +137,10 @@ def report(name: str, error: BaseException) -> int:
 
 
 def complain(name: str, text: str) -> None:
-    """Each line of `text` on standard error, after the name of the program."""
-    for line in text.splitlines() or [""]:
-        click.echo(f"{name}: {line}", err=True)
+    """Each line of `text` on standard error, if it can be written, after the program's name."""
+    with suppress(OSError):
+        for line in text.splitlines() or [""]:
+            click.echo(f"{name}: {line}", err=True)
 
 
 def first_leaf(error: BaseException) -> BaseException:
@@ -96,7 +153,8 @@ def first_leaf(error: BaseException) -> BaseException:
 def _report_usage(name: str, error: click.UsageError) -> None:
     text = error.format_message()
     if text.startswith("Usage: "):  # no command was given: all of the help, as it is
-        click.echo(text, err=True)
+        with suppress(OSError):
+            click.echo(text, err=True)
         return
     complain(name, text)
     if error.ctx is not None:
@@ -116,11 +174,17 @@ def _expected(error: BaseException) -> int | None:
 
 def _expected_kinds() -> Iterator[tuple[type[BaseException], int]]:
     from worker.config.problems import ConfigError
-    from worker.queue.store import StoreError, StoreUnusable, SubmissionRefused
+    from worker.queue.store import (
+        StoreError,
+        StoreNotMade,
+        StoreUnusable,
+        SubmissionRefused,
+    )
 
     yield ConfigError, os.EX_CONFIG
     yield SubmissionRefused, os.EX_DATAERR
     yield StoreUnusable, os.EX_DATAERR  # before its base: trying again does not help
+    yield StoreNotMade, os.EX_CANTCREAT
     yield StoreError, os.EX_TEMPFAIL
     from worker.pool.node import NoWorkerError  # what it needs is loaded only by `postrio run`
 

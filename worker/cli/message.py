@@ -119,7 +119,10 @@ class Readable(Protocol):
 
 
 def read_message(file: Readable) -> Message:
-    """Read the header of a message; the body is read with Message.blocks(). Raises OSError."""
+    """Read the header of a message; the body is read with Message.blocks().
+
+    Both raise CommandError where the file cannot be read.
+    """
     octets, ended = _read_header(file)
     fields: list[Field] = []
     position = 0
@@ -177,8 +180,19 @@ def send_options(
 def spool(blocks: Iterable[bytes]) -> tuple[Content, ContentFacts]:
     """A content in canonical form, in memory if it is small; the caller closes it.
 
-    A large one goes to a file without a name in the directory for temporary files. Raises OSError.
+    A large one goes to a file without a name in the directory for temporary files. Raises
+    CommandError where it cannot be kept there.
     """
+    try:
+        return _spool(blocks)
+    except OSError as exc:
+        where = "in the directory for temporary files (TMPDIR)"
+        raise CommandError(
+            f"the message cannot be kept {where}: {exc.strerror}", os.EX_TEMPFAIL
+        ) from exc
+
+
+def _spool(blocks: Iterable[bytes]) -> tuple[Content, ContentFacts]:
     scanner = ContentScanner()
     held = bytearray()
     with tempfile.TemporaryFile() as file:
@@ -204,7 +218,7 @@ def _read_header(file: Readable) -> tuple[bytes, bool]:
     """What was read until the header is in it as a whole; False: it is too long to be one."""
     octets = b""
     while True:
-        block = file.read(BLOCK_SIZE)
+        block = _read_block(file)
         seam = max(len(octets) - 3, 0)
         octets += block
         if not block or b"\n\n" in octets[seam:] or b"\n\r\n" in octets[seam:]:
@@ -218,8 +232,15 @@ def _read_header(file: Readable) -> tuple[bytes, bool]:
 def _rest(first: bytes, file: Readable) -> Iterator[bytes]:
     if first:
         yield first
-    while block := file.read(BLOCK_SIZE):
+    while block := _read_block(file):
         yield block
+
+
+def _read_block(file: Readable) -> bytes:
+    try:
+        return file.read(BLOCK_SIZE)
+    except OSError as exc:
+        raise CommandError(f"the message cannot be read: {exc.strerror}", os.EX_IOERR) from exc
 
 
 def _addresses(field: Field) -> Iterator[str]:

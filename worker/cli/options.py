@@ -75,7 +75,7 @@ _OPTIONS = (
         "-c",
         "--config",
         metavar="MAIN.CF",
-        type=click.Path(path_type=Path),
+        type=click.Path(path_type=Path, readable=False),  # Config.load() says why it is not
         expose_value=False,
         is_eager=True,
         callback=_take_path,

@@ -16,6 +16,7 @@ from worker.cli.options import config_choice, configured
 from worker.cli.submitting import store_settings
 from worker.queue.client import QueueCommands, open_queue
 from worker.queue.records import MessageState, MessageSummary
+from worker.queue.schema import DATABASE
 from worker.status.log import JsonValue, escape
 
 ALL: Final = "ALL"
@@ -52,7 +53,9 @@ def list_messages(context: click.Context, queue_ids: tuple[str, ...], *, as_json
 
     async def run(commands: QueueCommands) -> int:
         count = octets = 0
+        missing = dict.fromkeys(queue_ids)
         async for message in _messages(commands, queue_ids or None):
+            missing.pop(message.queue_id, None)
             if as_json:
                 click.echo(json.dumps(message_json(message)))
                 continue
@@ -61,8 +64,9 @@ def list_messages(context: click.Context, queue_ids: tuple[str, ...], *, as_json
             count += 1
             octets += message.size
             click.echo(message_text(message))
-        if not as_json:
+        if not as_json and (count or not queue_ids):  # of a queue that has others
             click.echo(total_text(count, octets))
+        _complain_of(list(missing))
         return os.EX_OK
 
     return _with_queue(context, run)
@@ -236,8 +240,12 @@ def _with_queue(
     config = config_choice(context).load_without_tables()
     directory = Path(config.text("queue_directory"))
     settings = store_settings(config)
-    if not directory.exists():  # looking at a queue must not make one
-        raise CommandError(f"there is no queue in {directory}", os.EX_NOINPUT)
+    try:
+        (directory / DATABASE).stat()
+    except (FileNotFoundError, NotADirectoryError):  # looking at a queue must not make one
+        raise CommandError(f"there is no queue in {directory}", os.EX_NOINPUT) from None
+    except OSError as exc:
+        raise CommandError(f"queue_directory {directory}: {exc.strerror}", os.EX_NOPERM) from exc
 
     async def opened() -> _Result:
         async with open_queue(directory, settings=settings) as commands:
@@ -274,7 +282,12 @@ def _change(context: click.Context, queue_ids: Sequence[str], done: str, change:
     changed, missing = _with_queue(context, run)
     noun = "message" if len(changed) == 1 else "messages"
     click.echo(f"{len(changed)} {noun} {done}")
+    _complain_of(missing)
+    return os.EX_OK
+
+
+def _complain_of(missing: Sequence[str]) -> None:
+    """Raises CommandError for queue ids that no message has, if there are any."""
     if missing:
         text = "\n".join(f"{queue_id}: no such message in the queue" for queue_id in missing)
         raise CommandError(text, os.EX_NOINPUT)
-    return os.EX_OK

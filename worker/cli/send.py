@@ -4,6 +4,7 @@ import os
 
 import click
 
+from worker.cli.exits import CommandError, OutputError
 from worker.cli.message import STANDARD_INPUT, open_message, read_message
 from worker.cli.options import config_choice, configured
 from worker.cli.order import (
@@ -81,5 +82,9 @@ def command(
             ret=returned,
             held=hold,
         )
-        click.echo(submit_message(config, submission, content))
+        queue_id = submit_message(config, submission, content)
+    try:
+        click.echo(queue_id)
+    except OutputError as exc:  # nobody must think that it has to be sent again
+        raise CommandError(f"{exc}; the message is queued as {queue_id}", exc.status) from exc
     return os.EX_OK

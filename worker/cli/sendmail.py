@@ -144,6 +144,8 @@ def parse_arguments(arguments: Sequence[str]) -> Call:
         while letters:
             flag, letters = letters[0], letters[1:]
             if flag == "q":
+                if letters in {"I", "R", "S"}:  # it would mean all mail
+                    raise OrderError(f"-q{letters} needs a value, in the same word")
                 call.mode, call.flush, letters = "q", letters, ""
             elif flag in WITH_VALUE:
                 if not letters and not words:
@@ -212,9 +214,9 @@ def _flush_arguments(what: str) -> list[str]:
     """The arguments of `postrio queue flush` for what follows -q; an interval means now."""
     match what[:1]:
         case "I":
-            return [what[1:]]
+            return ["--", what[1:]]
         case "R" | "S":
-            return ["--domain", what[1:].lstrip("@")]
+            return [f"--domain={what[1:].lstrip('@')}"]
     return []
 
 

@@ -21,7 +21,7 @@ from worker.config.config import Config
 from worker.queue.client import submit
 from worker.queue.records import Submission
 from worker.queue.sqlite import StoreSettings
-from worker.queue.store import StoreUnusable
+from worker.queue.store import StoreNotMade, StoreUnusable
 
 MESSAGE_ID_LIMIT: Final = 500  # characters of a Message-ID that the log is told
 _CONTROL: Final = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
@@ -74,9 +74,9 @@ def recipients_of(
 def submit_message(config: Config, submission: Submission, message: Message) -> str:
     """Queue a message and return its queue id: it is on disk then.
 
-    Fills in what the header says. Raises SubmissionRefused, StoreError, OSError (reading it), and
-    CommandError for a queue that cannot be used: that is the queue's trouble, not the message's,
-    and a caller that took it for a refusal would drop the mail.
+    Fills in what the header says. Raises SubmissionRefused, StoreError, and
+    CommandError for a message that cannot be read, and for a queue that cannot be used: that is the
+    queue's trouble, not the message's, and a caller that took it for a refusal would drop the mail.
     """
     requested = None if config.boolean("smtputf8_enable") else False
     submission = replace(
@@ -97,7 +97,7 @@ def submit_message(config: Config, submission: Submission, message: Message) -> 
 
     try:
         return trio.run(run)
-    except StoreUnusable as exc:
+    except (StoreUnusable, StoreNotMade) as exc:
         raise CommandError(str(exc), os.EX_TEMPFAIL) from exc
 
 

@@ -13,6 +13,7 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -304,8 +305,12 @@ def _find_file(path: Path | None, environ: Mapping[str, str]) -> Path | None:
         path = Path(directory)
     if path is None:
         usual = DEFAULT_DIRECTORY / "main.cf"
-        return usual if usual.exists() else None
-    return path / "main.cf" if path.is_dir() else path
+        with suppress(PermissionError):  # then it is not for us to say that there is none
+            return usual if usual.exists() else None
+        return usual
+    with suppress(PermissionError):
+        return path / "main.cf" if path.is_dir() else path
+    return path
 
 
 def _read(file: Path) -> MainCf:

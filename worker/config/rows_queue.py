@@ -15,6 +15,8 @@ STORE: tuple[Parameter, ...] = (
         "queue_directory",
         "/var/spool/postrio",
         "Where the embedded queue lives; relative names in socket paths start here.",
+        pattern=re.compile(r"[^\0]+"),
+        expected="a directory",
     ),
     integer(
         "queue_minfree",

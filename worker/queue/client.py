@@ -7,7 +7,7 @@ and now, under its lock, and the same is done directly. Callers see no differenc
 import errno
 import socket
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Collection, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import aclosing, asynccontextmanager, closing, contextmanager
 from pathlib import Path
 from time import time
 from types import TracebackType
@@ -231,14 +231,17 @@ class DirectCommands:
         content = await self._store.read_content(queue_id)
         if content is None:
             return False
-        try:
-            async for block in content.blocks():
-                write(block)
-        except OSError as exc:
-            raise StoreError(f"cannot read the content of {queue_id}: {exc.strerror}") from exc
-        finally:
-            content.close()
-        return True
+        with closing(content):
+            async with aclosing(content.blocks()) as blocks:
+                while True:
+                    try:  # what write() raises is not the content's trouble
+                        block = await anext(blocks)
+                    except StopAsyncIteration:
+                        return True
+                    except OSError as exc:
+                        text = f"cannot read the content of {queue_id}: {exc.strerror}"
+                        raise StoreError(text) from exc
+                    write(block)
 
     async def hold(self, queue_ids: Collection[str] | None) -> list[str]:
         """See QueueCommands."""

@@ -8,6 +8,7 @@ A queue directory belongs to one process at a time (`lock`, an flock). Its other
 database with its WAL, and `content/` for the contents too large to keep in it.
 """
 
+import errno
 import fcntl
 import os
 import sqlite3
@@ -55,6 +56,7 @@ from worker.queue.store import (
     Spool,
     StoreError,
     StoreLocked,
+    StoreNotMade,
 )
 from worker.queue.submission import check_submission
 from worker.queue.transactions import (
@@ -161,10 +163,7 @@ class _Opening:
             raise StoreError(f"SQLite {sqlite3.sqlite_version} is too old: {oldest} is needed")
         try:
             if not self._directory.is_dir():
-                self._directory.mkdir(parents=True)
-                # Others pass through to public/, and can list nothing. What holds mail is private
-                # by itself: the lock, the database, content/.
-                self._directory.chmod(0o711)
+                self._make_directory()
             self._take_lock()
             path = self._directory / schema.DATABASE
             if not schema.check_database(path):
@@ -175,6 +174,17 @@ class _Opening:
             raise store_error(exc, f"cannot open the queue {self._directory}") from exc
         except OSError as exc:
             raise StoreError(f"cannot open the queue {self._directory}: {exc.strerror}") from exc
+
+    def _make_directory(self) -> None:
+        try:
+            self._directory.mkdir(parents=True)
+            # Others pass through to public/, and can list nothing. What holds mail is private
+            # by itself: the lock, the database, content/.
+            self._directory.chmod(0o711)
+        except OSError as exc:
+            there = isinstance(exc, FileExistsError)
+            why = os.strerror(errno.ENOTDIR) if there else exc.strerror
+            raise StoreNotMade(f"cannot open the queue {self._directory}: {why}") from exc
 
     def undo(self) -> None:
         """Close everything and let go of the queue."""

@@ -38,6 +38,10 @@ class StoreUnusable(StoreError):
     """Damaged, another program's, or made by a newer version: trying again does not help."""
 
 
+class StoreNotMade(StoreError):
+    """There is no queue directory, and none can be made."""
+
+
 class SubmissionRefused(Exception):
     """This message cannot be accepted (too large, no recipient, bad address): what and why."""
 

@@ -312,7 +312,11 @@ def _blocks(file: str) -> Iterator[tuple[bytes, bytes]]:
 
 def _check_directory(directory: str) -> None:
     path = Path(directory)
-    if not path.is_dir():
+    try:
+        there = path.is_dir()
+    except OSError as exc:  # what is above it lets nobody pass
+        raise TlsFilesError(directory, f"cannot be read: {exc.strerror}") from exc
+    if not there:
         raise TlsFilesError(directory, "there is no such directory")
     if not os.access(path, os.R_OK | os.X_OK):
         raise TlsFilesError(directory, "may not be read")
