@@ -1,6 +1,7 @@
 """Lookup tables. Answers of types that Postfix has were checked against postmap -q (3.7)."""
 
 import os
+import string
 from collections.abc import Coroutine, Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -492,6 +493,12 @@ def test_a_broken_rule_is_refused_with_its_line(
         (r"regexp:{{/^[]x[]+$/ hit}}", "]x[", "hit"),
         (r"regexp:{{/^[\d]+$/ hit}}", r"\d", "hit"),  # no escapes in POSIX brackets
         (r"pcre:{{/^[\d]+$/ hit}}", "12", "hit"),
+        ("regexp:{{/^[^a-c]+$/ hit}}", "xyz^", "hit"),
+        ("regexp:{{/^[^a-c]+$/ hit}}", "xbz", None),
+        ("regexp:{{/^[^]a]+$/ hit}}", "x[", "hit"),
+        ("regexp:{{/^[^]a]+$/ hit}}", "x]", None),
+        ("pcre:{{/^[^a-c]+$/ hit}}", "xaz", None),
+        ("pcre:{{/^[a^]+$/ hit}}", "a^", "hit"),
         (r"regexp:{{/\<b\>/ hit}}", "a b c", "hit"),
         (r"regexp:{{/\<b\>/ hit}}", "abc", None),
         (r"pcre:{{/b/A hit}}", "ab", None),
@@ -506,6 +513,31 @@ def test_a_broken_rule_is_refused_with_its_line(
 )
 def test_flags_brackets_and_rules_in_place(spec: str, key: str, text: str | None) -> None:
     assert find(spec, key) == text
+
+
+@pytest.mark.parametrize(
+    ("name", "members"),
+    [
+        ("alpha", string.ascii_letters),
+        ("digit", string.digits),
+        ("alnum", string.ascii_letters + string.digits),
+        ("upper", string.ascii_uppercase),
+        ("lower", string.ascii_lowercase),
+        ("space", string.whitespace),
+        ("blank", " \t"),
+        ("punct", string.punctuation),
+        ("print", string.ascii_letters + string.digits + string.punctuation + " "),
+        ("graph", string.ascii_letters + string.digits + string.punctuation),
+        ("cntrl", "".join(map(chr, [*range(32), 127]))),
+        ("xdigit", string.hexdigits),
+        ("word", string.ascii_letters + string.digits + "_"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["regexp", "pcre"])
+def test_a_class_has_the_characters_that_it_has_in_c(kind: str, name: str, members: str) -> None:
+    found = table(f"{kind}:{{{{/^[[:{name}:]]/i hit}}}}")  # i: letters have their case
+    hits = {char for char in map(chr, range(128)) if result(found.lookup(char)) == "hit"}
+    assert hits == set(members)
 
 
 def test_text_that_nobody_looks_at_is_warned_of(tmp_path: Path) -> None:

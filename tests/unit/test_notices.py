@@ -1,5 +1,6 @@
 """Notices, parsed back by the standard library: RFC 3464 reports of anything at all."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from email import message_from_bytes
@@ -132,6 +133,31 @@ def test_s201_the_report_has_the_fields_of_rfc_3464() -> None:
         "Remote-MTA": "dns; mx.one.example",
         "Diagnostic-Code": "smtp; 550 5.1.1 no such user",
     }
+
+
+@pytest.mark.parametrize(
+    ("recipient", "original"),
+    [
+        (Recipient(address="a@one.example"), None),
+        (Recipient(address="a@one.example", original="b@two.example"), "rfc822; b@two.example"),
+        (
+            Recipient(address="a@one.example", original="b@two.example", orcpt="x-local; c;d"),
+            "x-local; c;d",
+        ),
+        (Recipient(address="a@one.example", orcpt="utf-8;jürgen@x.ex"), r"utf-8; j\x{FC}rgen@x.ex"),
+    ],
+)
+def test_s201_the_original_recipient_is_what_the_sender_named(
+    recipient: Recipient, original: str | None
+) -> None:
+    block = fields(notice(replace(FAILED, recipient=recipient)))[1]
+    assert block.get("Original-Recipient") == original
+
+
+def test_notices_of_one_moment_have_different_message_ids() -> None:
+    ids = {str(parsed(notice(kind=kind))["Message-ID"]) for kind in NoticeKind}
+    assert len(ids) == len(NoticeKind)
+    assert all(re.fullmatch(r"<[^<>@ ]+@mx\.here\.example>", text) for text in ids)
 
 
 def test_a_reason_of_our_own_is_no_smtp_diagnostic() -> None:
@@ -298,6 +324,23 @@ def test_international_mail_gets_an_international_report() -> None:
     ]
     assert "Final-Recipient: utf-8; jürgen@one.example\r\n".encode() in draft.content
     assert "To: <ich@bücher.example>\r\n".encode() in draft.content
+
+
+def test_the_header_alone_of_international_mail_is_global_headers() -> None:
+    message = replace(MESSAGE, options=UTF8, ret=Ret.HDRS)
+    assert parts(notice(message=message))[2].get_content_type() == "message/global-headers"
+
+
+@pytest.mark.parametrize(
+    ("sender", "to"),
+    [
+        ("ich@bücher.example", "ich@xn--bcher-kva.example"),
+        ("jürgen@bücher.example", "j?rgen@b?cher.example"),  # the envelope is what counts
+    ],
+)
+def test_a_notice_without_smtputf8_is_addressed_in_ascii(sender: str, to: str) -> None:
+    draft = notice(message=replace(MESSAGE, sender=sender))
+    assert f"\r\nTo: <{to}>\r\n".encode() in draft.content
 
 
 def test_an_eight_bit_original_makes_an_eight_bit_notice() -> None:

@@ -65,6 +65,23 @@ async def test_s044_endpoints_that_cannot_be_reached_are_passed_over_in_order(
     assert result.site_failure is None
 
 
+@pytest.mark.parametrize(
+    ("arrival", "active", "waited"),
+    [
+        (990.0, 990.25, (0.25, 9.75)),
+        (990.0, 989.0, (0.0, 11.0)),  # the clock was set back in between
+        (1001.0, 1002.0, (1.0, 0.0)),
+    ],
+)
+@trio_test
+async def test_s151_the_wait_before_a_delivery_is_that_of_its_request(
+    autojump_clock: MockClock, arrival: float, active: float, waited: tuple[float, float]
+) -> None:
+    request = replace(make_request(), arrival=arrival, active=active)
+    delays = (await deliver_one(World(Peer()), request)).outcomes[0].delays
+    assert (delays.before_active, delays.active) == waited
+
+
 @trio_test
 async def test_what_is_said_of_a_passed_over_endpoint_names_its_protocol(
     autojump_clock: MockClock,

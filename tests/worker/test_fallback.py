@@ -316,6 +316,21 @@ async def test_s028_a_relay_of_our_choice_that_cannot_be_used_bounces_nothing(
         assert outcome.mta
 
 
+@pytest.mark.parametrize("culprit", ["relayhost", "smtp_fallback_relay"])
+@trio_test
+async def test_s028_a_relay_that_will_serve_later_is_no_mistake_in_the_configuration(
+    autojump_clock: MockClock, culprit: str
+) -> None:
+    relay = Peer({Phase.GREETING: "421 4.3.2 too busy"})
+    fallback = {"relay.example": relay} if culprit == "smtp_fallback_relay" else {}
+    relayhost = "relay.example" if culprit == "relayhost" else ""
+    world = a_world(REFUSED, fallback=fallback, relayhost=relayhost)
+    world.dialer.sites[RELAY] = relay
+    result = await deliver_one(world, replace(make_request(), nexthop=relayhost or "example.com"))
+    assert (result.outcomes[0].action, result.outcomes[0].dsn) == (DEFERRED, "4.3.2")
+    assert not warnings(world)
+
+
 @trio_test
 async def test_s028_a_nexthop_that_is_no_relayhost_bounces(autojump_clock: MockClock) -> None:
     world = a_world(relayhost="[relay.example]")

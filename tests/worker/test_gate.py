@@ -13,6 +13,7 @@ from tests.worker.scripted_slots import SENT, Answer, site_failure
 from tests.worker.test_scheduler import Node, transports
 from worker.queue.active import ActiveMessage, Share
 from worker.queue.destinations import Destinations
+from worker.queue.gate import TransportGate
 from worker.queue.records import QueuedMessage
 from worker.queue.routing import Delivery, Router
 from worker.queue.scheduler import QUANTUM
@@ -48,17 +49,18 @@ def limited(**limits: float) -> QueueSettings:
     return QueueSettings(transports={"smtp": smtp, **others})
 
 
+@pytest.mark.parametrize("delay", [1.0, 10.0])
 @trio_test
 async def test_a_transport_rate_delay_spaces_deliveries_to_any_destination(
-    autojump_clock: MockClock,
+    autojump_clock: MockClock, delay: float
 ) -> None:
-    node = Node(settings=limited(rate_delay=10.0))
+    node = Node(settings=limited(rate_delay=delay))
     for number in range(8):
         node.submit(f"u@d{number % 4}.example")
     await node.run(200.0)
     assert not node.store.messages
     gaps = [later - earlier for earlier, later in pairwise(node.workers.times)]
-    assert gaps == pytest.approx([10.1] * 7)
+    assert gaps == pytest.approx([delay + 0.1] * 7)
     # Destinations take turns.
     nexthops = [request.nexthop for request in node.workers.requests]
     assert nexthops[:4] == [f"d{number}.example" for number in range(4)]
@@ -178,6 +180,17 @@ async def test_s184_a_reload_changes_the_limits_of_a_transport(autojump_clock: M
         assert len(node.workers.accepted) == 5  # the first pause is not over
         await trio.sleep(500.0)
         assert len(node.workers.accepted) == 6
+
+
+def test_s184_a_lower_limit_leaves_no_room_until_enough_slots_have_ended() -> None:
+    gate = TransportGate(TransportSettings(process_limit=5))
+    gate.busy = 5
+    gate.limits = TransportSettings(process_limit=2)
+    rooms = []
+    while gate.busy:
+        rooms.append(gate.room(0.0))
+        gate.ended(0.0)
+    assert rooms == [0, 0, 0, 0, 1]
 
 
 @trio_test

@@ -1,8 +1,8 @@
 """What the manual says of changing a content on its way out, as SMTP and LMTP servers see it.
 
 Each test is about one row, with the parameters of a main.cf. Deterministic: scripted servers in
-memory; nothing here waits for time to pass. Details are tested beside the code: `test_content_*`,
-`test_mime`, `test_line_length`, `test_data`.
+memory, and virtual time where it passes at all. Details are tested beside the code:
+`test_content_*`, `test_mime`, `test_line_length`, `test_data`.
 """
 
 import email
@@ -11,7 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import pytest
-from trio.testing import trio_test
+import trio
+from trio.testing import MockClock, trio_test
 
 from protocol.outcome import Action
 from protocol.request import ClientFacts, DeliveryRequest, Protocol
@@ -19,6 +20,7 @@ from tests.worker.peer import EXTENSIONS, Peer, Phase, Script
 from tests.worker.world import World, deliver_one, make_request
 from worker.config.config import Config
 from worker.content import InlineContent
+from worker.delivery.generic_maps import GenericMaps
 from worker.delivery.settings import DeliverySettings
 from worker.status.log import render
 
@@ -344,3 +346,25 @@ async def test_s083_body_checks_see_no_empty_line(protocol: Protocol) -> None:
     body = b"a text\r\n\r\ndrop this\r\n\r\ntext b\r\n"
     peer, _ = await delivered(b"A: 1\r\n\r\n" + body, protocol, {"body_checks": rules})
     assert peer.accepted[0].content == b"A: 1\r\n\r\na text\r\n\r\n\r\ntext b\r\n"
+
+
+@trio_test
+async def test_s074_lookups_are_not_counted_as_the_server_s_time(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However long a table takes: smtp_data_xfer_timeout is for what the server takes."""
+
+    async def slow(maps: GenericMaps, address: str) -> str | None:
+        del maps, address
+        await trio.sleep(1_000)
+        return None
+
+    monkeypatch.setattr(GenericMaps, "find", slow)
+    config = Config.from_mapping(
+        {"smtp_generic_maps": "static:a@x.example", "myhostname": "client.example"}
+    )
+    world = World(Peer(), settings=DeliverySettings.from_config(config, Protocol.SMTP))
+    content = InlineContent(b"From: a@b.example\r\nSubject: x\r\n\r\nx\r\n")
+    result = await deliver_one(world, content=content)
+    assert result.outcomes[0].action is Action.SENT
+    assert world.took == [3_000]  # sender, recipient, and the header

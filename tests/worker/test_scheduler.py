@@ -17,7 +17,7 @@ from trio.testing import MockClock, trio_test
 
 from protocol.delivery_wire import MAX_RECIPIENTS
 from protocol.errors import RemoteProtocolError
-from protocol.outcome import Action, DeliveryResult
+from protocol.outcome import Action, Delays, DeliveryResult
 from protocol.request import DeliveryRequest, Notify, Recipient, RequestFlags
 from tests.cancel_everywhere import cancel_everywhere
 from tests.worker.memory_store import MemoryStore
@@ -890,6 +890,11 @@ async def test_error_retry_and_discard_are_settled_without_a_worker(
         "a@void.example": ("discard", "2.0.0", "thrown away as configured"),
         "a@odd.example": ("error", "4.3.0", "mail transport unavailable"),
     }
+    assert all(
+        event.outcome.delays == Delays()
+        for event in node.events
+        if isinstance(event, RecipientSettled)
+    )
 
 
 @trio_test
@@ -909,6 +914,23 @@ async def test_s184_reload_changes_routes_and_limits_of_what_comes_next(
         await trio.sleep(10.0)
     assert {request.nexthop for request in node.workers.requests[1:]} == {"[hub.example]"}
     assert node.workers.busiest["[hub.example]"] == 1
+
+
+@trio_test
+async def test_s184_reload_changes_the_limits_of_destinations_that_have_mail(
+    autojump_clock: MockClock,
+) -> None:
+    node = Node(lambda _: replace(SENT, delay=10.0, session_kept=False))
+    for _ in range(12):
+        node.submit("a@one.example")
+    async with node.running():
+        await trio.sleep(1.0)
+        limits = transports(initial_concurrency=1, concurrency_limit=1)
+        node.scheduler.reload(QueueSettings(transports=limits), Router())
+        await trio.sleep(200.0)
+    assert len(node.workers.times) == 12
+    assert node.workers.times[4] == 0.0
+    assert all(later - earlier >= 10.0 for earlier, later in pairwise(node.workers.times[4:]))
 
 
 # --- trouble -------------------------------------------------------------------------------------
@@ -1310,6 +1332,28 @@ async def test_a_message_deleted_while_it_is_active_is_forgotten(autojump_clock:
         assert node.scheduler.active_messages == 0
         assert node.scheduler.open_slots == 0
     assert len(node.workers.requests) == 5
+
+
+@trio_test
+async def test_what_was_under_way_of_a_deleted_message_is_logged_at_its_end(
+    autojump_clock: MockClock,
+) -> None:
+    def script(request: DeliveryRequest) -> Answer:
+        seconds = 10.0 if request.nexthop == "one.example" else 30.0
+        return replace(SENT, delay=seconds, session_kept=False)
+
+    node = Node(script, QueueSettings(transports=transports(concurrency_limit=1)))
+    node.submit("a@one.example")
+    node.submit("b@one.example", "c@two.example")  # b waits for a
+    async with node.running():
+        await trio.sleep(5.0)
+        await node.store.delete(None)
+        await trio.sleep(100.0)
+    settled = [event for event in node.events if isinstance(event, RecipientSettled)]
+    assert [event.outcome.recipient.address for event in settled] == [
+        "a@one.example",
+        "c@two.example",
+    ]
 
 
 @trio_test

@@ -28,6 +28,7 @@ from worker.delivery import steady
 from worker.delivery.deliver import deliver
 from worker.delivery.serve import serve
 from worker.delivery.settings import DeliverySettings, Limits
+from worker.delivery.transaction import Begun
 from worker.environment import make_environment
 from worker.network.address import Endpoint
 from worker.status.events import SessionReused, UnexpectedError
@@ -353,6 +354,28 @@ async def test_a_stop_lets_the_message_finish_whose_content_is_under_way(
     assert peer.served == ["a@example.com", "b@example.com"]
     assert not any(o.in_doubt for result in world.results for o in result.outcomes)
     assert not world.open_streams
+
+
+@trio_test
+async def test_a_stop_after_a_run_lets_the_message_finish_whose_content_it_began(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It comes while results are flushed, before deliver() goes on."""
+    monkeypatch.setattr("tests.worker.world.CONTENT", CONTENT + 30_000 * b"x\r\n")
+    peer = Peer()  # takes less of it at once
+    world = World(peer)
+
+    async def stopping(*arguments: object) -> object:
+        begun = arguments[-1]
+        if isinstance(begun, Begun) and begun.sending:
+            world.slot.stop()
+        return await deliver(*arguments)  # type: ignore[arg-type]  # passed through
+
+    monkeypatch.setattr("worker.delivery.serve.deliver", stopping)
+    outcomes = await in_a_row(world, requests(*"abc"))
+    assert [outcome.action for outcome in outcomes] == [SENT, SENT, DEFERRED]
+    assert [result.stopped for result in world.results] == [False, False, True]
+    assert peer.served == ["a@example.com", "b@example.com"]
 
 
 @trio_test
