@@ -8,10 +8,11 @@ import os
 import pwd
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import redirect_stdout
 from dataclasses import dataclass, field
 from email.header import Header
 from email.utils import formatdate, getaddresses, make_msgid
-from io import BytesIO
+from io import BytesIO, StringIO
 from pathlib import Path
 from typing import BinaryIO, Final, NoReturn
 
@@ -126,7 +127,8 @@ def invoke(arguments: Sequence[str]) -> int | None:
         case "p":
             return invoke_postrio([*chosen, "queue", "list"])
         case "q":
-            return invoke_postrio([*chosen, "queue", "flush", *_flush_arguments(call.flush)])
+            with redirect_stdout(StringIO()):  # as sendmail: cron would mail what it says
+                return invoke_postrio([*chosen, "queue", "flush", *_flush_arguments(call.flush)])
     return _submit(call)
 
 
