@@ -188,8 +188,8 @@ NOTICES: tuple[Parameter, ...] = (
     words(
         "notify_classes",
         "2bounce",
-        "What the postmaster is told of: bounce, 2bounce, data, delay, policy, protocol,"
-        " resource, software.",
+        "What the postmaster is told of: bounce (implies 2bounce), 2bounce, data, delay, policy,"
+        " protocol, resource, software.",
         choices=(
             "bounce",
             "2bounce",
@@ -202,7 +202,12 @@ NOTICES: tuple[Parameter, ...] = (
         ),
     ),
     text("bounce_notice_recipient", "postmaster", "Who gets copies of bounces."),
-    text("2bounce_notice_recipient", "postmaster", "Who gets bounces that bounced."),
+    text(
+        "2bounce_notice_recipient",
+        "postmaster",
+        "Who gets what bounced and has no sender to be told: bounces, and other mail from the null"
+        " sender.",
+    ),
     text("delay_notice_recipient", "postmaster", "Who gets copies of delay warnings."),
     text("error_notice_recipient", "postmaster", "Who gets the reports of all other trouble."),
     words(
