@@ -128,6 +128,33 @@ def test_a_delimiter_at_the_start_of_a_local_part_sets_no_extension_off() -> Non
     assert [key for key, _ in table.asked] == ["+x@one.example", "one.example", ".example", "*"]
 
 
+@pytest.mark.parametrize(
+    "local", ["list-request", "Owner-list", "Mailer-Daemon", "double-bounce", "a+b-request"]
+)
+def test_addresses_that_have_a_delimiter_in_their_name_have_no_extension(local: str) -> None:
+    table = Table()
+    route(Router(tables=table, delimiter="+-"), f"{local}@one.example")
+    whole = f"{local.lower()}@one.example"
+    assert [key for key, _ in table.asked] == [whole, "one.example", ".example", "*"]
+
+
+@pytest.mark.parametrize(
+    ("local", "user"),
+    [("postmaster+x", "postmaster"), ("-request", None), ("list-requests", "list"), ("u-", "u")],
+)
+def test_other_addresses_have_one(local: str, user: str | None) -> None:
+    table = Table()
+    route(Router(tables=table, delimiter="+-"), f"{local}@one.example")
+    asked = [key for key, _ in table.asked if key.endswith("@one.example")]
+    assert asked[1:] == ([f"{user}@one.example"] if user else [])
+
+
+def test_an_owner_is_split_where_the_hyphen_is_no_delimiter() -> None:
+    table = Table()
+    route(Router(tables=table, delimiter="+"), "owner-list+x@one.example")
+    assert table.asked[1] == ("owner-list@one.example", True)
+
+
 def test_the_null_recipient_is_looked_up_as_its_stand_in() -> None:
     table = Table()
     route(Router(tables=table, origin="here.example"), "")

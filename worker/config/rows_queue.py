@@ -32,7 +32,9 @@ STORE: tuple[Parameter, ...] = (
     text(
         "recipient_delimiter",
         "",
-        "Characters that set an extension off the user name in a local part.",
+        "Characters that set an extension off the user name in a local part. None is in"
+        " mailer-daemon, postmaster and double-bounce, nor, at a hyphen, in owner-... and"
+        " ...-request.",
     ),
     words(
         "propagate_unmatched_extensions",

@@ -11,6 +11,7 @@ from enum import Enum
 from typing import Final
 from typing import Protocol as TypingProtocol
 
+from protocol.address import split_extension
 from protocol.outcome import Action
 from protocol.request import Protocol
 from protocol.value import value
@@ -126,10 +127,9 @@ class Router:
         return found or ""
 
     def _partial_keys(self, local: str, domain: str) -> Iterator[str]:
-        for place, char in enumerate(local):
-            if char in self.delimiter and place > 0:
-                yield f"{local[:place]}@{domain}"
-                break
+        user, extension = split_extension(local, self.delimiter)
+        if extension:
+            yield f"{user}@{domain}"
         if domain:
             yield domain
         if not domain.startswith("["):  # an address literal has no parent
