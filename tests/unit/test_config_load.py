@@ -7,6 +7,7 @@ import pytest
 from protocol.request import Protocol
 from worker.config import config as config_module
 from worker.config.config import Config, ConfigError, Facts
+from worker.queue.settings import Feedback, FeedbackScale
 
 
 def problems(mapping: dict[str, str]) -> list[str]:
@@ -165,6 +166,20 @@ def test_feedback_is_a_number_or_a_share(text: str) -> None:
     name = "default_destination_concurrency_positive_feedback"
     assert Config.from_mapping({name: text}).text(name) == text
     assert "number/concurrency" in problems({name: f"x{text}"})[0]
+
+
+def test_s133_the_divisor_of_a_feedback_may_be_written_in_any_case() -> None:
+    name = "default_destination_concurrency_positive_feedback"
+    config = Config.from_mapping({name: "0.5 / SQRT_Concurrency"})
+    assert Feedback.parse(config.text(name)) == Feedback(0.5, FeedbackScale.SQRT_CONCURRENCY)
+
+
+@pytest.mark.parametrize("text", ["1/0", "0/0.0", "5", "8/2", "0.5/0.1", "1.5/concurrency"])
+@pytest.mark.parametrize("prefix", ["default", "smtp", "bulk"])
+def test_s133_a_feedback_outside_of_0_to_1_is_a_mistake(prefix: str, text: str) -> None:
+    name = f"{prefix}_destination_concurrency_negative_feedback"
+    [told] = problems({name: text})
+    assert f"{name} = {text}: is not in the range from 0 to 1" in told
 
 
 def test_a_table_that_cannot_be_used_is_a_mistake() -> None:

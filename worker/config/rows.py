@@ -5,6 +5,7 @@ begin with `smtp_` get an lmtp_ twin unless `mirror=None` says no.
 """
 
 import re
+from collections.abc import Callable
 from typing import TypedDict, Unpack
 
 from worker.config.parameter import Kind, Parameter, Twin
@@ -20,6 +21,7 @@ class Details(TypedDict, total=False):
     maximum: int | None
     choices: tuple[str, ...]
     pattern: re.Pattern[str] | None
+    check: Callable[[str], str] | None
     expected: str
     mirror: Twin | None
     deprecated: str

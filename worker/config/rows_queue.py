@@ -6,9 +6,19 @@ from worker.config.parameter import Parameter
 from worker.config.rows import boolean, integer, tables, text, time, words
 
 _FEEDBACK = re.compile(
-    r"[0-9]+(\.[0-9]+)?(\s*/\s*([0-9]+(\.[0-9]+)?|concurrency|sqrt_concurrency))?"
+    r"[0-9]+(\.[0-9]+)?(\s*/\s*([0-9]+(\.[0-9]+)?|concurrency|sqrt_concurrency))?",
+    re.IGNORECASE,
 )
-_FEEDBACK_FORM = "a number, or number/number, number/concurrency, number/sqrt_concurrency"
+_FEEDBACK_FORM = (
+    "a number from 0 to 1, or number/number, number/concurrency, number/sqrt_concurrency"
+)
+
+
+def _feedback_trouble(text: str) -> str:
+    number, _, divisor = text.partition("/")
+    below = float(divisor) if divisor.strip()[:1].isdigit() else 1.0
+    return "" if below and float(number) / below <= 1 else "is not in the range from 0 to 1"
+
 
 STORE: tuple[Parameter, ...] = (
     text(
@@ -130,6 +140,7 @@ SCHEDULER: tuple[Parameter, ...] = (
         "1",
         "How much a success raises the concurrency of its destination.",
         pattern=_FEEDBACK,
+        check=_feedback_trouble,
         expected=_FEEDBACK_FORM,
     ),
     text(
@@ -137,6 +148,7 @@ SCHEDULER: tuple[Parameter, ...] = (
         "1",
         "How much a failed connection or handshake lowers the concurrency of its destination.",
         pattern=_FEEDBACK,
+        check=_feedback_trouble,
         expected=_FEEDBACK_FORM,
     ),
     integer(

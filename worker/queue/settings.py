@@ -46,7 +46,7 @@ class Feedback:
 
         Raises ValueError for anything else.
         """
-        number, slash, divisor = (part.strip() for part in text.partition("/"))
+        number, slash, divisor = (part.strip().lower() for part in text.partition("/"))
         if divisor in {FeedbackScale.CONCURRENCY.value, FeedbackScale.SQRT_CONCURRENCY.value}:
             return cls(float(number), FeedbackScale(divisor))
         below = float(divisor) if slash else 1.0
