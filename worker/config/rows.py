@@ -34,6 +34,13 @@ def text(name: str, default: str, summary: str, **details: Unpack[Details]) -> P
     return _row(Kind.TEXT, name, default, summary, details)
 
 
+def filled(name: str, default: str, summary: str, **details: Unpack[Details]) -> Parameter:
+    """A row of text that must not be empty; `default` may be, where one is computed."""
+    details["check"] = _emptiness
+    details["expected"] = "text that is not empty"
+    return _row(Kind.TEXT, name, default, summary, details)
+
+
 def boolean(name: str, default: str, summary: str, **details: Unpack[Details]) -> Parameter:
     """A row of yes or no."""
     return _row(Kind.BOOLEAN, name, default, summary, details)
@@ -74,6 +81,10 @@ def hosts(name: str, default: str, summary: str, **details: Unpack[Details]) -> 
 def choice(name: str, default: str, summary: str, **details: Unpack[Details]) -> Parameter:
     """A row of one word out of `choices`; an empty word among them: it may be left open."""
     return _row(Kind.CHOICE, name, default, summary, details)
+
+
+def _emptiness(text: str) -> str:
+    return "" if text else "is empty"
 
 
 def _row(kind: Kind, name: str, default: str, summary: str, details: Details) -> Parameter:

@@ -3,7 +3,7 @@
 import re
 
 from worker.config.parameter import Parameter
-from worker.config.rows import boolean, integer, tables, text, time, words
+from worker.config.rows import boolean, filled, integer, tables, text, time, words
 
 _FEEDBACK = re.compile(
     r"[0-9]+(\.[0-9]+)?(\s*/\s*([0-9]+(\.[0-9]+)?|concurrency|sqrt_concurrency))?",
@@ -21,7 +21,7 @@ def _feedback_trouble(text: str) -> str:
 
 
 STORE: tuple[Parameter, ...] = (
-    text(
+    filled(
         "queue_directory",
         "/var/spool/postrio",
         "Where the embedded queue lives; relative names in socket paths start here.",
@@ -197,8 +197,10 @@ NOTICES: tuple[Parameter, ...] = (
         "Octets of the original message that a notice returns at most.",
         minimum=1,
     ),
-    text("double_bounce_sender", "double-bounce", "Sender of notices that must never bounce."),
-    text("empty_address_recipient", "MAILER-DAEMON", "Who stands for the null sender in notices."),
+    filled("double_bounce_sender", "double-bounce", "Sender of notices that must never bounce."),
+    filled(
+        "empty_address_recipient", "MAILER-DAEMON", "Who stands for the null sender in notices."
+    ),
     words(
         "notify_classes",
         "2bounce",
@@ -215,14 +217,14 @@ NOTICES: tuple[Parameter, ...] = (
             "software",
         ),
     ),
-    text("bounce_notice_recipient", "postmaster", "Who gets copies of bounces."),
-    text(
+    filled("bounce_notice_recipient", "postmaster", "Who gets copies of bounces."),
+    filled(
         "2bounce_notice_recipient",
         "postmaster",
         "Who gets what bounced and has no sender to be told: bounces, and other mail from the null"
         " sender.",
     ),
-    text("delay_notice_recipient", "postmaster", "Who gets copies of delay warnings."),
+    filled("delay_notice_recipient", "postmaster", "Who gets copies of delay warnings."),
     text("error_notice_recipient", "postmaster", "Who gets the reports of all other trouble."),
     words(
         "internal_mail_filter_classes",
