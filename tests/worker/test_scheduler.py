@@ -804,6 +804,36 @@ async def test_s155_without_2bounce_mail_from_the_null_sender_is_dropped_with_a_
 
 
 @trio_test
+async def test_a_double_bounce_comes_from_this_host_whatever_the_origin_is(
+    autojump_clock: MockClock,
+) -> None:
+    notices = NoticeSettings(hostname="host.example", origin="domain.example")
+    node = Node(lambda _: BOUNCED, QueueSettings(notices=notices))
+    node.submit("a@one.example", sender="")
+    await node.run(60.0)
+    assert [(sender, recipient) for sender, recipient, _ in node.notices()] == [
+        ("", "a@one.example"),
+        ("double-bounce@host.example", "postmaster@domain.example"),
+    ]
+    assert not node.store.messages
+
+
+@pytest.mark.parametrize(
+    ("sender", "notice"),
+    [("Double-Bounce@LOCALHOST", False), ("double-bounce@before.example", True)],
+)
+@trio_test
+async def test_a_double_bounce_ends_in_any_spelling_and_after_a_change_of_names(
+    sender: str, *, notice: bool, autojump_clock: MockClock
+) -> None:
+    node = Node(lambda _: BOUNCED)
+    node.submit("a@one.example", sender=sender, notice=notice)
+    await node.run(60.0)
+    assert len(node.workers.requests) == 1
+    assert not node.of(NoticeQueued)
+
+
+@trio_test
 async def test_without_2bounce_a_bounce_that_bounces_is_dropped_with_a_warning(
     autojump_clock: MockClock,
 ) -> None:

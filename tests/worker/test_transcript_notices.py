@@ -55,7 +55,7 @@ async def test_s155_a_transcript_goes_to_error_notice_recipient_from_double_boun
     assert (event.queue_id, event.kind) == (queue_id, KIND)
     (notice,) = node.workers.requests[1:]
     assert notice.queue_id == event.notice_id
-    assert notice.sender == "double-bounce@origin.example"
+    assert notice.sender == "double-bounce@me.example"
     assert [each.address for each in notice.recipients] == ["errors@origin.example"]
 
 

@@ -197,7 +197,11 @@ NOTICES: tuple[Parameter, ...] = (
         "Octets of the original message that a notice returns at most.",
         minimum=1,
     ),
-    filled("double_bounce_sender", "double-bounce", "Sender of notices that must never bounce."),
+    filled(
+        "double_bounce_sender",
+        "double-bounce",
+        "Sender of notices that must never bounce, at $myhostname.",
+    ),
     filled(
         "empty_address_recipient", "MAILER-DAEMON", "Who stands for the null sender in notices."
     ),

@@ -38,7 +38,8 @@ from worker.status.events import Event, MessageExpired, MessageRemoved, Warned
 def is_double_bounce(message: QueuedMessage, settings: NoticeSettings) -> bool:
     """A notice about a notice: nobody is told when it fails."""
     sender = message.sender
-    return bool(sender) and sender == settings.address(settings.double_bounce_sender)
+    # A notice of ours that has a sender is one whatever the names were when it was written.
+    return bool(sender) and (message.notice or sender.lower() == settings.double_bounce.lower())
 
 
 def reports_failure(recipient: Recipient) -> bool:
@@ -309,7 +310,7 @@ def _plan(
     reported: Sequence[Reported],
     settings: NoticeSettings,
 ) -> None:
-    double_bounce = settings.address(settings.double_bounce_sender)
+    double_bounce = settings.double_bounce
     sender, recipient = {
         NoticeKind.FAILURE: ("", message.sender),
         NoticeKind.DELAY: ("", message.sender),

@@ -145,6 +145,12 @@ class NoticeSettings:
             error_recipient=config.text("error_notice_recipient"),
         )
 
+    @property
+    def double_bounce(self) -> str:
+        """Where double bounces come from: this host, as in Postfix, and not its myorigin."""
+        name = self.double_bounce_sender
+        return name if "@" in name else f"{name}@{self.hostname}"
+
     def address(self, name: str) -> str:
         """A configured address, completed with myorigin where it has no domain."""
         return name if "@" in name else f"{name}@{self.origin}"
