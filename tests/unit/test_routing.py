@@ -155,6 +155,18 @@ def test_an_owner_is_split_where_the_hyphen_is_no_delimiter() -> None:
     assert table.asked[1] == ("owner-list@one.example", True)
 
 
+@pytest.mark.parametrize("tables", [{}, {"transport_maps": "static:smtp:[gate.example]"}])
+def test_mail_to_the_double_bounce_address_is_discarded(tables: dict[str, str]) -> None:
+    names = {"myhostname": "Host.example", "myorigin": "here.example", "relayhost": "r.example"}
+    router = Router.from_config(Config.from_mapping({**names, **tables}))
+    for _ in range(2):  # what is known of a domain does not hold for this address
+        assert isinstance(route(router, "user@host.example"), Delivery)
+        found = route(router, "Double-Bounce@HOST.example")
+        assert isinstance(found, Verdict)
+        assert (found.program, found.action, found.dsn) == ("qmgr", Action.SENT, "2.0.0")
+        assert isinstance(route(router, "double-bounce@other.example"), Delivery)
+
+
 def test_the_null_recipient_is_looked_up_as_its_stand_in() -> None:
     table = Table()
     route(Router(tables=table, origin="here.example"), "")

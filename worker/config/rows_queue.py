@@ -200,7 +200,7 @@ NOTICES: tuple[Parameter, ...] = (
     filled(
         "double_bounce_sender",
         "double-bounce",
-        "Sender of notices that must never bounce, at $myhostname.",
+        "Sender of notices that must never bounce, at $myhostname; mail to it is discarded.",
     ),
     filled(
         "empty_address_recipient", "MAILER-DAEMON", "Who stands for the null sender in notices."
