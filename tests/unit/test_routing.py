@@ -101,7 +101,7 @@ def test_the_search_goes_from_the_whole_address_to_the_wild_card() -> None:
     table = Table()
     route(Router(tables=table, delimiter="+"), "User+Ext@a.b.Example")
     assert table.asked == [
-        ("user+ext@a.b.example", False),
+        ("User+Ext@a.b.Example", False),
         ("user@a.b.example", True),
         ("a.b.example", True),
         (".b.example", True),
@@ -134,7 +134,7 @@ def test_a_delimiter_at_the_start_of_a_local_part_sets_no_extension_off() -> Non
 def test_addresses_that_have_a_delimiter_in_their_name_have_no_extension(local: str) -> None:
     table = Table()
     route(Router(tables=table, delimiter="+-"), f"{local}@one.example")
-    whole = f"{local.lower()}@one.example"
+    whole = f"{local}@one.example"
     assert [key for key, _ in table.asked] == [whole, "one.example", ".example", "*"]
 
 
@@ -155,6 +155,14 @@ def test_an_owner_is_split_where_the_hyphen_is_no_delimiter() -> None:
     assert table.asked[1] == ("owner-list@one.example", True)
 
 
+@pytest.mark.parametrize("kind", ["regexp", "pcre"])
+def test_a_pattern_sees_the_letters_of_an_address_as_they_are(kind: str) -> None:
+    table = f"{kind}:{{{{/^User@A/i smtp:[gate.example]}}}}"
+    router = Router.from_config(Config.from_mapping({"transport_maps": table}))
+    assert route(router, "User@A.example") == smtp("[gate.example]")
+    assert route(router, "user@a.example") == smtp("a.example")
+
+
 @pytest.mark.parametrize("tables", [{}, {"transport_maps": "static:smtp:[gate.example]"}])
 def test_mail_to_the_double_bounce_address_is_discarded(tables: dict[str, str]) -> None:
     names = {"myhostname": "Host.example", "myorigin": "here.example", "relayhost": "r.example"}
@@ -170,7 +178,7 @@ def test_mail_to_the_double_bounce_address_is_discarded(tables: dict[str, str]) 
 def test_the_null_recipient_is_looked_up_as_its_stand_in() -> None:
     table = Table()
     route(Router(tables=table, origin="here.example"), "")
-    assert table.asked[0] == ("mailer-daemon@here.example", False)
+    assert table.asked[0] == ("MAILER-DAEMON@here.example", False)
 
 
 def test_the_first_match_wins() -> None:

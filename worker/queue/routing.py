@@ -120,14 +120,14 @@ class Router:
         return self._resolve(found, self._domain(address))
 
     async def _look_up(self, tables: Lookup, address: str) -> str:
-        # Whole address first, then without extension, then its parts: transport(5).
+        # Whole address first, then without extension, then its parts: transport(5). The first as
+        # it is written, for patterns tell letters apart; what other tables do, they do themselves.
         local, at, domain = address.rpartition("@")
         if not at:
             local, domain = address, self.origin
-        domain = domain.lower()
-        found = await tables.find(f"{local.lower()}@{domain}")
+        found = await tables.find(f"{local}@{domain}")
         if found is None:
-            for key in self._partial_keys(local.lower(), domain):
+            for key in self._partial_keys(local.lower(), domain.lower()):
                 found = await tables.find(key, partial=True)
                 if found is not None:
                     break
