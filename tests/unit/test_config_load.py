@@ -185,7 +185,7 @@ def test_s133_a_feedback_outside_of_0_to_1_is_a_mistake(prefix: str, text: str) 
 @pytest.mark.parametrize(
     "name",
     [
-        *("myhostname", "mydomain", "myorigin", "mail_name", "syslog_name", "queue_directory"),
+        *("myhostname", "mydomain", "myorigin", "mail_name", "syslog_name"),
         *("double_bounce_sender", "empty_address_recipient", "bounce_notice_recipient"),
         *("2bounce_notice_recipient", "delay_notice_recipient"),
     ],

@@ -21,7 +21,7 @@ def _feedback_trouble(text: str) -> str:
 
 
 STORE: tuple[Parameter, ...] = (
-    filled(
+    text(
         "queue_directory",
         "/var/spool/postrio",
         "Where the embedded queue lives; relative names in socket paths start here.",
