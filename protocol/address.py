@@ -26,6 +26,10 @@ _DOMAIN = re.compile(
 _WORD = re.compile(r'"((?:[^"\\]|\\.)*)"|([^"\\<>@]+)', re.DOTALL)
 
 
+# Whole names, whatever the delimiters; with a hyphen among them also owner-list and list-request.
+_WHOLE: Final = frozenset({"postmaster", "mailer-daemon", "double-bounce"})
+
+
 class AddressError(ValueError):
     """This text is no mail address, or no domain; the message says why, for a person."""
 
@@ -34,6 +38,25 @@ def split_address(address: str) -> tuple[str, str]:
     """Return (local part, domain) of an internal-form address; the domain may be empty."""
     local, at, domain = address.rpartition("@")
     return (local, domain) if at else (domain, "")
+
+
+def split_extension(local: str, delimiters: str) -> tuple[str, str]:
+    """Return user and extension of a local part; the extension begins with its delimiter, if any.
+
+    Not every local part is split (recipient_delimiter in postconf(5)): an address of the mail
+    system or of a mailing list is nobody's with an extension.
+    """
+    places = [place for place, char in enumerate(local) if char in delimiters and place]
+    if not places:
+        return local, ""
+    name = local.lower()
+    if name in _WHOLE:
+        return local, ""
+    if "-" in delimiters and (
+        name.startswith("owner-") or name.removesuffix("-request") not in {name, ""}
+    ):
+        return local, ""
+    return local[: places[0]], local[places[0] :]
 
 
 def quote(address: str) -> str:

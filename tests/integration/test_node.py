@@ -177,7 +177,8 @@ async def test_nobody_is_told_who_does_not_want_to_know(tmp_path: Path) -> None:
         home, strict = await open_peer(nursery), await open_peer(nursery, "refuse")
         async with Node(tmp_path, routes(to=strict, node=home, **{"from": home})) as node:
             await node.send(CONTENT, "never@to.example", options=["--notify", "never"])
-            await node.send(CONTENT, "null@to.example", sender="")
+            never = ["--notify", "never"]
+            await node.send(CONTENT, "null@to.example", sender="", options=never)
             await node.wait_for(": removed$", 2)
             assert node.count("status=bounced") == 2
             assert await node.listed() == []

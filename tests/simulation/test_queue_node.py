@@ -58,7 +58,7 @@ class World:
     settings: QueueSettings
     events: list[Event] = field(default_factory=list)
     submitted: set[tuple[str, str]] = field(default_factory=set)  # (queue id, address)
-    nobody_told: set[str] = field(default_factory=set)  # queue ids: null sender
+    nobody_told: set[str] = field(default_factory=set)  # queue ids: NOTIFY says so
     deleted: set[str] = field(default_factory=set)
 
 
@@ -214,7 +214,7 @@ def submit(world: World) -> None:
     submission = Submission(sender=sender, recipients=recipients, held=random.random() < 0.05)
     queue_id = world.store.put(submission, b"Subject: x\r\n\r\n", wall())
     world.submitted |= {(queue_id, recipient.address) for recipient in recipients}
-    if not sender or notify in {Notify.NEVER, Notify.SUCCESS}:
+    if notify in {Notify.NEVER, Notify.SUCCESS}:
         world.nobody_told.add(queue_id)
 
 

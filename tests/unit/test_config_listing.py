@@ -107,7 +107,7 @@ NAMES = [
     name
     for name, row in PARAMETERS.items()
     if row.kind in BY_KIND
-    and not (row.read_only or row.pattern or row.choices)
+    and not (row.read_only or row.pattern or row.check or row.choices)
     and name not in {"myhostname", "mydomain"}
 ]
 SETTINGS = st.lists(

@@ -7,6 +7,7 @@ import pytest
 from protocol.request import Protocol
 from worker.config import config as config_module
 from worker.config.config import Config, ConfigError, Facts
+from worker.queue.settings import Feedback, FeedbackScale
 
 
 def problems(mapping: dict[str, str]) -> list[str]:
@@ -167,6 +168,34 @@ def test_feedback_is_a_number_or_a_share(text: str) -> None:
     assert "number/concurrency" in problems({name: f"x{text}"})[0]
 
 
+def test_s133_the_divisor_of_a_feedback_may_be_written_in_any_case() -> None:
+    name = "default_destination_concurrency_positive_feedback"
+    config = Config.from_mapping({name: "0.5 / SQRT_Concurrency"})
+    assert Feedback.parse(config.text(name)) == Feedback(0.5, FeedbackScale.SQRT_CONCURRENCY)
+
+
+@pytest.mark.parametrize("text", ["1/0", "0/0.0", "5", "8/2", "0.5/0.1", "1.5/concurrency"])
+@pytest.mark.parametrize("prefix", ["default", "smtp", "bulk"])
+def test_s133_a_feedback_outside_of_0_to_1_is_a_mistake(prefix: str, text: str) -> None:
+    name = f"{prefix}_destination_concurrency_negative_feedback"
+    [told] = problems({name: text})
+    assert f"{name} = {text}: is not in the range from 0 to 1" in told
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("myhostname", "mydomain", "myorigin", "mail_name", "syslog_name"),
+        *("double_bounce_sender", "empty_address_recipient", "bounce_notice_recipient"),
+        *("2bounce_notice_recipient", "delay_notice_recipient"),
+    ],
+)
+@pytest.mark.parametrize("text", ["", "$nothing"])
+def test_a_name_that_has_to_be_there_is_not_empty(name: str, text: str) -> None:
+    [told] = problems({name: text})
+    assert told == f"configuration: {name} = {text}: is empty; expected text that is not empty"
+
+
 def test_a_table_that_cannot_be_used_is_a_mistake() -> None:
     assert problems({"transport_maps": "dbm:/etc/postfix/transport"}) == [
         "configuration: transport_maps = dbm:/etc/postfix/transport: the table type"
@@ -236,10 +265,10 @@ def test_a_users_own_name_that_other_programs_lead_to_goes_with_them() -> None:
 
 
 def test_mentioning_what_is_not_defined_is_warned_of() -> None:
-    config = Config.from_mapping({"myorigin": "$mydomian"})
-    assert config.text("myorigin") == ""
+    config = Config.from_mapping({"relayhost": "$mydomian"})
+    assert config.text("relayhost") == ""
     assert config.warnings == (
-        "configuration: myorigin mentions $mydomian, which is not defined; did you mean mydomain?",
+        "configuration: relayhost mentions $mydomian, which is not defined; did you mean mydomain?",
     )
 
 

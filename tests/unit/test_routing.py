@@ -101,7 +101,7 @@ def test_the_search_goes_from_the_whole_address_to_the_wild_card() -> None:
     table = Table()
     route(Router(tables=table, delimiter="+"), "User+Ext@a.b.Example")
     assert table.asked == [
-        ("user+ext@a.b.example", False),
+        ("User+Ext@a.b.Example", False),
         ("user@a.b.example", True),
         ("a.b.example", True),
         (".b.example", True),
@@ -128,10 +128,57 @@ def test_a_delimiter_at_the_start_of_a_local_part_sets_no_extension_off() -> Non
     assert [key for key, _ in table.asked] == ["+x@one.example", "one.example", ".example", "*"]
 
 
+@pytest.mark.parametrize(
+    "local", ["list-request", "Owner-list", "Mailer-Daemon", "double-bounce", "a+b-request"]
+)
+def test_addresses_that_have_a_delimiter_in_their_name_have_no_extension(local: str) -> None:
+    table = Table()
+    route(Router(tables=table, delimiter="+-"), f"{local}@one.example")
+    whole = f"{local}@one.example"
+    assert [key for key, _ in table.asked] == [whole, "one.example", ".example", "*"]
+
+
+@pytest.mark.parametrize(
+    ("local", "user"),
+    [("postmaster+x", "postmaster"), ("-request", None), ("list-requests", "list"), ("u-", "u")],
+)
+def test_other_addresses_have_one(local: str, user: str | None) -> None:
+    table = Table()
+    route(Router(tables=table, delimiter="+-"), f"{local}@one.example")
+    asked = [key for key, _ in table.asked if key.endswith("@one.example")]
+    assert asked[1:] == ([f"{user}@one.example"] if user else [])
+
+
+def test_an_owner_is_split_where_the_hyphen_is_no_delimiter() -> None:
+    table = Table()
+    route(Router(tables=table, delimiter="+"), "owner-list+x@one.example")
+    assert table.asked[1] == ("owner-list@one.example", True)
+
+
+@pytest.mark.parametrize("kind", ["regexp", "pcre"])
+def test_a_pattern_sees_the_letters_of_an_address_as_they_are(kind: str) -> None:
+    table = f"{kind}:{{{{/^User@A/i smtp:[gate.example]}}}}"
+    router = Router.from_config(Config.from_mapping({"transport_maps": table}))
+    assert route(router, "User@A.example") == smtp("[gate.example]")
+    assert route(router, "user@a.example") == smtp("a.example")
+
+
+@pytest.mark.parametrize("tables", [{}, {"transport_maps": "static:smtp:[gate.example]"}])
+def test_mail_to_the_double_bounce_address_is_discarded(tables: dict[str, str]) -> None:
+    names = {"myhostname": "Host.example", "myorigin": "here.example", "relayhost": "r.example"}
+    router = Router.from_config(Config.from_mapping({**names, **tables}))
+    for _ in range(2):  # what is known of a domain does not hold for this address
+        assert isinstance(route(router, "user@host.example"), Delivery)
+        found = route(router, "Double-Bounce@HOST.example")
+        assert isinstance(found, Verdict)
+        assert (found.program, found.action, found.dsn) == ("qmgr", Action.SENT, "2.0.0")
+        assert isinstance(route(router, "double-bounce@other.example"), Delivery)
+
+
 def test_the_null_recipient_is_looked_up_as_its_stand_in() -> None:
     table = Table()
     route(Router(tables=table, origin="here.example"), "")
-    assert table.asked[0] == ("mailer-daemon@here.example", False)
+    assert table.asked[0] == ("MAILER-DAEMON@here.example", False)
 
 
 def test_the_first_match_wins() -> None:

@@ -568,6 +568,14 @@ async def test_s074_keys_are_asked_in_their_order(
 
 
 @trio_test
+async def test_s074_addresses_of_a_list_have_no_extension() -> None:
+    maps = generic("inline:{list@x.example=new@o, owner@x.example=new@o}", recipient_delimiter="-")
+    assert await maps.find("list-x@x.example") == "new@o"
+    assert await maps.find("list-request@x.example") is None
+    assert await maps.find("owner-list@x.example") is None
+
+
+@trio_test
 async def test_s074_an_extension_is_added_to_the_result_only_if_generic_propagates_it() -> None:
     table = "inline:{u@x.example=new@o}"
     assert await generic(table).find("u+e@x.example") == "new@o"

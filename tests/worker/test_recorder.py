@@ -115,7 +115,9 @@ async def test_s155_only_the_classes_that_are_listed_are_told(autojump_clock: Mo
     assert (await deliver_one(World(Peer(script)))).transcripts == ()  # off by default
 
 
-@pytest.mark.parametrize("sender", ["", "double-bounce@client.example"])
+@pytest.mark.parametrize(
+    "sender", ["", "double-bounce@client.example", "Double-Bounce@Client.Example"]
+)
 @trio_test
 async def test_s155_nobody_is_told_of_mail_of_the_null_sender_or_of_our_own_notices(
     sender: str, autojump_clock: MockClock
@@ -133,7 +135,7 @@ async def test_s155_the_classes_come_from_notify_classes_and_are_off_by_default(
         Config.from_mapping({"notify_classes": "bounce, software, data", "myorigin": "o.example"})
     )
     assert rules.troubles == {Trouble.SOFTWARE, Trouble.DATA}
-    assert rules.double_bounce == "double-bounce@o.example"
+    assert rules.double_bounce == "double-bounce@client.example"
 
 
 @trio_test

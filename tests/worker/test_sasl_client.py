@@ -157,6 +157,14 @@ async def test_s093_an_extension_of_the_sender_need_not_be_in_the_table() -> Non
 
 
 @trio_test
+async def test_s093_addresses_of_a_list_have_no_extension() -> None:
+    settings = {"smtp_sender_dependent_authentication": "yes", "recipient_delimiter": "-"}
+    sasl = client("list@from.example=s:1", settings)
+    assert await user(sasl, "list-x@from.example") == "s"
+    assert await user(sasl, "list-request@from.example") is None
+
+
+@trio_test
 async def test_s086_the_first_delimiter_splits_and_passwords_may_have_more() -> None:
     found = await client("mx.example=u:p:q:").credentials(sender="", host="mx.example", nexthop="")
     assert found == Credentials("u", Secret("p:q:"))

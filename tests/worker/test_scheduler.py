@@ -729,7 +729,7 @@ async def test_a_bounce_names_the_recipient_and_returns_the_message(
 @pytest.mark.parametrize(
     ("sender", "notify"),
     [
-        ("", Notify.UNSPECIFIED),
+        ("", Notify.NEVER),
         ("me@here.example", Notify.NEVER),
         ("me@here.example", Notify.SUCCESS),
     ],
@@ -762,6 +762,75 @@ async def test_a_bounce_that_bounces_goes_to_the_postmaster_and_there_it_ends(
     [warning] = node.of(Warned)
     assert isinstance(warning, Warned)
     assert "postmaster" in warning.text
+
+
+@pytest.mark.parametrize("classes", [{"2bounce"}, {"bounce"}])
+def test_s155_bounce_implies_2bounce(classes: set[str]) -> None:
+    settings = QueueSettings(notices=NoticeSettings(classes=frozenset(classes)))
+    node = Node(lambda request: SENT if request.sender else BOUNCED, settings)
+
+    async def main() -> None:
+        node.submit("a@one.example", sender="", notice=True)
+        await node.run(60.0)
+
+    trio.run(main, clock=MockClock(autojump_threshold=0))
+    assert [request.sender for request in node.workers.requests] == ["", "double-bounce@localhost"]
+
+
+@trio_test
+async def test_s155_the_postmaster_is_told_of_mail_from_the_null_sender_that_bounced(
+    autojump_clock: MockClock,
+) -> None:
+    node = Node(lambda request: SENT if request.sender else BOUNCED)
+    node.submit("a@one.example", sender="")
+    await node.run(60.0)
+    _, told = node.workers.requests
+    assert told.sender == "double-bounce@localhost"
+    assert told.recipients[0].address == "postmaster@localhost"
+
+
+@trio_test
+async def test_s155_without_2bounce_mail_from_the_null_sender_is_dropped_with_a_warning(
+    autojump_clock: MockClock,
+) -> None:
+    settings = QueueSettings(notices=NoticeSettings(classes=frozenset()))
+    node = Node(lambda _: BOUNCED, settings)
+    node.submit("a@one.example", sender="")
+    await node.run(60.0)
+    [warning] = node.of(Warned)
+    assert isinstance(warning, Warned)
+    assert "mail from the null sender" in warning.text
+    assert not node.store.messages
+
+
+@trio_test
+async def test_a_double_bounce_comes_from_this_host_whatever_the_origin_is(
+    autojump_clock: MockClock,
+) -> None:
+    notices = NoticeSettings(hostname="host.example", origin="domain.example")
+    node = Node(lambda _: BOUNCED, QueueSettings(notices=notices))
+    node.submit("a@one.example", sender="")
+    await node.run(60.0)
+    assert [(sender, recipient) for sender, recipient, _ in node.notices()] == [
+        ("", "a@one.example"),
+        ("double-bounce@host.example", "postmaster@domain.example"),
+    ]
+    assert not node.store.messages
+
+
+@pytest.mark.parametrize(
+    ("sender", "notice"),
+    [("Double-Bounce@LOCALHOST", False), ("double-bounce@before.example", True)],
+)
+@trio_test
+async def test_a_double_bounce_ends_in_any_spelling_and_after_a_change_of_names(
+    sender: str, *, notice: bool, autojump_clock: MockClock
+) -> None:
+    node = Node(lambda _: BOUNCED)
+    node.submit("a@one.example", sender=sender, notice=notice)
+    await node.run(60.0)
+    assert len(node.workers.requests) == 1
+    assert not node.of(NoticeQueued)
 
 
 @trio_test
@@ -876,7 +945,8 @@ async def test_error_retry_and_discard_are_settled_without_a_worker(
         }
     )
     node = Node(settings=QueueSettings.from_config(config), router=Router.from_config(config))
-    node.submit(*(f"a@{name}.example" for name in ("gone", "slow", "void", "odd")), sender="")
+    addresses = [f"a@{name}.example" for name in ("gone", "slow", "void", "odd")]
+    node.submit(*addresses, sender="", notify=Notify.NEVER)
     await node.run(10.0)
     assert not node.workers.requests
     seen = {

@@ -9,7 +9,7 @@ import pytest
 import trio
 from trio.testing import MockClock, trio_test
 
-from protocol.request import DeliveryRequest
+from protocol.request import DeliveryRequest, Notify
 from protocol.transcript import Transcript, Trouble
 from tests.worker.memory_store import MemoryStore
 from tests.worker.scripted_slots import BOUNCED, SENT, Answer
@@ -48,14 +48,14 @@ async def test_s155_a_transcript_goes_to_error_notice_recipient_from_double_boun
     autojump_clock: MockClock,
 ) -> None:
     node = Node(in_trouble, QueueSettings(notices=NOTICES))
-    queue_id = node.submit("u@one.example", sender="")
+    queue_id = node.submit("u@one.example", sender="", notify=Notify.NEVER)
     await work(node)
     (event,) = node.of(NoticeQueued)
     assert isinstance(event, NoticeQueued)
     assert (event.queue_id, event.kind) == (queue_id, KIND)
     (notice,) = node.workers.requests[1:]
     assert notice.queue_id == event.notice_id
-    assert notice.sender == "double-bounce@origin.example"
+    assert notice.sender == "double-bounce@me.example"
     assert [each.address for each in notice.recipients] == ["errors@origin.example"]
 
 
@@ -64,7 +64,7 @@ async def test_s156_the_recipient_can_be_changed_by_a_reload(autojump_clock: Moc
     node = Node(in_trouble, QueueSettings(notices=NOTICES))
     later = replace(NOTICES, error_recipient="others@there.example")
     node.scheduler.reload(QueueSettings(notices=later), Router())
-    node.submit("u@one.example", sender="")
+    node.submit("u@one.example", sender="", notify=Notify.NEVER)
     await work(node)
     assert node.workers.requests[1].recipients[0].address == "others@there.example"
 
@@ -110,7 +110,7 @@ async def test_s160_a_notice_that_cannot_be_queued_is_one_warning_and_nothing_el
     autojump_clock: MockClock,
 ) -> None:
     node = Node(in_trouble, QueueSettings(notices=NOTICES), store=FullStore(wall))
-    node.submit("u@one.example", sender="")
+    node.submit("u@one.example", sender="", notify=Notify.NEVER)
     await work(node)
     (settled,) = node.of(RecipientSettled)
     assert isinstance(settled, RecipientSettled)
@@ -136,7 +136,7 @@ class SlowStore(MemoryStore):
 async def test_s160_a_delivery_does_not_wait_for_its_notice(autojump_clock: MockClock) -> None:
     node = Node(in_trouble, QueueSettings(notices=NOTICES), store=SlowStore(wall))
     for number in range(5):
-        node.submit(f"u{number}@one.example", sender="")
+        node.submit(f"u{number}@one.example", sender="", notify=Notify.NEVER)
     await work(node)
     assert len(node.of(RecipientSettled)) == 5
     assert not node.of(NoticeQueued)
@@ -160,7 +160,7 @@ async def test_s155_what_goes_wrong_while_we_end_is_told_as_far_as_there_is_time
     settings = QueueSettings(notices=NOTICES, shutdown_timeout=limit)
     script = replace(BOUNCED, transcripts=(TOLD, TOLD, TOLD))
     node = Node(lambda _: script, settings, store=store)
-    node.submit("u@one.example", sender="")
+    node.submit("u@one.example", sender="", notify=Notify.NEVER)
     async with node.running():
         await trio.sleep(0.05)  # it is under way
     assert len(node.of(RecipientSettled)) == 1
@@ -188,6 +188,6 @@ async def test_s156_without_a_recipient_nobody_is_told(
     recipient: str, autojump_clock: MockClock
 ) -> None:
     node = Node(in_trouble, QueueSettings(notices=replace(NOTICES, error_recipient=recipient)))
-    node.submit("u@one.example", sender="")
+    node.submit("u@one.example", sender="", notify=Notify.NEVER)
     await work(node)
     assert len(node.workers.requests) == (2 if recipient else 1)

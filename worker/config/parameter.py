@@ -3,6 +3,7 @@ in `parameters.py`; what a value's text means is decided in `values.py`.
 """
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from enum import Enum
 
@@ -38,8 +39,9 @@ class Parameter:
     `unit` is the unit of a time without one; with `fraction` decimals are read too (our own times
     only: Postfix knows whole numbers). `minimum` and `maximum` are in the number's own unit,
     seconds for a time. `choices` are the legal words of a choice or a list; none: any. `pattern`
-    is a regular expression a text must match as a whole. `expected` says in words what is legal:
-    always of a pattern, and of choices where not each of them is to be recommended.
+    is a regular expression a text must match as a whole; `check` gets a text that does, and says
+    what is wrong with it, or nothing. `expected` says in words what is legal: always of a pattern,
+    and of choices where not each of them is to be recommended.
     """
 
     name: str
@@ -53,6 +55,7 @@ class Parameter:
     maximum: int | None = None
     choices: tuple[str, ...] = ()
     pattern: re.Pattern[str] | None = None
+    check: Callable[[str], str] | None = None
     expected: str = ""
     mirror: Twin | None = None
     deprecated: str = ""  # what to say when it is set; empty: not deprecated

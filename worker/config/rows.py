@@ -5,6 +5,7 @@ begin with `smtp_` get an lmtp_ twin unless `mirror=None` says no.
 """
 
 import re
+from collections.abc import Callable
 from typing import TypedDict, Unpack
 
 from worker.config.parameter import Kind, Parameter, Twin
@@ -20,6 +21,7 @@ class Details(TypedDict, total=False):
     maximum: int | None
     choices: tuple[str, ...]
     pattern: re.Pattern[str] | None
+    check: Callable[[str], str] | None
     expected: str
     mirror: Twin | None
     deprecated: str
@@ -29,6 +31,13 @@ class Details(TypedDict, total=False):
 
 def text(name: str, default: str, summary: str, **details: Unpack[Details]) -> Parameter:
     """A row whose value is taken as it is."""
+    return _row(Kind.TEXT, name, default, summary, details)
+
+
+def filled(name: str, default: str, summary: str, **details: Unpack[Details]) -> Parameter:
+    """A row of text that must not be empty; `default` may be, where one is computed."""
+    details["check"] = _emptiness
+    details["expected"] = "text that is not empty"
     return _row(Kind.TEXT, name, default, summary, details)
 
 
@@ -72,6 +81,10 @@ def hosts(name: str, default: str, summary: str, **details: Unpack[Details]) -> 
 def choice(name: str, default: str, summary: str, **details: Unpack[Details]) -> Parameter:
     """A row of one word out of `choices`; an empty word among them: it may be left open."""
     return _row(Kind.CHOICE, name, default, summary, details)
+
+
+def _emptiness(text: str) -> str:
+    return "" if text else "is empty"
 
 
 def _row(kind: Kind, name: str, default: str, summary: str, details: Details) -> Parameter:

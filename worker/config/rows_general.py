@@ -1,7 +1,7 @@
 """Rows of the parameter table: who we are, logging, processes, and postrio's own additions."""
 
 from worker.config.parameter import Parameter
-from worker.config.rows import boolean, choice, hosts, integer, text, time
+from worker.config.rows import boolean, choice, filled, hosts, integer, text, time
 
 _FACILITIES = (
     *("auth", "authpriv", "cron", "daemon", "ftp", "kern", "lpr", "mail", "news", "syslog"),
@@ -11,25 +11,25 @@ _FACILITIES = (
 UNDER_MASTER = "only a process under Postfix's master(8) reads it"
 
 IDENTITY: tuple[Parameter, ...] = (
-    text(
+    filled(
         "myhostname",
         "",
         "Full name of this host. Computed when not set: the system's name, completed with $mydomain"
         " where it has no dot.",
     ),
-    text(
+    filled(
         "mydomain",
         "",
         "Domain of this host. Computed when not set: $myhostname without its first label, or"
         " localdomain.",
     ),
-    text(
+    filled(
         "myorigin",
         "$myhostname",
         "Domain that completes addresses without one; /file: the first line of that file, as"
         " Debian's /etc/mailname.",
     ),
-    text("mail_name", "postrio", "What the mail system calls itself in notices."),
+    filled("mail_name", "postrio", "What the mail system calls itself in notices."),
     text("mail_version", "", "Version of postrio.", read_only=True),
     text("process_id", "", "Number of this process.", read_only=True),
     text("process_name", "", "Name of this process.", read_only=True),
@@ -59,7 +59,9 @@ IDENTITY: tuple[Parameter, ...] = (
 )
 
 LOGGING: tuple[Parameter, ...] = (
-    text("syslog_name", "postfix", "First part of the program name in the log: $syslog_name/smtp."),
+    filled(
+        "syslog_name", "postfix", "First part of the program name in the log: $syslog_name/smtp."
+    ),
     choice("syslog_facility", "mail", "Facility of log records.", choices=_FACILITIES),
     text(
         "maillog_file",

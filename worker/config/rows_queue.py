@@ -3,12 +3,22 @@
 import re
 
 from worker.config.parameter import Parameter
-from worker.config.rows import boolean, integer, tables, text, time, words
+from worker.config.rows import boolean, filled, integer, tables, text, time, words
 
 _FEEDBACK = re.compile(
-    r"[0-9]+(\.[0-9]+)?(\s*/\s*([0-9]+(\.[0-9]+)?|concurrency|sqrt_concurrency))?"
+    r"[0-9]+(\.[0-9]+)?(\s*/\s*([0-9]+(\.[0-9]+)?|concurrency|sqrt_concurrency))?",
+    re.IGNORECASE,
 )
-_FEEDBACK_FORM = "a number, or number/number, number/concurrency, number/sqrt_concurrency"
+_FEEDBACK_FORM = (
+    "a number from 0 to 1, or number/number, number/concurrency, number/sqrt_concurrency"
+)
+
+
+def _feedback_trouble(text: str) -> str:
+    number, _, divisor = text.partition("/")
+    below = float(divisor) if divisor.strip()[:1].isdigit() else 1.0
+    return "" if below and float(number) / below <= 1 else "is not in the range from 0 to 1"
+
 
 STORE: tuple[Parameter, ...] = (
     text(
@@ -32,7 +42,9 @@ STORE: tuple[Parameter, ...] = (
     text(
         "recipient_delimiter",
         "",
-        "Characters that set an extension off the user name in a local part.",
+        "Characters that set an extension off the user name in a local part. None is in"
+        " mailer-daemon, postmaster and double-bounce, nor, at a hyphen, in owner-... and"
+        " ...-request.",
     ),
     words(
         "propagate_unmatched_extensions",
@@ -128,6 +140,7 @@ SCHEDULER: tuple[Parameter, ...] = (
         "1",
         "How much a success raises the concurrency of its destination.",
         pattern=_FEEDBACK,
+        check=_feedback_trouble,
         expected=_FEEDBACK_FORM,
     ),
     text(
@@ -135,6 +148,7 @@ SCHEDULER: tuple[Parameter, ...] = (
         "1",
         "How much a failed connection or handshake lowers the concurrency of its destination.",
         pattern=_FEEDBACK,
+        check=_feedback_trouble,
         expected=_FEEDBACK_FORM,
     ),
     integer(
@@ -183,13 +197,19 @@ NOTICES: tuple[Parameter, ...] = (
         "Octets of the original message that a notice returns at most.",
         minimum=1,
     ),
-    text("double_bounce_sender", "double-bounce", "Sender of notices that must never bounce."),
-    text("empty_address_recipient", "MAILER-DAEMON", "Who stands for the null sender in notices."),
+    filled(
+        "double_bounce_sender",
+        "double-bounce",
+        "Sender of notices that must never bounce, at $myhostname; mail to it is discarded.",
+    ),
+    filled(
+        "empty_address_recipient", "MAILER-DAEMON", "Who stands for the null sender in notices."
+    ),
     words(
         "notify_classes",
         "2bounce",
-        "What the postmaster is told of: bounce, 2bounce, data, delay, policy, protocol,"
-        " resource, software.",
+        "What the postmaster is told of: bounce (implies 2bounce), 2bounce, data, delay, policy,"
+        " protocol, resource, software.",
         choices=(
             "bounce",
             "2bounce",
@@ -201,9 +221,14 @@ NOTICES: tuple[Parameter, ...] = (
             "software",
         ),
     ),
-    text("bounce_notice_recipient", "postmaster", "Who gets copies of bounces."),
-    text("2bounce_notice_recipient", "postmaster", "Who gets bounces that bounced."),
-    text("delay_notice_recipient", "postmaster", "Who gets copies of delay warnings."),
+    filled("bounce_notice_recipient", "postmaster", "Who gets copies of bounces."),
+    filled(
+        "2bounce_notice_recipient",
+        "postmaster",
+        "Who gets what bounced and has no sender to be told: bounces, and other mail from the null"
+        " sender.",
+    ),
+    filled("delay_notice_recipient", "postmaster", "Who gets copies of delay warnings."),
     text("error_notice_recipient", "postmaster", "Who gets the reports of all other trouble."),
     words(
         "internal_mail_filter_classes",

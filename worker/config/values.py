@@ -143,6 +143,8 @@ def _choice(parameter: Parameter, text: str) -> str:
 def _text(parameter: Parameter, text: str) -> str:
     if parameter.pattern is not None and not parameter.pattern.fullmatch(text):
         raise BadValueError("not of the right form", parameter.expected)
+    if parameter.check is not None and (why := parameter.check(text)):
+        raise BadValueError(why, parameter.expected)
     return text
 
 

@@ -8,7 +8,7 @@ address as it was.
 from dataclasses import dataclass
 from typing import Self
 
-from protocol.address import quote
+from protocol.address import quote, split_extension
 from protocol.address_field import find_addresses
 from protocol.request import Protocol
 from worker.config.config import Config
@@ -51,7 +51,7 @@ class GenericMaps:
         local, at, domain = address.rpartition("@")
         if not at:
             local, domain = domain, ""
-        bare, extension = self._split(local)
+        bare, extension = split_extension(local, self.delimiter)
         # Each key with the extension that it leaves out: the first is the whole address.
         keys = [(address, "")]
         if extension:
@@ -80,11 +80,6 @@ class GenericMaps:
         if domain.casefold() == self.origin.casefold():
             return True
         return self.local_domains is not None and await self.local_domains.matches(domain)
-
-    def _split(self, local: str) -> tuple[str, str]:
-        """User and extension, which begins with its delimiter or is empty."""
-        places = [place for place, char in enumerate(local) if char in self.delimiter and place]
-        return (local[: places[0]], local[places[0] :]) if places else (local, "")
 
     def _result(self, text: str, address: str, local: str, extension: str) -> str:
         text = text.strip()

@@ -34,7 +34,7 @@ class RecordingRules:
         sender = config.text("double_bounce_sender")
         return cls(
             troubles=frozenset(trouble for trouble in Trouble if trouble.value in wanted),
-            double_bounce=sender if "@" in sender else f"{sender}@{config.text('myorigin')}",
+            double_bounce=sender if "@" in sender else f"{sender}@{config.text('myhostname')}",
         )
 
     def wants(self, sender: str) -> bool:
@@ -42,7 +42,9 @@ class RecordingRules:
 
         A notice about a notice might go round in circles.
         """
-        return bool(self.troubles) and sender not in ("", self.double_bounce)
+        if not self.troubles or not sender:
+            return False
+        return sender.lower() != self.double_bounce.lower()
 
 
 NO_RECORDING: Final = RecordingRules()

@@ -11,8 +11,9 @@ conclude() decides; books.py stores the decision. Postfix's qmgr_active and boun
 - A probe (S163) is one attempt, and one report about all recipients. Nothing of it is kept queued.
 
 Who gets no notice: recipients with NOTIFY=NEVER, or a NOTIFY that does not name the case; the null
-sender. A notice of ours that fails becomes a double bounce to the postmaster, if notify_classes has
-2bounce. A double bounce that fails ends here: that is the end of every chain.
+sender. Mail from the null sender that fails, ours or not, becomes a double bounce to the
+postmaster, if notify_classes has 2bounce, or bounce, which implies it. A double bounce that fails
+ends here: that is the end of every chain.
 """
 
 from collections.abc import Iterator, Sequence
@@ -37,7 +38,8 @@ from worker.status.events import Event, MessageExpired, MessageRemoved, Warned
 def is_double_bounce(message: QueuedMessage, settings: NoticeSettings) -> bool:
     """A notice about a notice: nobody is told when it fails."""
     sender = message.sender
-    return bool(sender) and sender == settings.address(settings.double_bounce_sender)
+    # A notice of ours that has a sender is one whatever the names were when it was written.
+    return bool(sender) and (message.notice or sender.lower() == settings.double_bounce.lower())
 
 
 def reports_failure(recipient: Recipient) -> bool:
@@ -55,7 +57,7 @@ def is_reported(message: QueuedMessage, outcome: RecipientOutcome, settings: Que
     if message.probe:
         return bool(message.sender)
     if outcome.action is Action.BOUNCED:
-        return bool(message.sender or message.notice) and reports_failure(outcome.recipient)
+        return reports_failure(outcome.recipient)
     if outcome.action is not Action.SENT:
         return False
     return success_wanted(message, outcome) or (
@@ -293,10 +295,11 @@ def _plan_failure(
         _plan(decision, message, NoticeKind.FAILURE, reported, settings)
         if "bounce" in settings.classes:
             _plan(decision, message, NoticeKind.POSTMASTER_FAILURE, reported, settings)
-    elif message.notice and "2bounce" in settings.classes:
+    elif settings.classes & {"2bounce", "bounce"}:
         _plan(decision, message, NoticeKind.DOUBLE_BOUNCE, reported, settings)
-    elif message.notice:
-        text = "undeliverable notice dropped (notify_classes has no 2bounce)"
+    else:
+        what = "notice" if message.notice else "mail from the null sender"
+        text = f"undeliverable {what} dropped (notify_classes has no 2bounce)"
         decision.events.append(Warned(text, message.queue_id))
 
 
@@ -307,7 +310,7 @@ def _plan(
     reported: Sequence[Reported],
     settings: NoticeSettings,
 ) -> None:
-    double_bounce = settings.address(settings.double_bounce_sender)
+    double_bounce = settings.double_bounce
     sender, recipient = {
         NoticeKind.FAILURE: ("", message.sender),
         NoticeKind.DELAY: ("", message.sender),

@@ -12,7 +12,7 @@ _SUBJECTS: Final = {
     "probe": "Report on the addresses you asked about",
     "postmaster failure": "Postmaster copy: message could not be delivered",
     "postmaster delay": "Postmaster copy: message is delayed",
-    "double bounce": "Postmaster: a notice could not be delivered",
+    "double bounce": "Postmaster: mail without a sender could not be delivered",
 }
 
 _OPENINGS: Final = {
@@ -33,8 +33,9 @@ _OPENINGS: Final = {
     " recipients listed below. Its sender has been told, where that is allowed.",
     "postmaster delay": "A message passing through this system has not reached the recipients"
     " listed below yet. Attempts go on until {give_up}.",
-    "double bounce": "A notice of this system could not be delivered to the sender it was meant"
-    " for. The notice, or its header, is attached.",
+    "double bounce": "A notice, or other mail from the null sender, could not be delivered to the"
+    " recipients listed below. There is no sender to be told. The mail, or its header, is"
+    " attached.",
 }
 
 

@@ -11,12 +11,13 @@ from enum import Enum
 from typing import Final
 from typing import Protocol as TypingProtocol
 
+from protocol.address import split_extension
 from protocol.outcome import Action
 from protocol.request import Protocol
 from protocol.value import value
 from worker.config.config import Config
 from worker.config.tables import TableError
-from worker.queue.settings import TRANSPORTS
+from worker.queue.settings import TRANSPORTS, NoticeSettings
 
 UNAVAILABLE: Final = "mail transport unavailable"
 _KNOWN_LIMIT: Final = 10_000  # domains
@@ -44,6 +45,9 @@ class Verdict:
 
 Route = Delivery | Verdict
 
+# Whatever comes back to the sender of double bounces: the end of every loop of notices.
+_DISCARDED: Final = Verdict("qmgr", Action.SENT, "2.0.0", "mail for double bounces is discarded")
+
 
 class Lookup(TypingProtocol):
     """The lookup tables of transport_maps; worker.config.tables.Maps is one."""
@@ -69,6 +73,7 @@ class Router:
     origin: str = "localhost"  # myorigin: the domain of recipients without one
     delimiter: str = ""  # recipient_delimiter
     empty_recipient: str = "MAILER-DAEMON"  # empty_address_recipient
+    double_bounce: str = ""  # the address that double bounces come from, in lower case
     parents: ParentDomains = ParentDomains.DOTTED
     transports: Mapping[str, Protocol] = field(default_factory=lambda: TRANSPORTS)
     # Routes without a table, by domain: the usual case, once per message.
@@ -86,6 +91,7 @@ class Router:
             origin=config.text("myorigin"),
             delimiter=config.text("recipient_delimiter"),
             empty_recipient=config.text("empty_address_recipient"),
+            double_bounce=NoticeSettings.from_config(config).double_bounce.lower(),
             parents=ParentDomains.PLAIN if plain else ParentDomains.DOTTED,
         )
 
@@ -96,6 +102,8 @@ class Router:
 
     async def route(self, address: str) -> Route:
         """The route of a recipient (internal form). Trouble with a table is a deferral, 4.3.0."""
+        if self.double_bounce and address.lower() == self.double_bounce:
+            return _DISCARDED
         if self.tables is None:
             domain = self._domain(address)
             known = self._known.get(domain)
@@ -112,24 +120,23 @@ class Router:
         return self._resolve(found, self._domain(address))
 
     async def _look_up(self, tables: Lookup, address: str) -> str:
-        # Whole address first, then without extension, then its parts: transport(5).
+        # Whole address first, then without extension, then its parts: transport(5). The first as
+        # it is written, for patterns tell letters apart; what other tables do, they do themselves.
         local, at, domain = address.rpartition("@")
         if not at:
             local, domain = address, self.origin
-        domain = domain.lower()
-        found = await tables.find(f"{local.lower()}@{domain}")
+        found = await tables.find(f"{local}@{domain}")
         if found is None:
-            for key in self._partial_keys(local.lower(), domain):
+            for key in self._partial_keys(local.lower(), domain.lower()):
                 found = await tables.find(key, partial=True)
                 if found is not None:
                     break
         return found or ""
 
     def _partial_keys(self, local: str, domain: str) -> Iterator[str]:
-        for place, char in enumerate(local):
-            if char in self.delimiter and place > 0:
-                yield f"{local[:place]}@{domain}"
-                break
+        user, extension = split_extension(local, self.delimiter)
+        if extension:
+            yield f"{user}@{domain}"
         if domain:
             yield domain
         if not domain.startswith("["):  # an address literal has no parent

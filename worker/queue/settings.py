@@ -46,7 +46,7 @@ class Feedback:
 
         Raises ValueError for anything else.
         """
-        number, slash, divisor = (part.strip() for part in text.partition("/"))
+        number, slash, divisor = (part.strip().lower() for part in text.partition("/"))
         if divisor in {FeedbackScale.CONCURRENCY.value, FeedbackScale.SQRT_CONCURRENCY.value}:
             return cls(float(number), FeedbackScale(divisor))
         below = float(divisor) if slash else 1.0
@@ -144,6 +144,12 @@ class NoticeSettings:
             assume_final=config.boolean("lmtp_assume_final"),
             error_recipient=config.text("error_notice_recipient"),
         )
+
+    @property
+    def double_bounce(self) -> str:
+        """Where double bounces come from: this host, as in Postfix, and not its myorigin."""
+        name = self.double_bounce_sender
+        return name if "@" in name else f"{name}@{self.hostname}"
 
     def address(self, name: str) -> str:
         """A configured address, completed with myorigin where it has no domain."""

@@ -100,7 +100,7 @@ class TranscriptNotices:
         """Returns the queue id of the notice. Raises StoreError, SubmissionRefused."""
         settings, now = self.settings, self._wall()
         submission = Submission(
-            sender=settings.address(settings.double_bounce_sender),
+            sender=settings.double_bounce,
             recipients=(Recipient(address=settings.address(settings.error_recipient)),),
         )
         spool = self._store.spool()

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
+from protocol.address import split_extension
 from protocol.request import Protocol
 from protocol.sasl.mechanisms import SECURITY_OPTIONS, Merit, Proof
 from worker.config.config import Config, ConfigError, Problem
@@ -136,11 +137,9 @@ class SaslClient:
         local, at, domain = sender.rpartition("@")
         if self.by_sender and sender:
             keys.append(sender)
-            cut = min(
-                (local.find(char) for char in self.extension if local.find(char) > 0), default=0
-            )
-            if at and cut:
-                keys.append(f"{local[:cut]}@{domain}")
+            user, extension = split_extension(local, self.extension)
+            if at and extension:
+                keys.append(f"{user}@{domain}")
             if at:
                 keys.append(f"@{domain}")
         return [*keys, host, nexthop]
