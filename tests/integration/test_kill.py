@@ -132,7 +132,9 @@ class Ledger:
                 Path(f"{copy}{ending}").unlink(missing_ok=True)
         with closing(sqlite3.connect(copy)) as database:
             return dict(
-                database.execute("SELECT address, doubts + begun FROM recipient WHERE settled = 0")
+                database.execute(
+                    "SELECT address, doubts + (begun = 1) FROM recipient WHERE settled = 0"
+                )
             )
 
 

@@ -20,7 +20,8 @@ from bench.sink.behaviour import Behaviour, Phase
 from bench.sink.record import Received
 from bench.sink.sink import Sink
 from bench.sink.words import parse_behaviour
-from tests.integration.node import SENDER, Mailbox, Node, open_sink, port_of
+from tests.integration.node import SENDER, STARTED, Mailbox, Node, open_sink, port_of
+from worker.queue.sqlite import open_store
 
 CONTENT = b"From: sender@from.example\r\nSubject: test\r\nMessage-ID: <1@x>\r\n\r\nHello.\r\n"
 IN_DOUBT = "may be sent more than once"
@@ -417,3 +418,18 @@ async def test_s176_a_killed_worker_is_replaced_and_the_mail_goes_out(tmp_path: 
             ["b@to.example"],
         ]
         nursery.cancel_scope.cancel()
+
+
+@trio_test
+async def test_a_command_that_has_the_queue_open_does_not_keep_a_node_from_starting(
+    tmp_path: Path,
+) -> None:
+    node = Node(tmp_path)
+    try:
+        async with await open_store(node.queue_directory):
+            await node.spawn()
+            await node.wait_for("is in use by process .*: waiting for it$")
+        await node.wait_for(STARTED)
+        assert await node.stop() == 0
+    finally:
+        await node.abandon()

@@ -130,6 +130,7 @@ class MemoryStore:
         store = MemoryStore(self._wall, self.commit_time)
         store.messages, store._next = self.messages, self._next
         store.ends, store.doubts = self.ends, self.doubts
+        store._doubtful = self._doubtful
         for message in store.messages.values():
             if message.state is MessageState.ACTIVE:
                 for row in message.rows.values():
@@ -322,7 +323,8 @@ class MemoryStore:
     async def in_doubt(self) -> list[tuple[str, str]]:
         """See Store."""
         await self._commit("in_doubt")
-        return self._doubtful
+        told, self._doubtful = self._doubtful, []
+        return told
 
     # --- looking
 

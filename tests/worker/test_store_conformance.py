@@ -304,11 +304,38 @@ async def test_an_attempt_cut_short_is_in_doubt_after_a_restart(make_store: Make
         await store.begin([(message.id, [message.recipients[1].key])])
     async with await make_store() as store:
         assert await store.in_doubt() == [(queue_id, "b@example.org")]
+        assert await store.in_doubt() == []
         found = await summary(store, queue_id)
         assert found is not None
         assert [one.in_doubt for one in found.recipients] == [False, True]
     async with await make_store() as store:
         assert await store.in_doubt() == []  # told once
+
+
+@trio_test
+async def test_s178_what_is_in_doubt_waits_for_somebody_who_asks(make_store: MakeStore) -> None:
+    # A command that opens the queue, after a crash, has no log that could name them.
+    async with await make_store() as store:
+        first = await put(store, envelope("a@example.org", "b@example.org"))
+        await begin(store, await claim_one(store))
+        second = await put(store, envelope("c@example.org"))
+        await begin(store, await claim_one(store))
+    for _ in range(2):
+        async with await make_store() as store:
+            found = await summary(store, first)
+            assert found is not None
+            assert [one.in_doubt for one in found.recipients] == [True, True]
+    async with await make_store() as store:
+        assert await store.in_doubt() == [
+            *((first, "a@example.org"), (first, "b@example.org"), (second, "c@example.org"))
+        ]
+    async with await make_store() as store:
+        assert await store.in_doubt() == []
+        third = await put(store, envelope("d@example.org"))
+        assert await store.hold([first, second])
+        await begin(store, await claim_one(store))
+    async with await make_store() as store:
+        assert await store.in_doubt() == [(third, "d@example.org")]
 
 
 @trio_test

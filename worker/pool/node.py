@@ -21,12 +21,14 @@ from worker.config.problems import ConfigError
 from worker.pool.cache_process import Arguments, CacheProcess
 from worker.pool.child import Start, start_process
 from worker.pool.workers import Workers, worker_command
+from worker.queue.client import LOCK_PATIENCE, LOCK_PAUSE, is_served
 from worker.queue.listening import DoorLimits
 from worker.queue.routing import Router
 from worker.queue.scheduler import Scheduler
 from worker.queue.service import CONTROL_SOCKET, SUBMIT_SOCKET, serve_control, serve_submissions
 from worker.queue.settings import QueueSettings
 from worker.queue.sqlite import SqliteStore, StoreSettings, open_store
+from worker.queue.store import StoreLocked
 from worker.status.events import Emit, Noted, Warned
 
 # Seconds, besides postrio_shutdown_timeout, in which processes without work end by themselves.
@@ -65,15 +67,7 @@ async def run_pool(
     """
     config = node.load()
     directory = Path(config.text("queue_directory"))
-    store = await open_store(
-        directory,
-        settings=StoreSettings(
-            message_size_limit=config.integer("message_size_limit"),
-            queue_minfree=config.integer("queue_minfree"),
-        ),
-        warn=lambda text: node.emit(Warned(text)),
-        wall=node.wall,
-    )
+    store = await _open_queue(node, config, directory)
     try:
         (directory / "private").mkdir(mode=0o700, exist_ok=True)
         cache = CacheProcess(config, node.cache, node.emit)
@@ -101,6 +95,33 @@ async def run_pool(
         # For those who did not come to run(), which does it otherwise.
         with trio.CancelScope(shield=True):  # pending commits: bounded by the disk, not by peers
             await store.aclose()
+
+
+async def _open_queue(node: Node, config: Config, directory: Path) -> SqliteStore:
+    """The queue; waits a little if a command has it open, as commands do for us.
+
+    Raises as open_store().
+    """
+    patience = trio.current_time() + LOCK_PATIENCE
+    waiting = False
+    while True:
+        try:
+            return await open_store(
+                directory,
+                settings=StoreSettings(
+                    message_size_limit=config.integer("message_size_limit"),
+                    queue_minfree=config.integer("queue_minfree"),
+                ),
+                warn=lambda text: node.emit(Warned(text)),
+                wall=node.wall,
+            )
+        except StoreLocked as exc:
+            if trio.current_time() >= patience or await is_served(directory):
+                raise
+            if not waiting:
+                node.emit(Noted(f"{exc}: waiting for it"))
+            waiting = True
+        await trio.sleep(LOCK_PAUSE)
 
 
 class _Pool:

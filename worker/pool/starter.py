@@ -10,6 +10,7 @@ Each process has a channel of its own, over which the starter tells its number a
 outlives a starter that was killed, but not for long: its channel ends, and it is killed.
 """
 
+import errno
 import os
 import signal
 import socket
@@ -24,6 +25,7 @@ import trio
 _START: Final = b"start"
 _SIGNAL: Final = b"signal"  # process id, number
 _REQUEST_SIZE: Final = 64  # octets
+END_LIMIT: Final = 5.0  # seconds to wait for its end
 _DESCRIPTORS: Final = 3  # listening socket, standard input, channel
 
 
@@ -80,8 +82,21 @@ class Starter:
             self._socket.send(b"%s %d %d" % (_SIGNAL, pid, number))
 
     def close(self) -> None:
-        """End the starter, and wait for that."""
-        self._socket.close()
+        """End the starter, and wait for that, END_LIMIT at most.
+
+        One that is stopped or hangs cannot be killed, for it has root's rights and we have not. It
+        ends when it goes on.
+        """
+        with self._socket:
+            with suppress(OSError):  # it is gone
+                self._socket.shutdown(socket.SHUT_WR)
+            self._socket.settimeout(END_LIMIT)
+            try:
+                self._socket.recv(_REQUEST_SIZE)  # the end of file: it says nothing here
+            except TimeoutError:
+                return
+            except OSError:  # it ended, and had not read everything
+                pass
         os.waitpid(self.pid, 0)
 
 
@@ -146,19 +161,32 @@ def _start(
             [*arguments, "--listen-fd", str(listener)], stdin=lifeline, pass_fds=[listener]
         )
     except OSError as exc:
-        channel.send(b"%d" % -(exc.errno or 1))
-        channel.close()
+        with channel:
+            _tell(channel, -(exc.errno or 1))
         return
     finally:
         os.close(listener)
         os.close(lifeline)
     processes[process.pid] = process
-    channel.send(b"%d" % process.pid)
 
     def wait() -> None:
-        status = process.wait()
-        processes.pop(process.pid, None)
-        with channel, suppress(OSError):
-            channel.send(b"%d" % status)
+        with channel:
+            _tell(channel, process.pid)
+            status = process.wait()
+            processes.pop(process.pid, None)
+            _tell(channel, status)
 
-    threading.Thread(target=wait, daemon=True).start()
+    try:
+        threading.Thread(target=wait, daemon=True).start()
+    except RuntimeError:  # too many processes, and it was the last one
+        process.kill()
+        process.wait()
+        del processes[process.pid]
+        with channel:
+            _tell(channel, -errno.EAGAIN)
+
+
+def _tell(channel: socket.socket, number: int) -> None:
+    """Tell it, unless nobody wants to know any more."""
+    with suppress(OSError):
+        channel.send(b"%d" % number)

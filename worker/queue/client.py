@@ -46,7 +46,7 @@ from worker.queue.submission import (
 # Another command may have the queue open for a moment, and a queue process opens it before it
 # listens; so a lock is waited for, a little.
 LOCK_PATIENCE: Final = 10.0  # seconds
-_LOCK_PAUSE: Final = 0.05  # seconds between attempts
+LOCK_PAUSE: Final = 0.05  # seconds between attempts
 DOOR_PATIENCE: Final = 300.0  # seconds: whoever has a place at a door leaves it within a minute
 _DOOR_PAUSE: Final = 0.05
 
@@ -378,6 +378,14 @@ def _ids(queue_ids: Collection[str] | None) -> frozenset[str] | None:
     return None if queue_ids is None else frozenset(queue_ids)
 
 
+async def is_served(queue_directory: Path) -> bool:
+    """A queue process is at its control door. Raises StoreError."""
+    stream = await _connect(queue_directory / CONTROL_SOCKET)
+    if stream is not None:
+        await stream.aclose()
+    return stream is not None
+
+
 async def _connect_or_open(
     queue_directory: Path,
     door: Path,
@@ -395,7 +403,7 @@ async def _connect_or_open(
         except StoreLocked:
             if trio.current_time() >= patience:
                 raise
-        await trio.sleep(_LOCK_PAUSE)
+        await trio.sleep(LOCK_PAUSE)
 
 
 async def _connect(path: Path) -> QuickStream | None:

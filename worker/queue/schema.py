@@ -35,6 +35,8 @@ _PASSING: Final = frozenset(
 # "waits for its time" and the condition of the index that claim() and next_due() live from.
 INCOMING, DEFERRED, ACTIVE, HOLD = range(4)
 
+UNTOLD: Final = 2  # recipient.begun: an attempt was under way when we were killed, not yet logged
+
 # A message takes the row ids id .. last of one sequence: its own, then one for each recipient. So
 # its recipients are a range of the recipient table's own key, and no further index is needed.
 SCHEMA: Final = (
@@ -73,6 +75,7 @@ SCHEMA: Final = (
         id INTEGER PRIMARY KEY,
         settled INTEGER NOT NULL,  -- 1: sent or failed, and still to be reported
         begun INTEGER NOT NULL,    -- 1: an attempt is under way, or was when we were killed
+                                   -- 2: so it was found, see UNTOLD
         doubts INTEGER NOT NULL,   -- attempts of which nobody knows how they ended
         pass INTEGER NOT NULL,     -- the pass in which it was last deferred; 0: never
         notify INTEGER NOT NULL,

@@ -129,7 +129,7 @@ async def open_store(
     call: InThread = in_thread if threads else at_once
     opening = _Opening(directory)
     try:
-        database, reader, in_doubt = await call(opening.run)
+        database, reader = await call(opening.run)
         content = ContentDirectory(directory / "content")
         settings = settings or StoreSettings()
         space = DiskSpace(directory, directory / schema.DATABASE, settings.reserve)
@@ -143,9 +143,7 @@ async def open_store(
     except BaseException:
         opening.undo()
         raise
-    return SqliteStore(
-        opening, reader, content, space, operations, writer, in_doubt, settings, call
-    )
+    return SqliteStore(opening, reader, content, space, operations, writer, settings, call)
 
 
 class _Opening:
@@ -156,8 +154,8 @@ class _Opening:
         self._lock = -1
         self.connections: list[sqlite3.Connection] = []
 
-    def run(self) -> tuple[sqlite3.Connection, sqlite3.Connection, list[tuple[str, str]]]:
-        """Return the writer's connection, the reader's, and what was in doubt."""
+    def run(self) -> tuple[sqlite3.Connection, sqlite3.Connection]:
+        """Return the writer's connection and the reader's."""
         if sqlite3.sqlite_version_info < schema.OLDEST_SQLITE:
             oldest = ".".join(map(str, schema.OLDEST_SQLITE))
             raise StoreError(f"SQLite {sqlite3.sqlite_version} is too old: {oldest} is needed")
@@ -207,9 +205,7 @@ class _Opening:
         os.ftruncate(self._lock, 0)
         os.pwrite(self._lock, f"{os.getpid()}\n".encode(), 0)
 
-    def _connect(
-        self, path: Path
-    ) -> tuple[sqlite3.Connection, sqlite3.Connection, list[tuple[str, str]]]:
+    def _connect(self, path: Path) -> tuple[sqlite3.Connection, sqlite3.Connection]:
         database = self._open(path, _CACHE_KIB)
         database.execute(f"PRAGMA page_size = {schema.PAGE_SIZE}")  # matters only when it is new
         (mode,) = database.execute("PRAGMA journal_mode = WAL").fetchone()
@@ -221,11 +217,11 @@ class _Opening:
         database.execute(f"PRAGMA journal_size_limit = {_WAL_LIMIT}")
         schema.prepare_database(database, _program())
         database.execute("BEGIN IMMEDIATE")
-        in_doubt = recover(database)
+        recover(database)
         database.execute("COMMIT")
         names = {name for (name,) in database.execute("SELECT name FROM content_file")}
         ContentDirectory(self._directory / "content").remove_orphans(names)
-        return database, self._open(path, _READER_CACHE_KIB), in_doubt
+        return database, self._open(path, _READER_CACHE_KIB)
 
     def _open(self, path: Path, cache_kib: int) -> sqlite3.Connection:
         connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
@@ -246,7 +242,6 @@ class SqliteStore:
         space: DiskSpace,
         operations: Transactions,
         writer: ThreadWriter | InlineWriter,
-        in_doubt: list[tuple[str, str]],
         settings: StoreSettings,
         call: InThread,
     ) -> None:
@@ -257,7 +252,6 @@ class SqliteStore:
         self._content = content
         self._space = space
         self._writer = writer
-        self._in_doubt = in_doubt
         self._settings = settings
         self._call = call
         self._closed = False
@@ -267,6 +261,7 @@ class SqliteStore:
         self._begin = Operation("cannot begin an attempt", operations.begin)
         self._settle = Operation("cannot record outcomes", operations.settle, insists=True)
         self._finish = Operation("cannot record outcomes", operations.finish, insists=True)
+        self._tell = Operation("cannot read what is in doubt", operations.tell)
         self._hold = Operation("cannot hold messages", operations.hold)
         self._release = Operation("cannot release messages", operations.release)
         self._make_due = Operation("cannot flush messages", operations.make_due)
@@ -357,9 +352,9 @@ class SqliteStore:
         return await self._writer.perform(self._finish, runs, len(runs))
 
     async def in_doubt(self) -> list[tuple[str, str]]:
-        """(queue id, address) of the attempts under way when the queue was last left."""
-        await trio.lowlevel.checkpoint()
-        return list(self._in_doubt)
+        """(queue id, address) of the attempts under way when the queue was left; each once."""
+        await trio.lowlevel.checkpoint_if_cancelled()
+        return await self._writer.perform(self._tell, None)
 
     # --- looking
 

@@ -126,7 +126,11 @@ class Store(Protocol):
         """
 
     async def in_doubt(self) -> list[tuple[str, str]]:
-        """(queue id, address) of attempts that were under way when the queue was last left."""
+        """(queue id, address) of attempts that were under way when the queue was left.
+
+        Each of them once, and in whatever life of the queue this is asked: not everybody who opens
+        it after a crash has a log.
+        """
 
     async def counts(self) -> dict[MessageState, int]:
         """How many messages there are in each state. Reads them all: for people, not for loops."""

@@ -184,6 +184,24 @@ class Transactions:
         self._remove(database, ids)
         return [[key for key, _ in request if key in kept] for request in requests]
 
+    def tell(
+        self, database: sqlite3.Connection, requests: Sequence[None]
+    ) -> list[list[tuple[str, str]]]:
+        """What recover() found in doubt, since this was last asked: (queue id, address)."""
+        # This looks at all recipients, a tenth of a second for a million; an index would cost each
+        # of them something.
+        found = database.execute(
+            f"UPDATE recipient SET begun = 0 WHERE begun = {schema.UNTOLD} RETURNING id, address"
+        ).fetchall()
+        told = []
+        for key, address in sorted(found):  # RETURNING keeps no order
+            # Whose recipient it is: the last message before it.
+            (queue_id,) = database.execute(
+                "SELECT queue_id FROM message WHERE id < ? ORDER BY id DESC LIMIT 1", (key,)
+            ).fetchone()
+            told.append((queue_id, address))
+        return [told, *([] for _ in requests[1:])]
+
     # --- what operators do
 
     def hold(self, database: sqlite3.Connection, requests: Sequence[Change]) -> list[list[str]]:
@@ -408,19 +426,16 @@ def find_contents(
     return found
 
 
-def recover(database: sqlite3.Connection) -> list[tuple[str, str]]:
-    """Undo the claims of a process that is gone; returns (queue id, address) of what is in doubt.
+def recover(database: sqlite3.Connection) -> None:
+    """Undo the claims of a process that is gone.
 
     Everything that was active is due again, or on hold if that was asked for. Recipients with an
-    attempt under way get a mark that stays: the message may have been delivered to them.
+    attempt under way get a mark that stays: the message may have been delivered to them. They
+    have another one until tell() is asked: whoever opens the queue need not have a log.
     """
-    under_way = f"FROM {_RECIPIENTS} WHERE m.state = {schema.ACTIVE}"
-    doubtful = database.execute(
-        f"SELECT m.queue_id, r.address {under_way} AND r.begun = 1 ORDER BY r.id"
-    ).fetchall()
     database.execute(
-        "UPDATE recipient SET begun = 0, doubts = doubts + 1"
-        f" WHERE id IN (SELECT r.id {under_way} AND r.begun = 1)"
+        f"""UPDATE recipient SET begun = {schema.UNTOLD}, doubts = doubts + 1 WHERE id IN (
+            SELECT r.id FROM {_RECIPIENTS} WHERE m.state = {schema.ACTIVE} AND r.begun = 1)"""
     )
     # Killed between the last outcome of a pass and its finish: nothing is left to try in it.
     database.execute(
@@ -433,7 +448,6 @@ def recover(database: sqlite3.Connection) -> list[tuple[str, str]]:
         f"UPDATE message SET state = CASE hold WHEN 1 THEN {schema.HOLD} ELSE (attempts > 0) END,"
         f" hold = 0 WHERE state = {schema.ACTIVE}"
     )
-    return [(queue_id, address) for queue_id, address in doubtful]
 
 
 def _some_recipients(
