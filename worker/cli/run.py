@@ -1,6 +1,7 @@
 """`postrio run`: the queue process with its embedded queue, and its worker processes."""
 
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -74,6 +75,8 @@ def command(
     live: bool,
 ) -> int:
     """Run the queue and its worker processes until told to stop."""
+    # A reload must not end us before the node listens to signals; the configuration is read then.
+    signal.signal(signal.SIGHUP, lambda _number, _frame: None)
     choice = config_choice(context)
     live = live and sys.stderr.isatty()
     config = choice.load()

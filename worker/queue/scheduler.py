@@ -2,9 +2,9 @@
 
 The main path, top to bottom: `run` opens the nursery and ends it; `_claim_due` brings due messages
 into the active set, `_take_up_all` routes their recipients, `_activate` queues them at
-destinations;
-`_give_turns` opens slots, one destination after the other; `slot_feed.py` serves one slot. What
-became of recipients goes to the books (books.py), which make it durable and end each message's run.
+destinations; `_give_turns` opens slots, one destination after the other; `slot_feed.py` serves one
+slot. What became of recipients goes to the books (books.py), which make it durable and end each
+message's run.
 
 Postfix's nouns and parameters, see qmgr(8): active set, destination concurrency, dead destination,
 back-off. Memory is bounded by the active set; contents are read when their turn comes.
