@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
@@ -24,6 +25,16 @@ def postmap_query(directory: Path, spec: str, key: str) -> Answer:
         assert f"unsupported dictionary type: {spec.partition(':')[0]}\n" not in done.stderr
         return TROUBLE
     return done.stdout.removesuffix("\n") if done.returncode == 0 else None
+
+
+def postmap_queries(
+    directory: Path, spec: str, keys: Iterable[str]
+) -> tuple[dict[str, Answer], list[str]]:
+    """As postmap_query(), for each of the keys (which hold no tab) at once; its complaints."""
+    keys = list(keys)
+    done = _run(directory, "-q", "-", spec, keys="".join(f"{key}\n" for key in keys))
+    found = dict(line.split("\t", 1) for line in done.stdout.splitlines())
+    return {key: found.get(key) for key in keys}, done.stderr.splitlines()
 
 
 def postmap_make(text: Path, kind: str, *options: str, keys: str = "") -> str:

@@ -4,18 +4,19 @@ Tables of servers are asked of a little server in a thread, by both.
 """
 
 import socketserver
+import sqlite3
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
 import trio
 
 from tests.integration.peers import find_program
-from tests.integration.postmap import TROUBLE, Answer, postmap_query
+from tests.integration.postmap import TROUBLE, Answer, age, postmap_queries, postmap_query
 from worker.config.tables import TableConfigError, TableError, open_maps
 from worker.config.values import BadValueError, split_list
 
@@ -57,6 +58,136 @@ def ours(spec: str, key: str) -> Answer:
 def test_tables_of_tables(tmp_path: Path, spec: str, key: str, answer: Answer) -> None:
     assert postmap_query(tmp_path, spec, key) == answer
     assert ours(spec, key) == answer
+
+
+KEYS = (
+    *("a", "aa", "aab", "Ab", "d", "b", "9", "a{", "{", "a|b", "(a)", "$a", "a^b", "a b", "a-b"),
+    *("x.y", "foo-bar", "Foo_Bar", "User+x@Example.COM", "a\\b", "a/b", "aXb", "[a]"),
+)
+# What both libraries read, each in its way.
+COMMON = (
+    *("/a/ 1", "!/a/ 1", "/A/i 1", "/^a$/ 1", "/^(.)(.*)$/ $2-${1}$(1)$$", "/a.b/ 1", "/a\\.b/ 1"),
+    *("/[[:alpha:]]+[[:digit:]]*$/ 1", "/[^[:alnum:]]/ 1", "/[]a]/ 1", "/[a-]/ 1", "/a{2}/ 1"),
+    *("/^a{1,2}$/ 1", "|a/b| 1", "/a\\/b/ 1", "/\\w\\W\\w/ 1", "/\\s/ 1", "/a\\b/ 1", "/(a)\\1/ 1"),
+    *("/a*?$/ 1", "/^a*?b/ 1", "/\\[a\\]/ 1", "/\\$/ 1", "/a|^$/ 1", "/()b/ 1", "/\\{/ 1"),
+    "if /a/\n/b/ 1\nif !/x/\n/^a$/ 2\nendif\nendif\n/./ 3",
+    "if !/a/\n/./ 1\nENDIF\n/b$/ 2",
+)
+POSIX = (
+    *(
+        "/^a+?$/ 1",
+        "/^a++b/ 1",
+        "/^a**b/ 1",
+        "/^(a|b)?+$/ 1",
+        "/a{,2}b/ 1",
+        "/[\\]/ 1",
+        "/[a\\]b]/ 1",
+    ),
+    *("/\\<b\\>/ 1", "/\\`a/ 1", "/b\\'/ 1"),
+)
+PCRE = (
+    *("/\\d/ 1", "/^\\D$/ 1", "/\\Aa/ 1", "/^a+?$/ 1", "/^a++b/ 1", "/^a++ab/ 1", "/(?:a)b/ 1"),
+    *("/a(?=b)/ 1", "/a(?!b)/ 1", "/(?<=a)b/ 1", "/(?i)A/i 1", "/a b/x 1", "/B/A 1", "/[a\\]]/ 1"),
+    *("/\\x61b/ 1", "/(?>a*)b/ 1", "/a{/ 1", "/{/ 1", "/(?P<n>a)b/ $1"),
+)
+CIDR = (
+    "192.0.2.0/24 1\n!192.0.0.0/8 2\n2001:db8::/32 3",
+    "if 192.0.2.0/24\n192.0.2.7 1\n!192.0.2.8 2\nendif\n0.0.0.0/0 3",
+    "if !192.0.2.0/24\n0.0.0.0/0 1\nendif\n::/0 2",
+    "[2001:db8::1] 1\n[2001:db8::]/32 2\n!::/0 3",
+)
+ADDRESSES = (
+    *("192.0.2.7", "192.0.2.8", "192.0.3.1", "10.0.0.1", "2001:db8::1", "2001:db8::2", "::1"),
+    *("mail.example", "192.0.2"),
+)
+TEXT = 'A 1\nb\t2 3 \n\tcontinued\n"c d" 4\n# c 5\n\nUser@Example.COM x@y\na 9\n'
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "keys"),
+    [
+        *[("regexp", text, KEYS) for text in (*COMMON, *POSIX)],
+        *[pytest.param("pcre", t, KEYS, marks=pytest.mark.peer("postfix-pcre.so")) for t in COMMON],
+        *[pytest.param("pcre", t, KEYS, marks=pytest.mark.peer("postfix-pcre.so")) for t in PCRE],
+        *[("cidr", text, ADDRESSES) for text in CIDR],
+        ("texthash", TEXT, ("a", "A", "b", '"c d"', "c d", "c", "user@example.com", "x", "#")),
+    ],
+)
+def test_s084_tables_in_text_files(
+    tmp_path: Path, kind: str, text: str, keys: tuple[str, ...]
+) -> None:
+    table = tmp_path / "table"
+    table.write_text(text + "\n")
+    age(table)
+    theirs, complaints = postmap_queries(tmp_path, f"{kind}:{table}", keys)
+    assert not [line for line in complaints if "duplicate entry" not in line]
+    assert {key: ours(f"{kind}:{table}", key) for key in keys} == theirs
+
+
+# Postfix skips such a rule with a warning, or reads a plain letter: mail would take another way.
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        *(
+            "(?:a)",
+            "(?i)a",
+            "{",
+            "a{",
+            "a{x}",
+            "a|{b",
+            "({a)",
+            "a{2,1}",
+            "(a",
+            "[[:foo:]]",
+            "[b-a]",
+        ),
+        *(
+            "\\d",
+            "\\D",
+            "\\n",
+            "\\Aa",
+            "\\x61",
+            "\\0",
+            "a{1}{2}",
+            "a{2}*",
+            "a{2}?",
+            "a*{2}",
+            "[[.a.]]",
+        ),
+    ],
+)
+def test_s084_what_has_no_meaning_in_posix_is_refused(tmp_path: Path, pattern: str) -> None:
+    table = tmp_path / "table"
+    table.write_text(f"/{pattern}/ 1\n")
+    assert ours(f"regexp:{table}", "a") == TROUBLE
+
+
+@pytest.mark.peer("postfix-sqlite.so")
+@pytest.mark.parametrize(
+    ("settings", "keys"),
+    [
+        ("query = select v from t where k = '%s'", ("a", "A", "it's", "b")),
+        ("query = select v from t where k = '%s'\nresult_format = <%s>", ("a", "b")),
+        (
+            "query = select v from t where k = '%u' or k = '%d'\ndomain = example.com",
+            ("a", "a@example.com", "b@example.com", "a@other.example"),
+        ),
+        ("query = select v from t\nexpansion_limit = 1", ("a",)),
+        ("query = select v, n from t where k = '%s'", ("a",)),
+        ("query = select v from missing", ("a",)),
+    ],
+)
+def test_sqlite(tmp_path: Path, settings: str, keys: tuple[str, ...]) -> None:
+    with closing(sqlite3.connect(tmp_path / "data")) as database:
+        database.execute("create table t (k, v, n integer)")
+        rows = [("a", "1", 1), ("a", "2", 2), ("it's", "3", 3), ("example.com", "4", 4)]
+        database.executemany("insert into t values (?, ?, ?)", rows)
+        database.commit()
+    table = tmp_path / "table.cf"
+    table.write_text(f"dbpath = {tmp_path}/data\n{settings}\n")
+    age(table)
+    for key in keys:
+        assert ours(f"sqlite:{table}", key) == postmap_query(tmp_path, f"sqlite:{table}", key), key
 
 
 @contextmanager

@@ -104,6 +104,13 @@ def test_the_fail_table_never_answers() -> None:
         ("randmap:{}", "randmap without a text"),
         ("randmap:x", "not in braces"),
         ("regexp:{{/a/ $1}}", "$1, but there are 0 groups"),
+        (r"regexp:{{/\d/ 1}}", r"\d has no meaning in a POSIX pattern"),
+        ("regexp:{{/(?:a)/ 1}}", "have no (?...)"),
+        ("regexp:{{/a{x}/ 1}}", '"{" without a number'),
+        ("regexp:{{/a|{2}/ 1}}", "{2} repeats nothing"),
+        ("regexp:{{/a{2}?/ 1}}", "{2}? repeats twice"),
+        ("regexp:{{/[[.a.]]/ 1}}", "collating elements"),
+        ("pcre:{{/a{,2}/ 1}}", "not the same in all versions of PCRE"),
     ],
 )
 def test_a_table_that_cannot_be_opened_says_why(spec: str, why: str) -> None:

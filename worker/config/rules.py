@@ -8,7 +8,9 @@ what a group matched and $$ by a dollar sign. A rule that is broken is an error,
 and goes on without it: mail must not take another way because of a typing mistake.
 
 Patterns are run by Python's `re`, on ASCII classes. It differs from the two libraries: of several
-alternatives the first is taken, not the longest (POSIX); PCRE's flags U and E are refused.
+alternatives the first is taken, not the longest (POSIX); PCRE's flags U and E are refused. What has
+no meaning in POSIX, but one in Perl, is refused in a regexp table, where Postfix reads "\\d" as the
+letter d, and skips a rule with "(?".
 """
 
 import ipaddress
@@ -296,28 +298,64 @@ _CLASSES = {
     "word": r"\w",
 }
 _GNU_ESCAPES = {"<": r"\b(?=\w)", ">": r"\b(?<=\w)", "`": r"\A", "'": r"\Z"}
+_ESCAPES = frozenset("wWsSbB123456789")  # letters and digits that mean something after a backslash
+_INTERVAL = re.compile(r"\{([0-9]*)(,[0-9]*)?\}")
+_REPEATS = ("*", "+", "?")
 
 
 def _translate(pattern: str, *, posix: bool) -> str:
-    """The pattern with its bracket expressions in Python's words (and GNU's escapes for POSIX)."""
+    """The pattern in Python's words. Raises TableConfigError where it would mean something else."""
     parts: list[str] = []
     at = 0
     while at < len(pattern):
         char = pattern[at]
         if char == "\\":
             escape = pattern[at + 1 : at + 2]
-            parts.append(_GNU_ESCAPES.get(escape, char + escape) if posix else char + escape)
+            parts.append(_posix_escape(escape) if posix else char + escape)
             at += 2
         elif char == "[":
             bracket, at = _translate_bracket(pattern, at, posix=posix)
             parts.append(bracket)
+        elif char == "{":
+            interval = _INTERVAL.match(pattern, at)
+            _check_interval(interval, parts, posix=posix)
+            parts.append(interval[0] if interval else char)
+            at += len(parts[-1])
         elif char == "$" and posix:
             parts.append(r"(?!\n)$")  # a POSIX $ is the very end
             at += 1
+        elif char in _REPEATS and posix and parts and parts[-1] in _REPEATS:
+            # Neither lazy nor possessive there: "a*?" is "(a*)?".
+            parts[-1] = char if char == parts[-1] else "*"
+            at += 1
+        elif char in _REPEATS and posix and parts and parts[-1].startswith("{"):
+            raise TableConfigError(f"{parts[-1]}{char} repeats twice", "parentheses between them")
+        elif char == "(" and posix and pattern.startswith("(?", at):
+            raise TableConfigError("POSIX patterns have no (?...)", "a table of type pcre")
         else:
             parts.append(char)
             at += 1
     return "".join(parts)
+
+
+def _posix_escape(char: str) -> str:
+    """What a backslash and this character mean in a POSIX pattern, GNU's additions included."""
+    if char.isascii() and char.isalnum() and char not in _ESCAPES:
+        expected = "a class as [[:digit:]], or a table of type pcre"
+        raise TableConfigError(f"\\{char} has no meaning in a POSIX pattern", expected)
+    return _GNU_ESCAPES.get(char, f"\\{char}")
+
+
+def _check_interval(interval: re.Match[str] | None, before: list[str], *, posix: bool) -> None:
+    """Refuse what POSIX refuses, and what the two libraries, or two versions, read differently."""
+    if interval is not None and not interval[1] and not posix:
+        raise TableConfigError(f"{interval[0]} is not the same in all versions of PCRE", "{0,n}")
+    if not posix:
+        return
+    if interval is None:
+        raise TableConfigError('"{" without a number and "}"', "\\{ for the character")
+    if not before or before[-1] in ("(", "|"):
+        raise TableConfigError(f"{interval[0]} repeats nothing", "\\{ for the character")
 
 
 def _translate_bracket(pattern: str, start: int, *, posix: bool) -> tuple[str, int]:
@@ -337,6 +375,8 @@ def _translate_bracket(pattern: str, start: int, *, posix: bool) -> tuple[str, i
                 raise TableConfigError(f"there is no class [:{name}:]", ", ".join(_CLASSES))
             out += _CLASSES[name]
             at = end + 2
+        elif posix and pattern.startswith(("[.", "[="), at):
+            raise TableConfigError(f"collating elements ({pattern[at : at + 2]}) are not supported")
         elif char == "\\" and not posix:
             out += pattern[at : at + 2]
             at += 2
