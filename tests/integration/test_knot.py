@@ -62,7 +62,7 @@ mail        MX    5 mx1.example.test.
 """
 CONFIG = """\
 server:
-    listen: 127.0.0.1@{port}
+    listen: {place}
     rundir: {directory}
     pidfile: {directory}/knot.pid
     udp-workers: 1
@@ -90,44 +90,51 @@ zone:
 """
 
 
-def free_port() -> int:
-    """A port that is free for UDP and TCP at this moment."""
+def free_place() -> tuple[str, int]:
+    """An address and a port that is free there, for UDP and TCP.
+
+    Of loopback addresses there are millions: on 127.0.0.1 somebody else may have the port of one of
+    the two, or take it before knotd does.
+    """
+    address = "127." + ".".join(str(random.randrange(1, 255)) for _ in range(3))
     with socket.socket(V4, socket.SOCK_DGRAM) as udp, socket.socket() as tcp:
-        udp.bind(("127.0.0.1", 0))
+        udp.bind((address, 0))
         port = int(udp.getsockname()[1])
-        tcp.bind(("127.0.0.1", port))
-    return port
+        tcp.bind((address, port))
+    return address, port
 
 
 @pytest.fixture(scope="module")
 def knot(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, int]]:
     """Address and port of a running knotd with the zones above."""
     directory = tmp_path_factory.mktemp("knot")
-    port = free_port()
+    address, port = free_place()
     many = "\n".join(f"many        MX    {n} mx1.n{n}.quite-a-long-label.many" for n in range(150))
     (directory / "example.zone").write_text(ZONE.format(many=many))
     (directory / "other.zone").write_text(OTHER)
     config = directory / "knot.conf"
-    config.write_text(textwrap.dedent(CONFIG.format(port=port, directory=directory)))
+    config.write_text(
+        textwrap.dedent(CONFIG.format(place=f"{address}@{port}", directory=directory))
+    )
     process = subprocess.Popen(
         [find_program("knotd") or "knotd", "-c", str(config)],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
     try:
-        wait_until_up(process, port, directory / "knot.log")
-        yield "127.0.0.1", port
+        wait_until_up(process, (address, port), directory / "knot.log")
+        yield address, port
     finally:
         process.terminate()
         process.wait(START_LIMIT)
 
 
-def wait_until_up(process: "subprocess.Popen[bytes]", port: int, log: Path) -> None:
+def wait_until_up(process: "subprocess.Popen[bytes]", place: tuple[str, int], log: Path) -> None:
     """Return when knotd takes TCP connections; fail with its log when it does not."""
     deadline = time.monotonic() + START_LIMIT
     while process.poll() is None and time.monotonic() < deadline:
         try:
-            socket.create_connection(("127.0.0.1", port), 1.0).close()
+            socket.create_connection(place, 1.0).close()
         except OSError:
             time.sleep(0.02)
         else:

@@ -19,7 +19,7 @@ from trio.testing import trio_test
 from tests.integration.corpus import CORPUS, canonical
 from tests.integration.node import SENDER, Mailbox, Node, open_sink, run_command
 from tests.integration.peers import find_program
-from tests.integration.test_knot import free_port, wait_until_up
+from tests.integration.test_knot import free_place, wait_until_up
 
 pytestmark = pytest.mark.peer("knotd")
 
@@ -69,7 +69,7 @@ aliased     MX    10 byname.mx
 """
 CONFIG = """\
 server:
-    listen: 127.0.0.1@{port}
+    listen: {place}
     rundir: {directory}
     pidfile: {directory}/knot.pid
     udp-workers: 1
@@ -97,18 +97,20 @@ zone:
 def dns(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """ADDR:PORT of a running knotd with the zone above."""
     directory = tmp_path_factory.mktemp("knot")
-    port = free_port()
+    address, port = free_place()
     (directory / "test.zone").write_text(ZONE)
     config = directory / "knot.conf"
-    config.write_text(textwrap.dedent(CONFIG.format(port=port, directory=directory)))
+    config.write_text(
+        textwrap.dedent(CONFIG.format(place=f"{address}@{port}", directory=directory))
+    )
     process = subprocess.Popen(
         [find_program("knotd") or "knotd", "-c", str(config)],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
     try:
-        wait_until_up(process, port, directory / "knot.log")
-        yield f"127.0.0.1:{port}"
+        wait_until_up(process, (address, port), directory / "knot.log")
+        yield f"{address}:{port}"
     finally:
         process.terminate()
         process.wait(STOP_LIMIT)
