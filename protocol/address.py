@@ -40,6 +40,11 @@ def split_address(address: str) -> tuple[str, str]:
     return (local, domain) if at else (domain, "")
 
 
+def with_domain(address: str, domain: str) -> str:
+    """An address with this domain where it has none; the null address stays."""
+    return address if not address or "@" in address else f"{address}@{domain}"
+
+
 def split_extension(local: str, delimiters: str) -> tuple[str, str]:
     """Return user and extension of a local part; the extension begins with its delimiter, if any.
 

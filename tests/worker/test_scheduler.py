@@ -807,7 +807,9 @@ async def test_s155_without_2bounce_mail_from_the_null_sender_is_dropped_with_a_
 async def test_a_double_bounce_comes_from_this_host_whatever_the_origin_is(
     autojump_clock: MockClock,
 ) -> None:
-    notices = NoticeSettings(hostname="host.example", origin="domain.example")
+    notices = NoticeSettings.from_config(
+        Config.from_mapping({"myhostname": "host.example", "myorigin": "domain.example"})
+    )
     node = Node(lambda _: BOUNCED, QueueSettings(notices=notices))
     node.submit("a@one.example", sender="")
     await node.run(60.0)

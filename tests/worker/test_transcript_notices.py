@@ -27,7 +27,11 @@ TOLD = Transcript(
     troubles=frozenset({Trouble.PROTOCOL}),
     lines=("In:  220 mx.example", "Out: RCPT TO:<u@one.example>", "In:  502 5.5.1 what?"),
 )
-NOTICES = NoticeSettings(hostname="me.example", origin="origin.example", error_recipient="errors")
+NOTICES = NoticeSettings(
+    origin="origin.example",
+    double_bounce="double-bounce@me.example",
+    error_recipient="errors",
+)
 
 
 def in_trouble(request: DeliveryRequest) -> Answer:

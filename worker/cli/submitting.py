@@ -14,6 +14,7 @@ from typing import Final
 
 import trio
 
+from protocol.address import with_domain
 from protocol.request import Notify, Recipient
 from worker.cli.exits import CommandError
 from worker.cli.message import HeaderError, Message, header_recipients, send_options
@@ -58,9 +59,7 @@ def login_name() -> str:
 
 def completed(address: str, config: Config) -> str:
     """An address with `$myorigin` as its domain where it has none; the null address stays."""
-    if not address or "@" in address:
-        return address
-    return f"{address}@{config.text('myorigin')}"
+    return with_domain(address, config.text("myorigin"))
 
 
 def recipients_of(

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 
+from protocol.address import with_domain
 from protocol.request import Protocol
 from worker.config.expander import Expander, Facts
 from worker.config.main_cf import SPACE, MainCf, Setting, parse_main_cf, parse_setting
@@ -260,6 +261,11 @@ class Config:
         if name not in self._values:  # <transport>_... that nobody set
             raise LookupError(f"{name} is not set; ask for_transport() which name to read")
         return self._values[name]
+
+
+def double_bounce_address(config: Config) -> str:
+    """Where double bounces come from: $double_bounce_sender at this host, not at its myorigin."""
+    return with_domain(config.text("double_bounce_sender"), config.text("myhostname"))
 
 
 def _row(name: str) -> Parameter:

@@ -14,7 +14,7 @@ from protocol.reply import Reply
 from protocol.sasl.secret import Secret
 from protocol.spoken import command_text, reply_lines, response_of
 from protocol.transcript import MAX_LINE, MAX_LINES, Transcript, Trouble
-from worker.config.config import Config
+from worker.config.config import Config, double_bounce_address
 
 FIRST_LINES: Final = 40  # of a long dialogue its beginning is kept, and its end
 _LAST_LINES: Final = MAX_LINES - FIRST_LINES - 1  # one says how many were left out
@@ -25,16 +25,15 @@ class RecordingRules:
     """Which sessions are written down."""
 
     troubles: frozenset[Trouble] = frozenset()  # notify_classes, as far as it is about sessions
-    double_bounce: str = ""  # double_bounce_sender, completed
+    double_bounce: str = ""  # who sends them (double_bounce_sender)
 
     @classmethod
     def from_config(cls, config: Config) -> Self:
         """Read from the configuration."""
         wanted = config.words("notify_classes")
-        sender = config.text("double_bounce_sender")
         return cls(
             troubles=frozenset(trouble for trouble in Trouble if trouble.value in wanted),
-            double_bounce=sender if "@" in sender else f"{sender}@{config.text('myhostname')}",
+            double_bounce=double_bounce_address(config),
         )
 
     def wants(self, sender: str) -> bool:

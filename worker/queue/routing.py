@@ -15,9 +15,9 @@ from protocol.address import split_extension
 from protocol.outcome import Action
 from protocol.request import Protocol
 from protocol.value import value
-from worker.config.config import Config
+from worker.config.config import Config, double_bounce_address
 from worker.config.tables import TableError
-from worker.queue.settings import TRANSPORTS, NoticeSettings
+from worker.queue.settings import TRANSPORTS
 
 UNAVAILABLE: Final = "mail transport unavailable"
 _KNOWN_LIMIT: Final = 10_000  # domains
@@ -91,7 +91,7 @@ class Router:
             origin=config.text("myorigin"),
             delimiter=config.text("recipient_delimiter"),
             empty_recipient=config.text("empty_address_recipient"),
-            double_bounce=NoticeSettings.from_config(config).double_bounce.lower(),
+            double_bounce=double_bounce_address(config).lower(),
             parents=ParentDomains.PLAIN if plain else ParentDomains.DOTTED,
         )
 

@@ -11,9 +11,10 @@ from enum import Enum
 from types import MappingProxyType
 from typing import Final
 
+from protocol.address import with_domain
 from protocol.delivery_wire import MAX_RECIPIENTS
 from protocol.request import Protocol
-from worker.config.config import Config
+from worker.config.config import Config, double_bounce_address
 
 # The transports we deliver by ourselves. "relay" is Postfix's name for smtp towards own relay
 # domains: the same protocol, but limits of its own.
@@ -120,7 +121,7 @@ class NoticeSettings:
     origin: str = "localhost"  # myorigin: completes the addresses below
     mail_name: str = "postrio"  # mail_name
     size_limit: int = 50_000  # bounce_size_limit
-    double_bounce_sender: str = "double-bounce"  # double_bounce_sender
+    double_bounce: str = "double-bounce@localhost"  # who sends them (double_bounce_sender)
     classes: frozenset[str] = frozenset({"2bounce"})  # notify_classes
     bounce_recipient: str = "postmaster"  # bounce_notice_recipient
     double_bounce_recipient: str = "postmaster"  # 2bounce_notice_recipient
@@ -136,7 +137,7 @@ class NoticeSettings:
             origin=config.text("myorigin"),
             mail_name=config.text("mail_name"),
             size_limit=config.integer("bounce_size_limit"),
-            double_bounce_sender=config.text("double_bounce_sender"),
+            double_bounce=double_bounce_address(config),
             classes=frozenset(config.words("notify_classes")),
             bounce_recipient=config.text("bounce_notice_recipient"),
             double_bounce_recipient=config.text("2bounce_notice_recipient"),
@@ -145,15 +146,9 @@ class NoticeSettings:
             error_recipient=config.text("error_notice_recipient"),
         )
 
-    @property
-    def double_bounce(self) -> str:
-        """Where double bounces come from: this host, as in Postfix, and not its myorigin."""
-        name = self.double_bounce_sender
-        return name if "@" in name else f"{name}@{self.hostname}"
-
     def address(self, name: str) -> str:
         """A configured address, completed with myorigin where it has no domain."""
-        return name if "@" in name else f"{name}@{self.origin}"
+        return with_domain(name, self.origin)
 
 
 def _own_transports() -> Mapping[str, TransportSettings]:
