@@ -429,8 +429,9 @@ async def test_a_command_that_has_the_queue_open_does_not_keep_a_node_from_start
         async with await open_store(node.queue_directory):
             await node.spawn()
             await node.wait_for("is in use by process .*: waiting for it$")
-            node.process.send_signal(signal.SIGHUP)  # there is nothing to be reloaded yet
+            node.process.send_signal(signal.SIGHUP)  # it must neither end the node nor be lost
         await node.wait_for(STARTED)
+        await node.wait_for("configuration reloaded$")
         assert await node.stop() == 0
     finally:
         await node.abandon()

@@ -75,7 +75,7 @@ def command(
     live: bool,
 ) -> int:
     """Run the queue and its worker processes until told to stop."""
-    # A reload must not end us before the node listens to signals; the configuration is read then.
+    # A reload must not end us before the node listens to it; all is read anew after that.
     signal.signal(signal.SIGHUP, lambda _number, _frame: None)
     choice = config_choice(context)
     live = live and sys.stderr.isatty()

@@ -65,6 +65,17 @@ async def run_pool(
     Raises ConfigError, StoreError, OSError if it cannot start; nothing was changed then. Raises
     NoWorkerError where only workers see that the configuration is wrong.
     """
+    # From here on no reload is lost, however long it takes to open the queue.
+    with trio.open_signal_receiver(signal.SIGHUP) as hangups:
+        await _run_pool(node, workers, hangups, task_status)
+
+
+async def _run_pool(
+    node: Node,
+    workers: int,
+    hangups: AsyncIterator[int],
+    task_status: trio.TaskStatus[Scheduler],
+) -> None:
     config = node.load()
     directory = Path(config.text("queue_directory"))
     store = await _open_queue(node, config, directory)
@@ -88,7 +99,7 @@ async def run_pool(
             node.wall,
         )
         pool = _Pool(node, workers, config, store, processes, cache, scheduler)
-        await pool.run(directory, task_status)
+        await pool.run(directory, hangups, task_status)
         if pool.given_up:
             raise NoWorkerError(NO_WORKER)
     finally:
@@ -152,11 +163,17 @@ class _Pool:
         self.given_up = False  # no worker can live with the configuration
         self._hangup = trio.Event()  # a reload is wanted that has not begun
 
-    async def run(self, directory: Path, task_status: trio.TaskStatus[Scheduler]) -> None:
+    async def run(
+        self,
+        directory: Path,
+        hangups: AsyncIterator[int],
+        task_status: trio.TaskStatus[Scheduler],
+    ) -> None:
         """Everything at once, until a signal says stop. Closes the store."""
-        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
+        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
             async with trio.open_nursery() as listening:
                 listening.start_soon(self._obey, signals)
+                listening.start_soon(self._note_hangups, hangups)
                 try:
                     with self._everything:
                         await self._live(directory, task_status)
@@ -243,20 +260,23 @@ class _Pool:
         }
 
     async def _obey(self, signals: AsyncIterator[int]) -> None:
-        """SIGHUP: new configuration. SIGTERM, SIGINT: orderly end; a second one: at once.
+        """SIGTERM, SIGINT: orderly end; a second one: at once.
 
         Never waits for anything but signals.
         """
         async for number in signals:
-            if number == signal.SIGHUP:
-                self._hangup.set()
-            elif not self._stopping:
+            if not self._stopping:
                 self._node.emit(Noted(f"stopping on {signal.Signals(number).name}"))
                 self._stop()
             elif not self._aborted:
                 self._aborted = True
                 self._node.emit(Noted("stopped by a second signal"))
                 self._everything.cancel()
+
+    async def _note_hangups(self, hangups: AsyncIterator[int]) -> None:
+        """SIGHUP: new configuration."""
+        async for _ in hangups:
+            self._hangup.set()
 
     def give_up(self) -> None:
         """No worker can live with the configuration: whoever has started us should know now.
