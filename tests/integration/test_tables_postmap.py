@@ -124,44 +124,6 @@ def test_s084_tables_in_text_files(
     assert {key: ours(f"{kind}:{table}", key) for key in keys} == theirs
 
 
-# Postfix skips such a rule with a warning, or reads a plain letter: mail would take another way.
-@pytest.mark.parametrize(
-    "pattern",
-    [
-        *(
-            "(?:a)",
-            "(?i)a",
-            "{",
-            "a{",
-            "a{x}",
-            "a|{b",
-            "({a)",
-            "a{2,1}",
-            "(a",
-            "[[:foo:]]",
-            "[b-a]",
-        ),
-        *(
-            "\\d",
-            "\\D",
-            "\\n",
-            "\\Aa",
-            "\\x61",
-            "\\0",
-            "a{1}{2}",
-            "a{2}*",
-            "a{2}?",
-            "a*{2}",
-            "[[.a.]]",
-        ),
-    ],
-)
-def test_s084_what_has_no_meaning_in_posix_is_refused(tmp_path: Path, pattern: str) -> None:
-    table = tmp_path / "table"
-    table.write_text(f"/{pattern}/ 1\n")
-    assert ours(f"regexp:{table}", "a") == TROUBLE
-
-
 @pytest.mark.peer("postfix-sqlite.so")
 @pytest.mark.parametrize(
     ("settings", "keys"),

@@ -1,6 +1,7 @@
 """Lookup tables. Answers of types that Postfix has were checked against postmap -q (3.7)."""
 
 import os
+import re
 import string
 from collections.abc import Coroutine, Sequence
 from pathlib import Path
@@ -117,6 +118,21 @@ def test_a_table_that_cannot_be_opened_says_why(spec: str, why: str) -> None:
     with pytest.raises(TableConfigError) as caught:
         table(spec)
     assert why in str(caught.value)
+
+
+# Postfix skips the rule with a warning, or reads what its author can hardly have meant.
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        *("(?i)a", "{", "a{", "({a)", "a{2,1}", "(a", "[[:foo:]]", "[b-a]", "[[=a=]]"),
+        *(r"\D", r"\n", r"\Aa", r"\x61", r"\0", "a{1}{2}", "a{2}*", "a*{2}"),
+    ],
+)
+def test_s084_what_has_no_meaning_in_posix_is_refused(tmp_path: Path, pattern: str) -> None:
+    path = tmp_path / "table"
+    path.write_text(f"/{pattern}/ 1\n")
+    with pytest.raises(TableConfigError, match=f"^{re.escape(str(path))}:1: "):
+        table(f"regexp:{path}")
 
 
 # --- proxy ---------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ and goes on without it: mail must not take another way because of a typing mista
 Patterns are run by Python's `re`, on ASCII classes. It differs from the two libraries: of several
 alternatives the first is taken, not the longest (POSIX); PCRE's flags U and E are refused. What has
 no meaning in POSIX, but one in Perl, is refused in a regexp table, where Postfix reads "\\d" as the
-letter d, and skips a rule with "(?".
+letter d, and skips a rule with "(?". So are collating elements, and intervals of repetitions.
 """
 
 import ipaddress
